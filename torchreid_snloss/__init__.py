@@ -1,0 +1,31 @@
+"""SN, HAP2S and FIDI loss for person re-identification with torchreid.
+
+``register()`` puts them into torchreid; importing the package changes nothing.
+"""
+
+from torchreid_snloss.build import build_datamanager, build_engine, build_model
+from torchreid_snloss.config import ConfigError, get_default_config, load_config
+from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians
+from torchreid_snloss.engine import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
+from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
+from torchreid_snloss.register import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "FIDILoss",
+    "HAP2SLoss",
+    "IdentitySampler",
+    "ImageFIDIEngine",
+    "ImageHAP2SEngine",
+    "ImageSNEngine",
+    "SNLoss",
+    "SyntheticPedestrians",
+    "build_datamanager",
+    "build_engine",
+    "build_model",
+    "get_default_config",
+    "load_config",
+    "register",
+]

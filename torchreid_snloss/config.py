@@ -1,0 +1,287 @@
+"""The config tree: torchreid's keys and defaults, and the nodes of this package's losses.
+
+Keys and defaults of torchreid are those of its ``scripts/default_config.py`` (1.4.0), which no package installs. The
+``*_kwargs`` functions below have that file's names too, so that a main script made from torchreid's imports them from
+here instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import yaml
+from yacs.config import CfgNode
+
+from torchreid_snloss.engine import LossEngine
+from torchreid_snloss.losses import LOSSES
+
+__all__ = [
+    "ConfigError",
+    "engine_run_kwargs",
+    "get_default_config",
+    "imagedata_kwargs",
+    "load_config",
+    "loss_kwargs",
+    "lr_scheduler_kwargs",
+    "optimizer_kwargs",
+    "videodata_kwargs",
+]
+
+
+class ConfigError(ValueError):
+    """Something in the config, or in what it names, that training can't start with."""
+
+
+_TORCHREID: dict[str, dict[str, Any]] = {
+    "model": {
+        "name": "resnet50",
+        "pretrained": True,  # ImageNet weights
+        "load_weights": "",  # a checkpoint to start from
+        "resume": "",  # a checkpoint to continue
+    },
+    "data": {
+        "type": "image",
+        "root": "reid-data",
+        "sources": ["market1501"],
+        "targets": ["market1501"],
+        "workers": 4,
+        "split_id": 0,
+        "height": 256,
+        "width": 128,
+        "combineall": False,  # train on query and gallery too
+        "transforms": ["random_flip"],
+        "k_tfm": 1,  # augmented copies of an image
+        "norm_mean": [0.485, 0.456, 0.406],
+        "norm_std": [0.229, 0.224, 0.225],
+        "save_dir": "log",
+        "load_train_targets": False,
+    },
+    "market1501": {"use_500k_distractors": False},
+    "cuhk03": {"labeled_images": False, "classic_split": False, "use_metric_cuhk03": False},
+    "sampler": {
+        "train_sampler": "RandomSampler",
+        "train_sampler_t": "RandomSampler",
+        "num_instances": 4,
+        "num_cams": 1,
+        "num_datasets": 1,
+    },
+    "video": {"seq_len": 15, "sample_method": "evenly", "pooling_method": "avg"},
+    "train": {
+        "optim": "adam",
+        "lr": 0.0003,
+        "weight_decay": 5e-4,
+        "max_epoch": 60,
+        "start_epoch": 0,
+        "batch_size": 32,
+        "fixbase_epoch": 0,  # epochs that train open_layers alone
+        "open_layers": ["classifier"],
+        "staged_lr": False,
+        "new_layers": ["classifier"],
+        "base_lr_mult": 0.1,
+        "lr_scheduler": "single_step",
+        "stepsize": [20],
+        "gamma": 0.1,
+        "print_freq": 20,
+        "seed": 1,
+    },
+    "sgd": {"momentum": 0.9, "dampening": 0.0, "nesterov": False},
+    "rmsprop": {"alpha": 0.99},
+    "adam": {"beta1": 0.9, "beta2": 0.999},
+    "loss": {
+        "name": "softmax",  # softmax, triplet, sn, hap2s, fidi
+        "softmax": {"label_smooth": True},
+        "triplet": {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.0},
+    },
+    "test": {
+        "batch_size": 100,
+        "dist_metric": "euclidean",
+        "normalize_feature": False,
+        "ranks": [1, 5, 10, 20],
+        "evaluate": False,  # test only
+        "eval_freq": -1,  # in epochs; -1: after training only
+        "start_eval": 0,
+        "rerank": False,
+        "visrank": False,  # pictures of ranked lists
+        "visrank_topk": 10,
+    },
+}
+
+_ENGINE_WEIGHTS = ("weight_m", "weight_x")
+
+
+def get_default_config() -> CfgNode:
+    """torchreid's config tree with ``loss.sn``, ``loss.hap2s``, ``loss.fidi`` and ``use_gpu`` added.
+
+    The losses' keys and defaults are read off their constructors, those of the weights off the engines'.
+    """
+    cfg = CfgNode(_TORCHREID)
+    cfg.use_gpu = torch.cuda.is_available()
+    weights = inspect.signature(LossEngine.__init__).parameters
+    for name, loss in LOSSES.items():
+        defaults = {key: parameter.default for key, parameter in inspect.signature(loss).parameters.items()}
+        del defaults["reduction"]  # training needs the mean
+        cfg.loss[name] = CfgNode({**defaults, **{key: weights[key].default for key in _ENGINE_WEIGHTS}})
+    return cfg
+
+
+def load_config(config_file: str = "", options: Sequence[str] = ()) -> CfgNode:
+    """The default config with a YAML file and then ``KEY VALUE`` options merged in.
+
+    Args:
+        config_file: path of a YAML file in torchreid's format; empty: none.
+        options: ``['loss.name', 'sn', 'train.lr', '0.001']`` and so on.
+
+    Raises:
+        ConfigError: for a missing or broken file, an unknown key, or a value of another type than the default's.
+    """
+    cfg = get_default_config()
+    if config_file:
+        try:
+            with open(config_file, encoding="utf-8") as stream:
+                changes = yaml.safe_load(stream)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"can't read the config file {config_file!r}: {error}") from error
+        if not isinstance(changes, dict):
+            raise ConfigError(f"config file {config_file!r} must hold sections of keys, got {changes!r}")
+        for key, value in _leaves(changes):
+            _set(cfg, key, value)
+    if len(options) % 2 != 0:
+        raise ConfigError(f"options come in pairs, KEY VALUE, but the last one, {options[-1]!r}, has no value")
+    for key, value in zip(options[::2], options[1::2]):
+        _set(cfg, key, value)
+    return cfg
+
+
+def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
+    known = dict(_leaves(cfg))
+    if key not in known:
+        guesses = difflib.get_close_matches(key, known, n=3)
+        hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
+        raise ConfigError(f"unknown config key {key!r}{hint}")
+    if isinstance(known[key], float) and not isinstance(value, bool):
+        # yacs takes no 1 where the default is 1.0.
+        with contextlib.suppress(TypeError, ValueError):  # what is no number yacs finds out below
+            value = float(value)
+    try:
+        cfg.merge_from_list([key, value])
+    except ValueError as error:
+        raise ConfigError(
+            f"{key} must be of type {type(known[key]).__name__}, as its default {known[key]!r}, got {value!r}"
+        ) from error
+
+
+def loss_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """The keywords of ``loss.name``'s node: the loss's own and the two weights. Empty for softmax and triplet."""
+    return dict(cfg.loss[cfg.loss.name]) if cfg.loss.name in LOSSES else {}
+
+
+_DATA = {
+    "root": "data.root",
+    "sources": "data.sources",
+    "targets": "data.targets",
+    "height": "data.height",
+    "width": "data.width",
+    "transforms": "data.transforms",
+    "norm_mean": "data.norm_mean",
+    "norm_std": "data.norm_std",
+    "use_gpu": "use_gpu",
+    "split_id": "data.split_id",
+    "combineall": "data.combineall",
+    "batch_size_train": "train.batch_size",
+    "batch_size_test": "test.batch_size",
+    "workers": "data.workers",
+    "num_instances": "sampler.num_instances",
+    "num_cams": "sampler.num_cams",
+    "num_datasets": "sampler.num_datasets",
+    "train_sampler": "sampler.train_sampler",
+}
+
+
+def imagedata_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Keywords of torchreid's ``ImageDataManager``."""
+    return _pick(
+        cfg,
+        **_DATA,
+        k_tfm="data.k_tfm",
+        load_train_targets="data.load_train_targets",
+        train_sampler_t="sampler.train_sampler_t",
+        cuhk03_labeled="cuhk03.labeled_images",
+        cuhk03_classic_split="cuhk03.classic_split",
+        market1501_500k="market1501.use_500k_distractors",
+    )
+
+
+def videodata_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Keywords of torchreid's ``VideoDataManager``."""
+    return _pick(cfg, **_DATA, seq_len="video.seq_len", sample_method="video.sample_method")
+
+
+def optimizer_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Keywords of torchreid's ``build_optimizer``."""
+    return _pick(
+        cfg,
+        optim="train.optim",
+        lr="train.lr",
+        weight_decay="train.weight_decay",
+        momentum="sgd.momentum",
+        sgd_dampening="sgd.dampening",
+        sgd_nesterov="sgd.nesterov",
+        rmsprop_alpha="rmsprop.alpha",
+        adam_beta1="adam.beta1",
+        adam_beta2="adam.beta2",
+        staged_lr="train.staged_lr",
+        new_layers="train.new_layers",
+        base_lr_mult="train.base_lr_mult",
+    )
+
+
+def lr_scheduler_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Keywords of torchreid's ``build_lr_scheduler``."""
+    return _pick(
+        cfg,
+        lr_scheduler="train.lr_scheduler",
+        stepsize="train.stepsize",
+        gamma="train.gamma",
+        max_epoch="train.max_epoch",
+    )
+
+
+def engine_run_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Keywords of torchreid's ``Engine.run``."""
+    return _pick(
+        cfg,
+        save_dir="data.save_dir",
+        max_epoch="train.max_epoch",
+        start_epoch="train.start_epoch",
+        fixbase_epoch="train.fixbase_epoch",
+        open_layers="train.open_layers",
+        start_eval="test.start_eval",
+        eval_freq="test.eval_freq",
+        test_only="test.evaluate",
+        print_freq="train.print_freq",
+        dist_metric="test.dist_metric",
+        normalize_feature="test.normalize_feature",
+        visrank="test.visrank",
+        visrank_topk="test.visrank_topk",
+        use_metric_cuhk03="cuhk03.use_metric_cuhk03",
+        ranks="test.ranks",
+        rerank="test.rerank",
+    )
+
+
+def _pick(cfg: CfgNode, **keys: str) -> dict[str, Any]:
+    leaves = dict(_leaves(cfg))
+    return {keyword: leaves[key] for keyword, key in keys.items()}

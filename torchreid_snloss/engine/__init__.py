@@ -1,0 +1,13 @@
+"""The engines: torchreid's, with the losses of this package."""
+
+from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
+from torchreid_snloss.engine.metric import LossEngine, MetricEngine
+
+__all__ = ["ENGINES", "ImageFIDIEngine", "ImageHAP2SEngine", "ImageSNEngine", "LossEngine", "MetricEngine"]
+
+ENGINES: dict[tuple[str, str], type[LossEngine]] = {
+    ("image", "sn"): ImageSNEngine,
+    ("image", "hap2s"): ImageHAP2SEngine,
+    ("image", "fidi"): ImageFIDIEngine,
+}
+"""The engines by ``data.type`` and ``loss.name`` of a config."""
