@@ -12,18 +12,11 @@ from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
 from torchreid_snloss.checkpoint import numpy_scalars_allowed
-from torchreid_snloss.config import ConfigError, imagedata_kwargs, loss_kwargs, videodata_kwargs
+from torchreid_snloss.config import ConfigError, imagedata_kwargs, loss_weights, videodata_kwargs
 from torchreid_snloss.data import IdentitySampler
 from torchreid_snloss.engine import ENGINES
 
-__all__ = ["build_datamanager", "build_engine", "build_model", "has_metric_term", "load_weights", "resume"]
-
-
-def has_metric_term(cfg: CfgNode) -> bool:
-    """Whether the loss compares images with each other, so that a batch needs several images an identity."""
-    if cfg.loss.name == "softmax":
-        return False
-    return bool((cfg.loss.triplet.weight_t if cfg.loss.name == "triplet" else loss_kwargs(cfg)["weight_m"]) > 0)
+__all__ = ["build_datamanager", "build_engine", "build_model", "load_weights", "resume"]
 
 
 def build_datamanager(cfg: CfgNode) -> Any:
@@ -35,7 +28,8 @@ def build_datamanager(cfg: CfgNode) -> Any:
         ConfigError: for a dataset that is unknown, missing or empty, and for a batch size that doesn't fit it.
     """
     kwargs = imagedata_kwargs(cfg) if cfg.data.type == "image" else videodata_kwargs(cfg)
-    if kwargs["train_sampler"] == "RandomSampler" and has_metric_term(cfg) and not cfg.test.evaluate:
+    metric_weight, _ = loss_weights(cfg)
+    if kwargs["train_sampler"] == "RandomSampler" and metric_weight > 0 and not cfg.test.evaluate:
         kwargs["train_sampler"] = IdentitySampler.__name__
         print(
             f"=> sampler.train_sampler: IdentitySampler in place of RandomSampler, since loss {cfg.loss.name!r} needs "
@@ -47,7 +41,9 @@ def build_datamanager(cfg: CfgNode) -> Any:
         return manager(**kwargs)
     except IndexError as error:  # how torchreid takes a folder without images
         raise ConfigError(f"no images in the training, query or gallery folder ({where})") from error
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    except OSError as error:
+        raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"can't load the data ({where}): {error}") from error
 
 
@@ -79,7 +75,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Loads the weights of a checkpoint, also one that torchreid's own engines wrote; layers that differ stay as built."""
+    """Loads a checkpoint's weights, also one of torchreid's own engines; layers that differ stay as they are."""
     with numpy_scalars_allowed():
         reid_utils.load_pretrained_weights(model, path)
 
@@ -99,23 +95,20 @@ def build_engine(
     Raises:
         ConfigError: for a loss whose parameters are out of range, or that has no engine for this type of data.
     """
-    kind, name = cfg.data.type, cfg.loss.name
-    options: dict[str, Any] = {
-        "scheduler": scheduler,
-        "use_gpu": cfg.use_gpu,
-        "label_smooth": cfg.loss.softmax.label_smooth,
+    engines = {
+        ("image", "softmax"): engine.ImageSoftmaxEngine,
+        ("image", "triplet"): engine.ImageTripletEngine,
+        ("video", "softmax"): engine.VideoSoftmaxEngine,
+        ("video", "triplet"): engine.VideoTripletEngine,
+        **ENGINES,
     }
-    if kind == "video" and name in ("softmax", "triplet"):
+    kind, name = cfg.data.type, cfg.loss.name
+    if (kind, name) not in engines:
+        raise ConfigError(f"loss.name {name!r} does not train on data.type {kind!r}")
+    options = {"label_smooth": cfg.loss.softmax.label_smooth, **cfg.loss[name]}
+    if kind == "video":
         options["pooling_method"] = cfg.video.pooling_method
-    if name == "softmax":
-        cls = engine.ImageSoftmaxEngine if kind == "image" else engine.VideoSoftmaxEngine
-    elif name == "triplet":
-        cls = engine.ImageTripletEngine if kind == "image" else engine.VideoTripletEngine
-        options.update(cfg.loss.triplet)
-    else:
-        cls = ENGINES[kind, name]
-        options.update(loss_kwargs(cfg))
     try:
-        return cls(datamanager, model, optimizer, **options)
+        return engines[kind, name](datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"loss.{name}: {error}") from error

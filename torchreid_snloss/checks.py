@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchreid import data, optim
 from torchreid import utils as reid_utils
-
 from yacs.config import CfgNode
 
-from torchreid_snloss.build import has_metric_term
-from torchreid_snloss.config import ConfigError, loss_kwargs
+from torchreid_snloss.config import ConfigError, loss_weights
 from torchreid_snloss.engine import ENGINES
 from torchreid_snloss.losses import LOSSES
 
@@ -39,11 +37,13 @@ def check_config(cfg: CfgNode) -> None:
     for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
         if path and not os.path.isfile(path):
             raise ConfigError(f"{key}: there is no file {path!r}")
-    if name == "triplet":
-        weights = {key: cfg.loss.triplet[key] for key in ("weight_t", "weight_x")}
-        if min(weights.values()) < 0 or sum(weights.values()) == 0:
-            raise ConfigError(f"loss.triplet: the weights must be at least 0 and not both 0, got {weights}")
-    if has_metric_term(cfg) and not cfg.test.evaluate:
+    metric_weight, softmax_weight = loss_weights(cfg)
+    if min(metric_weight, softmax_weight) < 0 or metric_weight + softmax_weight == 0:
+        raise ConfigError(
+            f"loss.{name}: the weights of the metric and the softmax term must be at least 0 and not both 0, "
+            f"got {metric_weight} and {softmax_weight}"
+        )
+    if metric_weight > 0 and not cfg.test.evaluate:
         batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
         if instances < 2 or batch < 2 * instances or batch % instances != 0:
             raise ConfigError(
@@ -98,12 +98,9 @@ def check_open_layers(cfg: CfgNode, model: nn.Module) -> None:
     trial = copy.deepcopy(model).cpu().train()
     reid_utils.open_specified_layers(trial, layers)
     outputs = trial(torch.zeros(2, 3, cfg.data.height, cfg.data.width))
-    if cfg.loss.name == "softmax":
-        used = [outputs]
-    else:
-        weights = cfg.loss.triplet if cfg.loss.name == "triplet" else loss_kwargs(cfg)
-        used = [outputs[1]] if has_metric_term(cfg) else []
-        used += [outputs[0]] if weights["weight_x"] > 0 else []
+    logits, features = (outputs, ()) if cfg.loss.name == "softmax" else outputs
+    metric_weight, softmax_weight = loss_weights(cfg)
+    used = ([features] if metric_weight > 0 else []) + ([logits] if softmax_weight > 0 else [])
     if not any(tensor.requires_grad for output in used for tensor in _tensors(output)):
         raise ConfigError(
             f"train.fixbase_epoch {cfg.train.fixbase_epoch} trains {layers} alone at first, but nothing in loss "

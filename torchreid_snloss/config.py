@@ -26,7 +26,7 @@ __all__ = [
     "get_default_config",
     "imagedata_kwargs",
     "load_config",
-    "loss_kwargs",
+    "loss_weights",
     "lr_scheduler_kwargs",
     "optimizer_kwargs",
     "videodata_kwargs",
@@ -183,9 +183,12 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         ) from error
 
 
-def loss_kwargs(cfg: CfgNode) -> dict[str, Any]:
-    """The keywords of ``loss.name``'s node: the loss's own and the two weights. Empty for softmax and triplet."""
-    return dict(cfg.loss[cfg.loss.name]) if cfg.loss.name in LOSSES else {}
+def loss_weights(cfg: CfgNode) -> tuple[float, float]:
+    """Weights of the metric term, which compares images with each other, and of the softmax term."""
+    if cfg.loss.name == "softmax":
+        return 0.0, 1.0
+    node = cfg.loss[cfg.loss.name]
+    return node["weight_t" if cfg.loss.name == "triplet" else "weight_m"], node.weight_x
 
 
 _DATA = {

@@ -33,7 +33,7 @@ def register() -> None:
     additions = [(losses, loss) for loss in LOSSES.values()] + [(engine, cls) for cls in ENGINES.values()]
     for module, cls in additions:
         if hasattr(module, cls.__name__):
-            raise RuntimeError(f"{module.__name__} has a {cls.__name__} already, torchreid_snloss can't put its own there")
+            raise RuntimeError(f"{module.__name__} has a {cls.__name__} already, this package can't add its own")
     if IdentitySampler.__name__ in data.sampler.AVAI_SAMPLERS:
         raise RuntimeError("torchreid has a sampler named IdentitySampler already")
 

@@ -20,6 +20,9 @@ _CLOTHES: list[Colour] = [
     (32, 32, 36), (92, 94, 98), (176, 178, 180), (232, 230, 224), (40, 56, 104), (74, 116, 176), (142, 36, 42),
     (206, 78, 66), (46, 96, 62), (128, 148, 84), (212, 178, 72), (116, 74, 126), (122, 88, 58), (222, 154, 168),
 ]  # fmt: skip
+_WALLS: list[Colour] = [
+    (92, 88, 80), (126, 124, 118), (160, 152, 138), (106, 114, 100), (112, 118, 128), (142, 124, 108), (78, 82, 86),
+]  # fmt: skip
 _TOPS = ("plain", "stripes", "two-tone", "logo")
 _BOTTOMS = ("trousers", "trousers", "shorts", "skirt")
 _BAGS = ("none", "none", "backpack", "shoulder", "hand")
@@ -107,10 +110,10 @@ def _other(rng: np.random.Generator, *colours: Colour) -> Colour:
 def make_camera(rng: np.random.Generator) -> Camera:
     """Draws a camera."""
     return Camera(
-        gain=rng.uniform(0.6, 1.15) * rng.uniform(0.8, 1.2, size=3),
-        gamma=float(rng.uniform(0.75, 1.35)),
-        wall=_pick(rng, _CLOTHES),
-        floor=_pick(rng, _CLOTHES),
+        gain=rng.uniform(0.7, 1.1) * rng.uniform(0.88, 1.12, size=3),
+        gamma=float(rng.uniform(0.85, 1.2)),
+        wall=_pick(rng, _WALLS),
+        floor=_pick(rng, _WALLS),
         horizon=float(rng.uniform(0.25, 0.6)),
         stripes=int(rng.integers(0, 5)),
         mirrored=bool(rng.random() < 0.5),
@@ -124,7 +127,7 @@ def draw(person: Person, camera: Camera, rng: np.random.Generator) -> Image.Imag
     pen = ImageDraw.Draw(canvas)
     _draw_background(pen, camera, rng)
     _draw_person(pen, person, camera, rng)
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         _draw_occluder(pen, rng)
     if camera.mirrored:
         canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -133,7 +136,7 @@ def draw(person: Person, camera: Camera, rng: np.random.Generator) -> Image.Imag
 
     pixels = np.asarray(canvas, dtype=np.float32) / 255
     pixels = pixels**camera.gamma * camera.gain * rng.uniform(0.85, 1.15)
-    pixels = pixels + rng.normal(0.0, rng.uniform(0.01, 0.05), size=pixels.shape)
+    pixels = pixels + rng.normal(0.0, rng.uniform(0.01, 0.03), size=pixels.shape)
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
 

@@ -15,14 +15,15 @@ from torchreid_snloss.data.pedestrians import Camera, Person, draw, make_camera,
 
 __all__ = ["SyntheticPedestrians", "make_pedestrians"]
 
+_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 _NUM_CAMERAS = 6
 _IMAGES_A_CAMERA = 2
 
 
-class SyntheticPedestrians(data.datasets.Market1501):  # type: ignore[misc]
+class SyntheticPedestrians(data.datasets.Market1501):
     """Drawn people, for trying out losses without a download. Not real people, and no measure of real accuracy.
 
-    An identity is its clothes, proportions, hair and bag; every third identity is the one before it with one small
+    An identity is its clothes, proportions, hair and bag; every fifth identity is the one before it with one small
     detail changed. Six cameras differ in light, colour cast, background and viewpoint, images in pose, position,
     scale, occlusion and noise.
 
@@ -44,9 +45,7 @@ class SyntheticPedestrians(data.datasets.Market1501):  # type: ignore[misc]
         return sorted(super().process_dir(dir_path, relabel=relabel))
 
 
-def make_pedestrians(
-    directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0
-) -> None:
+def make_pedestrians(directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0) -> None:
     """Draws people and writes them in Market-1501 layout.
 
     The same arguments give the same pixels everywhere, and the same bytes where Pillow writes JPEG alike. The folder
@@ -70,7 +69,7 @@ def make_pedestrians(
     cameras = [make_camera(np.random.default_rng([seed, 1, camera])) for camera in range(_NUM_CAMERAS)]
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as unfinished:
         made = Path(unfinished) / "made"
-        folders = {name: made / "Market-1501-v15.09.15" / name for name in ("bounding_box_train", "query", "bounding_box_test")}
+        folders = {name: made / "Market-1501-v15.09.15" / name for name in _FOLDERS}
         for folder in folders.values():
             folder.mkdir(parents=True)
         people = _people(num_train_pids + num_test_pids, seed)
@@ -84,9 +83,10 @@ def make_pedestrians(
 
 
 def _people(number: int, seed: int) -> Iterator[tuple[int, Person]]:
+    person: Person | None = None
     for pid in range(1, number + 1):
         rng = np.random.default_rng([seed, 2, pid])
-        person = make_twin(person, rng) if pid % 3 == 0 else make_person(rng)
+        person = make_twin(person, rng) if person is not None and pid % 5 == 0 else make_person(rng)
         yield pid, person
 
 

@@ -145,4 +145,4 @@ class LossEngine(MetricEngine):
             for name, p in inspect.signature(cls.loss_class).parameters.items()
             if name != "reduction"
         ]
-        cls.__signature__ = inspect.Signature([*own[1:], *loss])  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature([*own[1:], *loss])

@@ -117,9 +117,10 @@ class MetricLoss(nn.Module, ABC):
         features = features.to(dtype)
         if not self.normalize:
             return features
-        norm = features.norm(dim=1, keepdim=True)
+        norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         zero = norm == 0
-        return (features / norm.masked_fill(zero, 1)).masked_fill(zero, 0)
+        unit: Tensor = features / norm.masked_fill(zero, 1)
+        return unit.masked_fill(zero, 0)
 
     def _reduce(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         counts = self.term_counts(positive, negative)

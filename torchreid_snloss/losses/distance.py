@@ -28,7 +28,7 @@ def euclidean_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     Returns:
         (N, M) distances in the dtype of ``x``.
     """
-    distances: Tensor = _EuclideanDistance.apply(x, y)  # type: ignore[no-untyped-call]
+    distances: Tensor = _EuclideanDistance.apply(x, y)
     return distances
 
 
@@ -36,7 +36,7 @@ class _EuclideanDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor | None) -> Tensor:
         # Distances do not change with the origin, digits do: features that crowd around one point keep theirs.
-        origin = (x if y is None else y).mean(dim=0)
+        origin = (x if y is None or len(y) == 0 else y).mean(dim=0)
         x = x - origin
         references = x if y is None else y - origin
 
@@ -58,7 +58,7 @@ class _EuclideanDistance(torch.autograd.Function):
         return distances
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, references, distances = ctx.saved_tensors
         weights = (grad / distances).masked_fill_(distances == 0, 0)

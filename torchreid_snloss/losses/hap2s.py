@@ -41,10 +41,10 @@ class HAP2SLoss(MetricLoss):
 
     Example:
         >>> import torch
-        >>> loss = HAP2SLoss(sigma=0.5, margin=0.3)
+        >>> loss = HAP2SLoss(sigma=0.5, margin=1.0)
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
         >>> loss(features, torch.tensor([0, 0, 1, 1]))
-        tensor(0.0194)
+        tensor(0.3501)
     """
 
     def __init__(
@@ -69,9 +69,7 @@ class HAP2SLoss(MetricLoss):
         else:
             log_positive = self.alpha * distances.log1p()
             log_negative = -2 * log_positive
-        difference = _point_to_set(distances, log_positive, positive) - _point_to_set(
-            distances, log_negative, negative
-        )
+        difference = _point_to_set(distances, log_positive, positive) - _point_to_set(distances, log_negative, negative)
         return F.softplus(difference) if self.margin is None else F.relu(difference + self.margin)
 
 

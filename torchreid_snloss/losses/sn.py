@@ -20,8 +20,9 @@ class SNLoss(MetricLoss):
     Li et al., "Support Neighbor Loss for Person Re-Identification", ACM MM 2018, arXiv:1808.06030, as in its authors'
     released code.
 
-    The *support* of an anchor is its K nearest references (of equally near ones positives first); P are the positives in it (where there is none, the single
-    nearest positive), Q the negatives in it. Per anchor, *separation* pushes Q behind P, *squeeze* pulls P together:
+    The *support* of an anchor is its K nearest references, of equally near ones positives first (ours). P are the
+    positives in it (where there is none, the single nearest positive), Q the negatives in it. Per anchor, *separation*
+    pushes Q behind P, *squeeze* pulls P together:
 
     .. math::
         -\log \frac{\sum_P e^{-s d}}{\sum_P e^{-s d} + \sum_Q e^{-s d}}
@@ -47,7 +48,7 @@ class SNLoss(MetricLoss):
         >>> loss = SNLoss(num_neighbors=2, scale=10.0)
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
         >>> loss(features, torch.tensor([0, 0, 1, 1]))
-        tensor(0.1302)
+        tensor(0.0986)
     """
 
     def __init__(

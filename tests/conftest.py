@@ -1,0 +1,56 @@
+"""A tiny dataset on disk, and torchreid in upstream's layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchreid
+
+from torchreid_snloss.data import make_pedestrians
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def reid_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root whose ``market1501`` is 16 + 8 drawn people."""
+    root = tmp_path_factory.mktemp("reid-data")
+    make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8, seed=5)
+    return root
+
+
+@pytest.fixture(scope="session")
+def upstream_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put on PYTHONPATH, where torchreid lies as upstream has it (``torchreid.engine``, not ``.reid.``)."""
+    installed = Path(torchreid.__file__).parent
+    if not (installed / "reid").is_dir():
+        pytest.skip("upstream's layout is the one installed")
+    folder = tmp_path_factory.mktemp("upstream")
+    shutil.copytree(installed / "reid", folder / "torchreid", ignore=shutil.ignore_patterns("__pycache__"))
+    for module in (folder / "torchreid").rglob("*.py"):
+        module.write_text(module.read_text(encoding="utf-8").replace("torchreid.reid", "torchreid"), encoding="utf-8")
+    return folder
+
+
+def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a user would; ``path`` goes before everything else on PYTHONPATH."""
+    python_path = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": python_path, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)

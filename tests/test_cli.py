@@ -1,0 +1,186 @@
+"""The command line as a user runs it: as a process, on files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, run
+
+from torchreid_snloss import get_default_config
+from torchreid_snloss.config import load_config
+
+# What a torchreid user has: a softmax config, as those in upstream's configs/.
+EXISTING = {
+    "model": {"name": "osnet_x0_25", "pretrained": False},
+    "data": {
+        "type": "image",
+        "sources": ["market1501"],
+        "targets": ["market1501"],
+        "height": 64,
+        "width": 32,
+        "combineall": False,
+        "transforms": ["random_flip"],
+        "workers": 0,
+        "save_dir": "log/existing",
+    },
+    "loss": {"name": "softmax", "softmax": {"label_smooth": True}},
+    "train": {
+        "optim": "amsgrad",
+        "lr": 0.0015,
+        "max_epoch": 1,
+        "batch_size": 32,
+        "fixbase_epoch": 1,
+        "open_layers": ["classifier"],
+        "lr_scheduler": "single_step",
+        "stepsize": [60],
+        "print_freq": 1,
+    },
+    "test": {"batch_size": 100, "dist_metric": "euclidean", "normalize_feature": False, "evaluate": False,
+             "eval_freq": -1, "rerank": False},
+}  # fmt: skip
+
+
+@pytest.fixture
+def existing(tmp_path: Path, reid_data: Path) -> list[str]:
+    """The arguments that run torchreid's own main script on an existing config."""
+    path = tmp_path / "existing.yaml"
+    path.write_text(yaml.safe_dump(EXISTING))
+    return ["-m", "torchreid_snloss", "--config-file", str(path), "--root", str(reid_data)]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "triplet", "sn", "hap2s", "fidi"])
+def test_existing_config_with_the_loss_named(loss: str, existing: list[str], tmp_path: Path) -> None:
+    options = ["loss.name", loss] if loss != "softmax" else []
+    options += ["loss.triplet.weight_x", "1"] if loss == "triplet" else []
+    trained = run(*existing, *options, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "mAP:" in trained.stdout
+    swapped = "sampler.train_sampler: IdentitySampler in place of RandomSampler" in trained.stdout
+    assert swapped == (loss != "softmax")
+    assert ("loss_m" in trained.stdout) == (loss in ("sn", "hap2s", "fidi"))
+    log = tmp_path / "log" / "existing"
+    assert next(log.glob("train.log-*")).read_text() in trained.stdout
+
+    # The checkpoint evaluates to what training ended with, torchreid's own (softmax, triplet) included.
+    checkpoint = str(log / "model" / "model.pth.tar-1")
+    evaluate = ["model.load_weights", checkpoint, "test.evaluate", "True"]
+    tested = run(*existing, *options, *evaluate, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    results = [out[out.index("** Results **") :].splitlines()[:7] for out in (trained.stdout, tested.stdout)]
+    assert results[0] == results[1]
+
+
+def test_resume_goes_on_where_the_checkpoint_ends(existing: list[str], tmp_path: Path) -> None:
+    options = ["loss.name", "sn", "train.max_epoch", "2", "train.fixbase_epoch", "0"]
+    assert run(*existing, *options, cwd=tmp_path).returncode == 0
+    checkpoint = str(tmp_path / "log" / "existing" / "model" / "model.pth.tar-2")
+    resumed = run(*existing, *options, "train.max_epoch", "3", "model.resume", checkpoint, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "epoch: [3/3][1/3]" in resumed.stdout
+    assert "epoch: [2/3]" not in resumed.stdout
+
+
+def test_small_config_shortened(tmp_path: Path) -> None:
+    options = ["train.max_epoch", "1", "test.visrank_topk", "5", "data.workers", "0"]
+    done = run("-m", "torchreid_snloss", "--config-file", str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Drawing the synthetic pedestrians" in done.stdout
+    assert done.stdout.count("mAP:") == 2
+    assert len(list((tmp_path / "log/small/visrank_synthetic").glob("*.jpg"))) == 200
+    assert (tmp_path / "log/small/model/model.pth.tar-1").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["loss.nam", "sn"], ["unknown config key 'loss.nam'", "did you mean loss.name"]),
+        (["train.lr"], ["KEY VALUE", "'train.lr', has no value"]),
+        (["train.lr", "fast"], ["train.lr must be of type float", "'fast'"]),
+        (["loss.name", "snn"], ["loss.name must be one of softmax, triplet, sn, hap2s, fidi", "'snn'"]),
+        (["loss.name", "sn", "loss.sn.scale", "-1"], ["loss.sn: scale must be greater than 0, got -1.0"]),
+        (["loss.name", "sn", "loss.sn.weight_m", "0", "loss.sn.weight_x", "0"], ["not both 0"]),
+        (["loss.name", "sn", "data.type", "video"], ["data.type 'image' only", "'video'"]),
+        (["model.name", "osnet"], ["model.name: Unknown model: osnet"]),
+        (["model.load_weights", "nowhere.pth"], ["model.load_weights: there is no file 'nowhere.pth'"]),
+        (["model.resume", "nowhere.pth"], ["model.resume: there is no file 'nowhere.pth'"]),
+        (["data.sources", "['market']"], ["can't load the data", "market"]),
+        (["data.sources", "['dukemtmcreid']", "data.root", "MISSING"], ["can't load the data", "data.root 'MISSING'"]),
+        (["loss.name", "sn", "train.batch_size", "4"], ["at least 2 identities", "train.batch_size 4"]),
+        (["loss.name", "sn", "train.batch_size", "30"], ["train.batch_size = identities x", "got train.batch_size 30"]),
+        (["loss.name", "sn", "train.batch_size", "128"], ["holds 32 identities", "only 16"]),
+        (["train.batch_size", "4096"], ["train.batch_size 4096 is larger than the training set"]),
+        (["loss.name", "sn", "loss.sn.weight_x", "0"], ["train.fixbase_epoch 1", "nothing in loss 'sn' depends"]),
+        (["loss.name", "triplet"], ["train.fixbase_epoch 1", "loss.triplet.weight_x 0"]),
+        (["train.open_layers", "['fcc']"], ["train.open_layers: osnet_x0_25 has no ['fcc']"]),
+        (["test.ranks", "[1, 60]"], ["test.ranks must lie between 1 and 48", "[60]"]),
+        (["sampler.train_sampler", "Random"], ["sampler.train_sampler must be one of", "IdentitySampler", "'Random'"]),
+    ],
+    ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_message(options: list[str], words: list[str], existing: list[str], tmp_path: Path) -> None:
+    if "MISSING" in options:
+        existing = existing[:-2]
+        (tmp_path / "MISSING" / "dukemtmc-reid").mkdir(parents=True)  # there: so no download is tried
+    done = run(*existing, *options, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "epoch: [" not in done.stdout
+    message = [line for line in done.stderr.splitlines() if line.startswith("torchreid-snloss: error: ")]
+    assert len(message) == 1
+    for word in words:
+        assert word in message[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "can't read the config file"),
+        ("loss: [", "can't read the config file"),
+        ("loss", "must hold sections of keys"),
+        ("loss: sn", "unknown config key 'loss'"),
+        ("loss: {sn: {scales: 3}}", "unknown config key 'loss.sn.scales', did you mean loss.sn.scale"),
+    ],
+)
+def test_bad_config_file(text: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_config(str(path))
+
+
+def test_numbers_in_any_notation(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text("train: {lr: 3e-4, weight_decay: 0}\nloss: {hap2s: {margin: null}, sn: {scale: 10}}\n")
+    cfg = load_config(str(path), ["adam.beta1", "1", "loss.fidi.beta", "5e-1", "data.sources", "['a', 'b']"])
+    assert (cfg.train.lr, cfg.train.weight_decay, cfg.adam.beta1, cfg.loss.fidi.beta) == (3e-4, 0.0, 1.0, 0.5)
+    assert (cfg.loss.hap2s.margin, cfg.loss.sn.scale, cfg.data.sources) == (None, 10.0, ["a", "b"])
+
+
+def test_config_defaults_are_the_losses_own() -> None:
+    cfg = get_default_config()
+    sn = {"num_neighbors": 10, "scale": 50.0, "squeeze_weight": 0.1, "squeeze": "support", "normalize": True}
+    hap2s = {"weighting": "exponential", "sigma": 0.5, "alpha": 10.0, "margin": 0.3, "normalize": True}
+    fidi = {"alpha": 1.05, "beta": 0.5, "normalize": False}
+    for name, defaults in (("sn", sn), ("hap2s", hap2s), ("fidi", fidi)):
+        assert cfg.loss[name] == {**defaults, "weight_m": 1.0, "weight_x": 1.0}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load(path: Path) -> None:
+    assert load_config(str(path)).loss.name in ("sn", "hap2s", "fidi")
+
+
+def test_checkpoint_with_code_is_refused(existing: list[str], tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"state_dict": Attack()}, tmp_path / "evil.pth")
+    done = run(*existing, "model.load_weights", str(tmp_path / "evil.pth"), cwd=tmp_path)
+    assert done.returncode != 0
+    assert not (tmp_path / "ran").exists()

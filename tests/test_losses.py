@@ -1,0 +1,388 @@
+"""The losses against reference values, finite differences, and what the papers' formulas imply."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
+from torchreid_snloss.losses import LOSSES, MetricLoss
+from torchreid_snloss.losses.distance import euclidean_distance
+
+REFERENCE = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())
+CLASSES = {"SNLoss": SNLoss, "HAP2SLoss": HAP2SLoss, "FIDILoss": FIDILoss}
+VARIANTS: list[MetricLoss] = [
+    SNLoss(),
+    SNLoss(num_neighbors=3, scale=5.0, squeeze="all"),
+    SNLoss(squeeze="nearest", normalize=False, scale=2.0),
+    HAP2SLoss(),
+    HAP2SLoss(weighting="polynomial", normalize=False, margin=3.0),
+    HAP2SLoss(margin=None),
+    FIDILoss(),
+    FIDILoss(normalize=True, alpha=2.0),
+]
+
+
+def batch(identities: int = 4, images: int = 4, dimension: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(identities * images, dimension, generator=generator, dtype=torch.float64)
+    return features, torch.arange(identities).repeat_interleave(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "row", REFERENCE, ids=lambda row: f"{row['loss']}-{row['case']}-{list(row['params'].values())}".replace(" ", "_")
+)
+def test_reference_values(row: dict[str, Any], dtype: torch.dtype) -> None:
+    tensors = [torch.tensor(row["inputs"], dtype=dtype, requires_grad=True), torch.tensor(row["targets"])]
+    if row["references"] is not None:
+        tensors += [torch.tensor(row["references"], dtype=dtype, requires_grad=True)]
+        tensors += [torch.tensor(row["reference_targets"])]
+    value = CLASSES[row["loss"]](**row["params"])(*tensors)
+    value.backward()
+
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5}[dtype]
+    if row["case"].startswith("repeated"):
+        tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}[dtype]
+    # Distances of 30 and 300 are themselves rounded to `ulp`, and HAP2S's margin and SN's logits are differences of
+    # them: no closer value can come of float32.
+    ulp = 0.0
+    if not row["params"]["normalize"] and row["loss"] != "FIDILoss":
+        ulp = torch.finfo(dtype).eps * torch.cdist(tensors[0], tensors[-2]).max().item()
+    floor = max(ulp, 1e-15)
+
+    def check(got: Tensor, expected: Any) -> None:
+        want = torch.tensor(expected, dtype=torch.float64)
+        assert (got.double() - want).abs().max() <= tolerance * want.abs().max() + floor
+
+    check(value.detach(), row["value"])
+    check(tensors[0].grad, row["grad_inputs"])
+    if row["references"] is not None:
+        check(tensors[2].grad, row["grad_references"])
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+@pytest.mark.parametrize("separate", [False, True])
+def test_gradcheck(loss: MetricLoss, separate: bool) -> None:
+    features, targets = batch(3, 3, 5)
+    references, reference_targets = batch(4, 2, 5, seed=1)
+    features.requires_grad_()
+    references.requires_grad_()
+    if separate:
+        assert torch.autograd.gradcheck(lambda x, y: loss(x, targets, y, reference_targets), (features, references))
+    else:
+        assert torch.autograd.gradcheck(lambda x: loss(x, targets), (features,))
+
+
+def slowly(loss: MetricLoss, features: Tensor, targets: Tensor) -> list[float]:
+    """Values of anchors that count, one anchor at a time in plain Python; FIDI's are per pair."""
+    x = torch.nn.functional.normalize(features) if loss.normalize else features
+    values = []
+    for a in range(len(x)):
+        others = [j for j in range(len(x)) if j != a]
+        d = {j: math.dist(x[a].tolist(), x[j].tolist()) for j in others}
+        positives = [j for j in others if targets[j] == targets[a]]
+        negatives = [j for j in others if targets[j] != targets[a]]
+        if isinstance(loss, FIDILoss):
+
+            def divergence(p: float, q: float, alpha: float = loss.alpha) -> float:
+                return p * math.log(alpha * p / ((alpha - 1) * p + q)) if p > 0 else 0.0
+
+            for j in others:
+                u, k = math.exp(-loss.beta * d[j]), float(j in positives)
+                values.append(divergence(u, k) + divergence(k, u))
+        elif not positives or not negatives:
+            continue
+        elif isinstance(loss, SNLoss):
+            support = sorted(others, key=d.__getitem__)[: loss.num_neighbors]
+            p = [d[j] for j in support if j in positives] or [min(d[j] for j in positives)]
+            q = [d[j] for j in support if j in negatives]
+            near, far = (sum(math.exp(-loss.scale * e) for e in side) for side in (p, q))
+            squeeze = {
+                "support": max(p) - min(p) if len(p) > 1 else p[0],
+                "all": max(d[j] for j in positives) - min(p),
+                "nearest": min(p),
+            }[loss.squeeze]
+            values.append(-math.log(near / (near + far)) + loss.squeeze_weight * squeeze)
+        else:
+            assert isinstance(loss, HAP2SLoss)
+
+            def to_set(members: list[int], sign: int, loss: HAP2SLoss = loss, d: dict[int, float] = d) -> float:
+                if loss.weighting == "exponential":
+                    weights = [math.exp(sign * d[j] / loss.sigma) for j in members]
+                else:
+                    weights = [(d[j] + 1) ** (loss.alpha if sign > 0 else -2 * loss.alpha) for j in members]
+                return sum(w * d[j] for w, j in zip(weights, members)) / sum(weights)
+
+            gap = to_set(positives, 1) - to_set(negatives, -1)
+            values.append(math.log1p(math.exp(gap)) if loss.margin is None else max(0.0, gap + loss.margin))
+    return values
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_equals_the_formula_written_out(loss: MetricLoss) -> None:
+    for seed in range(5):
+        features, _ = batch(5, 4, 6, seed=seed)
+        targets = torch.randint(0, 6, (20,), generator=torch.Generator().manual_seed(seed))
+        values = slowly(loss, features, targets)
+        assert loss(features, targets).item() == pytest.approx(sum(values) / len(values), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_reduction(name: str) -> None:
+    features, _ = batch(4, 3)
+    targets = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5])  # the last three have no positive
+    each, total, mean = (LOSSES[name](reduction=kind)(features, targets) for kind in ("none", "sum", "mean"))
+    assert each.shape == (12,)
+    torch.testing.assert_close(each.sum(), total)
+    if name == "fidi":
+        torch.testing.assert_close(mean, total / (12 * 11))
+    else:
+        torch.testing.assert_close(mean, total / 9)
+        assert (each[9:] == 0).all()
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_batch_as_its_own_references_leaves_out_the_anchor(loss: MetricLoss) -> None:
+    features, targets = batch()
+    alone = type(loss)(**{**options(loss), "reduction": "none"})(features, targets)
+    for a in range(len(features)):
+        others = torch.arange(len(features)) != a
+        against_others = loss(features[a : a + 1], targets[a : a + 1], features[others], targets[others])
+        if isinstance(loss, FIDILoss):
+            against_others = against_others * (len(features) - 1)
+        torch.testing.assert_close(alone[a], against_others)
+
+
+def options(loss: MetricLoss) -> dict[str, Any]:
+    return {name: getattr(loss, name) for name in inspect.signature(type(loss)).parameters}
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_nothing_to_compare_is_zero_with_zero_gradient(loss: MetricLoss) -> None:
+    one_image = (torch.randn(1, 4, requires_grad=True), torch.tensor([3]))
+    one_identity = (torch.randn(4, 4, requires_grad=True), torch.zeros(4, dtype=torch.long))
+    all_different = (torch.randn(4, 4, requires_grad=True), torch.arange(4))
+    no_image = (torch.randn(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
+    cases = [one_image, no_image] if isinstance(loss, FIDILoss) else [one_image, no_image, one_identity, all_different]
+    for features, targets in cases:
+        value = loss(features, targets)
+        value.backward()
+        assert value.item() == 0
+        assert (features.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_no_references(loss: MetricLoss) -> None:
+    features = torch.randn(4, 3, requires_grad=True)
+    value = loss(features, torch.arange(4), torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0
+    assert (features.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+@pytest.mark.parametrize("kind", ["identical", "zero", "one zero row", "huge", "tiny", "offset"])
+def test_finite_on_any_features(loss: MetricLoss, kind: str) -> None:
+    features, targets = batch()
+    features = features.float()
+    if kind == "identical":
+        features = features[:1].repeat(16, 1)
+    elif kind == "zero":
+        features = torch.zeros_like(features)
+    elif kind == "one zero row":
+        features[3] = 0
+    else:
+        features = {"huge": features * 1e4, "tiny": features * 1e-4, "offset": features + 1e4}[kind]
+    features.requires_grad_()
+    value = loss(features, targets)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(features.grad).all()
+    assert features.grad.abs().max() < 1e6
+
+
+def test_distances_of_repeated_and_close_rows_are_exact_in_float32() -> None:
+    for size, dimension in ((1.0, 2048), (25.0, 512)):
+        x = torch.nn.functional.normalize(torch.randn(32, dimension, dtype=torch.float64)) * size
+        close = x + torch.randn_like(x) * 1e-5 * size / dimension**0.5
+        rows = torch.cat([x, x, close]).float()
+        exact = (rows.double()[:, None] - rows.double()[None]).norm(dim=2)
+        distances = euclidean_distance(rows)
+        assert (distances[:32, 32:64].diagonal() == 0).all()
+        # The difference of two float32 rows is good to about an ulp of the rows.
+        torch.testing.assert_close(distances.double(), exact, rtol=1e-5, atol=2e-7 * size)
+        torch.testing.assert_close(euclidean_distance(rows, rows.clone()).double(), exact, rtol=1e-5, atol=2e-7 * size)
+
+
+def test_equally_near_references_positives_first_then_lower_index() -> None:
+    # Anchor 0; rows 1 to 4 stand in one place, of which 3 is the anchor's identity. The support takes two of them.
+    features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
+    targets = torch.tensor([0, 1, 2, 0, 3, 4])
+    features.requires_grad_()
+    loss = SNLoss(num_neighbors=2, scale=1.0, squeeze_weight=0.0, normalize=False, reduction="none")
+    value = loss(features, targets)[0]
+    value.backward()
+    assert value.item() == pytest.approx(math.log(2))
+    assert [row for row in range(1, 6) if features.grad[row].any()] == [1, 3]
+
+
+@pytest.mark.parametrize("squeeze", ["support", "all", "nearest"])
+def test_sn_shift_and_gradient_sum(squeeze: Any) -> None:
+    features, targets = batch(4, 3)
+    distances = torch.cdist(features, features).requires_grad_()
+    positive = (targets[:, None] == targets[None]).fill_diagonal_(False)
+    negative = targets[:, None] != targets[None]
+    separation = SNLoss(squeeze_weight=0.0, scale=2.0)
+    torch.testing.assert_close(
+        separation.anchor_values(distances + 3.0, positive, negative),
+        separation.anchor_values(distances, positive, negative),
+    )
+    (gradient,) = torch.autograd.grad(separation.anchor_values(distances, positive, negative).sum(), distances)
+    torch.testing.assert_close(gradient.sum(dim=1), torch.zeros(12, dtype=torch.float64), atol=1e-12, rtol=0)
+    both = SNLoss(num_neighbors=2, squeeze=squeeze, squeeze_weight=1.0)  # few of P: some have one member
+    shift = both.anchor_values(distances + 3.0, positive, negative) - both.anchor_values(distances, positive, negative)
+    assert torch.allclose(shift, torch.zeros_like(shift)) == (squeeze == "all")
+
+
+def test_sn_without_negatives_in_the_support_is_exactly_zero() -> None:
+    features = torch.cat([torch.randn(4, 3), torch.randn(4, 3) + 100]).requires_grad_()
+    targets = torch.arange(2).repeat_interleave(4)
+    value = SNLoss(num_neighbors=3, squeeze_weight=0.0, normalize=False)(features, targets)
+    value.backward()
+    assert value.item() == 0
+    assert (features.grad == 0).all()
+
+
+@pytest.mark.parametrize("weighting", ["exponential", "polynomial"])
+def test_hap2s_limits(weighting: Any) -> None:
+    features, targets = batch(4, 4)
+    x = torch.nn.functional.normalize(features)
+    d = torch.cdist(x, x)
+    same = targets[:, None] == targets[None]
+    positive = same.clone().fill_diagonal_(False)
+    furthest, nearest = d.masked_fill(~positive, 0).amax(1), d.masked_fill(same, 9).amin(1)
+    means = (d * positive).sum(1) / positive.sum(1) - (d * ~same).sum(1) / (~same).sum(1)
+    margin = 10.0  # no anchor at zero
+    values = HAP2SLoss(weighting=weighting, margin=margin, reduction="none")(features, targets) - margin
+    assert (values <= furthest - nearest + 1e-12).all()
+    assert (values >= means - 1e-12).all()
+    hard = HAP2SLoss(sigma=1e-4, margin=margin, reduction="none")(features, targets) - margin
+    flat = HAP2SLoss(sigma=1e6, margin=margin, reduction="none")(features, targets) - margin
+    torch.testing.assert_close(hard, furthest - nearest)
+    torch.testing.assert_close(flat, means, atol=1e-5, rtol=0)
+
+
+def test_fidi_is_bounded_for_one_identity_and_exponential_for_two() -> None:
+    loss = FIDILoss()
+    bound = math.log(loss.alpha / (loss.alpha - 1))
+    distance = torch.tensor([0.0, 1e-6, 0.1, 1.0, 5.0, 30.0, 300.0, 1e4], dtype=torch.float64)
+    pairs = torch.stack([torch.zeros_like(distance), distance])
+    same = [loss(pairs[:, i : i + 1], torch.tensor([0, 0])).item() for i in range(len(distance))]
+    other = [loss(pairs[:, i : i + 1], torch.tensor([0, 1])).item() for i in range(len(distance))]
+    assert same[0] == 0
+    assert all(a <= b + 1e-15 for a, b in itertools.pairwise(same))
+    assert same[-1] == pytest.approx(bound)
+    assert other == pytest.approx((bound * torch.exp(-0.5 * distance)).tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_computed_in_float32(loss: MetricLoss, dtype: torch.dtype) -> None:
+    features, targets = batch()
+    half = features.to(dtype).requires_grad_()
+    value = loss(half, targets)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert half.grad.dtype == dtype
+    torch.testing.assert_close(value, loss(half.detach().float(), targets))
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_autocast_changes_nothing(loss: MetricLoss) -> None:
+    features, targets = batch(4, 4, 512)
+    features = features.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(features, targets)
+    assert inside.dtype == torch.float32
+    assert inside == loss(features, targets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_cuda(loss: MetricLoss) -> None:
+    features, targets = batch(8, 4, 256)
+    cpu, gpu = features.clone().requires_grad_(), features.cuda().requires_grad_()
+    loss(cpu, targets).backward()
+    loss(gpu, targets.cuda()).backward()
+    torch.testing.assert_close(gpu.grad.cpu(), cpu.grad)
+
+
+def test_labels_of_any_integer_type() -> None:
+    features, targets = batch()
+    expected = SNLoss()(features, targets)
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
+        assert SNLoss()(features, targets.to(dtype)) == expected
+
+
+X, T = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (([[1.0]], T), TypeError, ["inputs", "torch.Tensor", "list"]),
+        ((X, [0, 0, 1, 1]), TypeError, ["targets", "torch.Tensor", "list"]),
+        ((X.long(), T), TypeError, ["inputs", "floating point", "int64"]),
+        ((X, T.float()), TypeError, ["targets", "integer", "float32"]),
+        ((X, T > 0), TypeError, ["targets", "integer", "bool"]),
+        ((X[0], T), ValueError, ["inputs", r"\(3,\)"]),
+        ((X[:, :0], T), ValueError, ["inputs", r"\(4, 0\)"]),
+        ((X[None], T), ValueError, ["inputs", r"\(1, 4, 3\)"]),
+        ((X, T[:3]), ValueError, ["targets", r"\(4,\)", r"\(3,\)"]),
+        ((X, T[:, None]), ValueError, ["targets", r"\(4,\)", r"\(4, 1\)"]),
+        ((X, T, X), ValueError, ["reference_targets is None"]),
+        ((X, T, None, T), ValueError, ["references is None"]),
+        ((X, T, X, T[:3]), ValueError, ["reference_targets", r"\(4,\)", r"\(3,\)"]),
+        ((X, T, X[:, :2], T), ValueError, ["feature dimension", r"\(4, 3\)", r"\(4, 2\)"]),
+        ((X, T.to("meta")), ValueError, ["inputs and targets", "cpu", "meta"]),
+        ((X, T, X.to("meta"), T.to("meta")), ValueError, ["references", "cpu", "meta"]),
+    ],
+)
+def test_bad_tensors(arguments: tuple[Any, ...], error: type[Exception], words: list[str]) -> None:
+    for loss in LOSSES.values():
+        with pytest.raises(error, match=".*".join(words)):
+            loss()(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "error", "words"),
+    [
+        (SNLoss, {"num_neighbors": 0}, ValueError, "num_neighbors must be at least 1, got 0"),
+        (SNLoss, {"num_neighbors": 2.5}, TypeError, "num_neighbors must be an integer, got 2.5"),
+        (SNLoss, {"scale": 0}, ValueError, "scale must be greater than 0, got 0"),
+        (SNLoss, {"scale": math.nan}, ValueError, "scale must be finite, got nan"),
+        (SNLoss, {"scale": "10"}, TypeError, "scale must be a number, got '10'"),
+        (SNLoss, {"squeeze_weight": -1.0}, ValueError, "squeeze_weight must be at least 0, got -1.0"),
+        (SNLoss, {"squeeze": "none"}, ValueError, "squeeze must be one of 'support', 'all', 'nearest', got 'none'"),
+        (SNLoss, {"normalize": 1}, TypeError, "normalize must be True or False, got 1"),
+        (HAP2SLoss, {"weighting": "E"}, ValueError, "weighting must be one of 'exponential', 'polynomial', got 'E'"),
+        (HAP2SLoss, {"sigma": 0.0}, ValueError, "sigma must be greater than 0"),
+        (HAP2SLoss, {"alpha": -1.0}, ValueError, "alpha must be greater than 0"),
+        (HAP2SLoss, {"margin": -0.1}, ValueError, "margin must be at least 0"),
+        (FIDILoss, {"alpha": 1.0}, ValueError, "alpha must be greater than 1, got 1.0"),
+        (FIDILoss, {"beta": 0.0}, ValueError, "beta must be greater than 0"),
+        (FIDILoss, {"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
+    ],
+)
+def test_bad_hyper_parameters(loss: Any, options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        loss(**options)

@@ -1,0 +1,49 @@
+"""Every model of torchreid's factory takes a training step with a metric loss."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchreid import data, models, optim
+
+import torchreid_snloss
+
+torchreid_snloss.register()
+
+QUICK = {"osnet_x0_25", "mobilenetv2_x1_0", "shufflenet_v2_x0_5", "resnet18", "hacnn", "pcb_p4", "mudeep"}
+
+
+def factory() -> list[str]:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        models.show_avai_models()
+    names: list[str] = ast.literal_eval(printed.getvalue())
+    return names
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in factory()]
+)
+def test_one_step(name: str, reid_data: Path) -> None:
+    height, width = (160, 64) if name == "hacnn" else (256, 128)
+    datamanager = data.ImageDataManager(
+        root=str(reid_data), sources="market1501", height=height, width=width, batch_size_train=4, num_instances=2,
+        train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
+    model = models.build_model(name, datamanager.num_train_pids, loss="sn", pretrained=False, use_gpu=False)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    engine = torchreid_snloss.ImageSNEngine(
+        datamanager, model, optim.build_optimizer(model, optim="sgd", lr=0.01), scale=5.0, use_gpu=False
+    )
+    engine.set_model_mode("train")
+    summary = engine.forward_backward(next(iter(datamanager.train_loader)))
+    assert set(summary) == {"loss_m", "loss_x", "acc"}
+    assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
+    changed: Any = [key for key, value in model.named_parameters() if not torch.equal(value, before[key])]
+    assert len(changed) > 0.5 * len(before)

@@ -1,0 +1,104 @@
+"""The identity sampler: each promise of its docstring, on many random datasets."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from torchreid_snloss import IdentitySampler
+
+
+def dataset(sizes: list[int], seed: int = 0) -> list[tuple[str, int, int]]:
+    items = [(f"{pid}_{i}.jpg", pid, 0) for pid, size in enumerate(sizes) for i in range(size)]
+    random.Random(seed).shuffle(items)
+    return items
+
+
+@pytest.mark.parametrize("trial", range(200))
+def test_every_promise(trial: int) -> None:
+    rng = random.Random(trial)
+    instances, identities = rng.randint(1, 5), rng.randint(2, 8)
+    sizes = [rng.choice([1, 2, 3, 8, 30, 300]) for _ in range(rng.randint(identities, 40))]
+    items = dataset(sizes, trial)
+    size = instances * identities
+    sampler = IdentitySampler(items, size, instances, seed=trial)
+    for _ in range(2):
+        epoch = list(sampler)
+        assert len(epoch) == len(sampler)
+        assert len(epoch) % size == 0
+        assert {items[i][1] for i in epoch} == set(range(len(sizes)))
+        for start in range(0, len(epoch), size):
+            batch = epoch[start : start + size]
+            assert Counter(Counter(items[i][1] for i in batch).values()) == {instances: identities}
+            for image, times in Counter(batch).items():
+                available = min(sizes[items[image][1]], instances)
+                assert times in (instances // available, -(-instances // available))
+
+
+def test_no_image_is_lost_where_the_numbers_fit() -> None:
+    items = dataset([8] * 12)
+    epoch = list(IdentitySampler(items, 16, 4, seed=1))
+    assert sorted(epoch) == list(range(len(items)))
+
+
+def test_as_many_batches_as_there_can_be() -> None:
+    # One identity has 100 groups of 2, the others 1 each. A batch takes it once, so 4 identities make 3 batches only.
+    assert len(IdentitySampler(dataset([200, 2, 2, 2]), 4, 2, seed=0)) == 3 * 4
+    # 5 identities with one group each, 4 a batch: two batches show all, three groups are drawn again.
+    assert len(IdentitySampler(dataset([4] * 5), 16, 4, seed=0)) == 2 * 16
+
+
+def test_an_epoch_depends_on_seed_and_number_only() -> None:
+    items = dataset([5, 9, 1, 7, 4, 12])
+    first, second = IdentitySampler(items, 6, 2, seed=3), IdentitySampler(items, 6, 2, seed=3)
+    epochs = [list(first) for _ in range(3)]
+    assert epochs[0] != epochs[1]
+    random.seed(0)
+    torch.manual_seed(0)
+    second.set_epoch(2)
+    assert list(second) == epochs[2]
+    assert list(IdentitySampler(items, 6, 2, seed=4)) != epochs[0]
+
+
+def test_default_seed_is_torchs() -> None:
+    items = dataset([5, 9, 1, 7, 4, 12])
+    torch.manual_seed(7)
+    first = list(IdentitySampler(items, 6, 2))
+    torch.manual_seed(7)
+    assert list(IdentitySampler(items, 6, 2)) == first
+    torch.manual_seed(8)
+    assert list(IdentitySampler(items, 6, 2)) != first
+
+
+def test_batches_mix_identities_evenly() -> None:
+    # 40 identities, 4 groups each, 8 a batch: over many epochs every pair meets about equally often.
+    sampler = IdentitySampler(dataset([8] * 40), 16, 2, seed=0)
+    meetings: Counter[tuple[int, int]] = Counter()
+    items = dataset([8] * 40)
+    for _ in range(200):
+        epoch = list(sampler)
+        for start in range(0, len(epoch), 16):
+            pids = sorted({items[i][1] for i in epoch[start : start + 16]})
+            meetings.update((a, b) for a in pids for b in pids if a < b)
+    expected = sum(meetings.values()) / (40 * 39 / 2)
+    assert len(meetings) == 40 * 39 / 2
+    assert max(meetings.values()) < 1.4 * expected
+    assert min(meetings.values()) > 0.6 * expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((10, 4), "batch_size must be a multiple of num_instances, got batch_size=10 and num_instances=4"),
+        ((4, 4), "at least two identities, got batch_size=4 and num_instances=4"),
+        ((16, 0), "num_instances=0"),
+        ((64, 4), "holds 16 identities, but the training set has only 6"),
+    ],
+)
+def test_bad_arguments(arguments: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        IdentitySampler(dataset([4] * 6), *arguments)
