@@ -39,8 +39,8 @@ def upstream_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command as a user would; ``path`` goes before everything else on PYTHONPATH."""
-    python_path = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    """Runs Python as a user would, with the installed package; ``path`` goes before all else on PYTHONPATH."""
+    python_path = os.pathsep.join(filter(None, [str(path or ""), os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
         [sys.executable, *command],
         cwd=cwd,

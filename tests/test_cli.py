@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT, run
+from torchreid import models
 
-from torchreid_snloss import get_default_config
+from torchreid_snloss import ImageSNEngine, get_default_config
 from torchreid_snloss.config import load_config
+from torchreid_snloss.losses import LOSSES
 
 # What a torchreid user has: a softmax config, as those in upstream's configs/.
 EXISTING = {
@@ -67,11 +73,12 @@ def test_existing_config_with_the_loss_named(loss: str, existing: list[str], tmp
 
     # The checkpoint evaluates to what training ended with, torchreid's own (softmax, triplet) included.
     checkpoint = str(log / "model" / "model.pth.tar-1")
-    evaluate = ["model.load_weights", checkpoint, "test.evaluate", "True"]
+    evaluate = ["model.load_weights", checkpoint, "test.evaluate", "True", "test.visrank", str(loss == "sn")]
     tested = run(*existing, *options, *evaluate, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     results = [out[out.index("** Results **") :].splitlines()[:7] for out in (trained.stdout, tested.stdout)]
     assert results[0] == results[1]
+    assert len(list(log.glob("visrank_market1501/*.jpg"))) == (16 if loss == "sn" else 0)
 
 
 def test_resume_goes_on_where_the_checkpoint_ends(existing: list[str], tmp_path: Path) -> None:
@@ -103,14 +110,26 @@ def test_small_config_shortened(tmp_path: Path) -> None:
         (["loss.name", "snn"], ["loss.name must be one of softmax, triplet, sn, hap2s, fidi", "'snn'"]),
         (["loss.name", "sn", "loss.sn.scale", "-1"], ["loss.sn: scale must be greater than 0, got -1.0"]),
         (["loss.name", "sn", "loss.sn.weight_m", "0", "loss.sn.weight_x", "0"], ["not both 0"]),
-        (["loss.name", "sn", "data.type", "video"], ["data.type 'image' only", "'video'"]),
+        (["loss.name", "sn", "data.type", "video"], ["trains on data.type 'image' only", "got 'video'"]),
         (["model.name", "osnet"], ["model.name: Unknown model: osnet"]),
         (["model.load_weights", "nowhere.pth"], ["model.load_weights: there is no file 'nowhere.pth'"]),
         (["model.resume", "nowhere.pth"], ["model.resume: there is no file 'nowhere.pth'"]),
         (["data.sources", "['market']"], ["can't load the data", "market"]),
         (["data.sources", "['dukemtmcreid']", "data.root", "MISSING"], ["can't load the data", "data.root 'MISSING'"]),
         (["loss.name", "sn", "train.batch_size", "4"], ["at least 2 identities", "train.batch_size 4"]),
-        (["loss.name", "sn", "train.batch_size", "30"], ["train.batch_size = identities x", "got train.batch_size 30"]),
+        (["loss.name", "sn", "train.batch_size", "30"], ["batch_size must be a multiple of num_instances", "30"]),
+        (["data.transforms", "['random_flipp']"], ["data.transforms must be one of random_flip", "'random_flipp'"]),
+        (["train.lr", "-1"], ["can't build the optimizer amsgrad", "-1.0"]),
+        (["train.stepsize", "[]", "train.lr_scheduler", "multi_step", "data.save_dir", "existing.yaml"], ["save_dir"]),
+        (["data.targets", "[]"], ["data.sources and data.targets must name at least one data set"]),
+        (["test.ranks", "[1.5]"], ["test.ranks must be a list of whole numbers; got test.ranks [1.5]"]),
+        (["train.stepsize", "[0]"], ["train.stepsize must be a list of epochs above 0; got train.stepsize [0]"]),
+        (["train.max_epoch", "0"], ["train.start_epoch must be at least 0 and below train.max_epoch"]),
+        (["data.workers", "None"], ["data.workers must have a value", "None"]),
+        (["loss.name", "sn", "loss.sn.weight_m", "nan"], ["loss.sn: weight_m must be finite, got nan"]),
+        (["use_gpu", "True"], ["use_gpu is True, but torch finds no GPU"]),
+        (["model.name", "hacnn"], ["hacnn does not take images of data.height 64", "expected (160, 64)"]),
+        (["train.staged_lr", "True", "train.new_layers", "['fcc']"], ["train.new_layers", "has no ['fcc']"]),
         (["loss.name", "sn", "train.batch_size", "128"], ["holds 32 identities", "only 16"]),
         (["train.batch_size", "4096"], ["train.batch_size 4096 is larger than the training set"]),
         (["loss.name", "sn", "loss.sn.weight_x", "0"], ["train.fixbase_epoch 1", "nothing in loss 'sn' depends"]),
@@ -141,6 +160,7 @@ def test_bad_input_is_one_message(options: list[str], words: list[str], existing
         (None, "can't read the config file"),
         ("loss: [", "can't read the config file"),
         ("loss", "must hold sections of keys"),
+        ("loss: &a {sn: *a}", "must hold sections of keys"),
         ("loss: sn", "unknown config key 'loss'"),
         ("loss: {sn: {scales: 3}}", "unknown config key 'loss.sn.scales', did you mean loss.sn.scale"),
     ],
@@ -168,6 +188,10 @@ def test_config_defaults_are_the_losses_own() -> None:
     fidi = {"alpha": 1.05, "beta": 0.5, "normalize": False}
     for name, defaults in (("sn", sn), ("hap2s", hap2s), ("fidi", fidi)):
         assert cfg.loss[name] == {**defaults, "weight_m": 1.0, "weight_x": 1.0}
+        for key, parameter in inspect.signature(LOSSES[name]).parameters.items():
+            assert key == "reduction" or cfg.loss[name][key] == parameter.default
+    weights = inspect.signature(ImageSNEngine).parameters
+    assert (weights["weight_m"].default, weights["weight_x"].default) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -175,12 +199,69 @@ def test_shipped_configs_load(path: Path) -> None:
     assert load_config(str(path)).loss.name in ("sn", "hap2s", "fidi")
 
 
-def test_checkpoint_with_code_is_refused(existing: list[str], tmp_path: Path) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.system, (f"touch {tmp_path / 'ran'}",)
+class Attack:
+    """Runs a command when it is unpickled."""
 
-    torch.save({"state_dict": Attack()}, tmp_path / "evil.pth")
-    done = run(*existing, "model.load_weights", str(tmp_path / "evil.pth"), cwd=tmp_path)
-    assert done.returncode != 0
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("key", ["model.load_weights", "model.resume"])
+@pytest.mark.parametrize("kind", ["code", "text", "truncated", "a list", "another model", "weights only"])
+def test_bad_checkpoint_is_one_message(kind: str, key: str, existing: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "model.pth.tar-7"
+    weights = models.build_model("osnet_x0_25", 16, pretrained=False).state_dict()
+    content: object = {"state_dict": weights, "epoch": 7}
+    if kind == "code":
+        content = {"state_dict": Attack(f"touch {tmp_path / 'ran'}")}
+    elif kind == "a list":
+        content = [1, 2, 3]
+    elif kind == "another model":
+        content = {"state_dict": {"layer.weight": torch.zeros(3)}, "epoch": 7, "optimizer": {}, "scheduler": {}}
+    torch.save(content, path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    done = run(*existing, key, str(path), cwd=tmp_path)
     assert not (tmp_path / "ran").exists()
+    if (kind, key) == ("weights only", "model.load_weights"):
+        assert done.returncode == 0
+        return
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    message = [line for line in done.stderr.splitlines() if line.startswith("torchreid-snloss: error: ")]
+    assert len(message) == 1
+    assert str(path) in message[0]
+
+
+def test_options_go_before_flags_and_flags_before_the_file(
+    existing: list[str], reid_data: Path, tmp_path: Path
+) -> None:
+    # Upstream's order. `--` ends the list that a flag takes.
+    flags = ["--transforms", "random_flip", "random_crop", "--", "data.height", "48"]
+    done = run(*existing[:3], str(existing[3]), "--root", "nowhere", *flags, "data.root", str(reid_data), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "+ random crop" in done.stdout
+    assert "48x32" in done.stdout
+    assert f"root: {reid_data}" in done.stdout
+    swallowed = run(*existing, "-s", "market1501", "loss.name", "sn", cwd=tmp_path)
+    assert swallowed.returncode == 2
+
+
+def test_installed_command() -> None:
+    command = Path(sys.executable).with_name("torchreid-snloss")
+    done = subprocess.run([str(command), "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert all(flag in done.stdout for flag in ("--config-file", "--sources", "--targets", "--transforms", "--root"))
+
+
+def test_an_untrained_network_scores_low_on_the_synthetic_people(tmp_path: Path) -> None:
+    options = ["test.evaluate", "True", "test.visrank", "False", "data.workers", "0"]
+    done = run("-m", "torchreid_snloss", "--config-file", str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (mean_ap,) = re.findall(r"mAP: ([\d.]+)%", done.stdout)
+    assert float(mean_ap) < 10

@@ -19,7 +19,18 @@ def test_swap_the_loss(reid_data: Path, tmp_path: Path) -> None:
 
 def test_own_main(reid_data: Path, tmp_path: Path) -> None:
     options = ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.root", str(reid_data)]
-    options += ["loss.name", "hap2s", "train.max_epoch", "1", "train.batch_size", "32", "train.print_freq", "1"]
+    options += [
+        "loss.name",
+        "hap2s",
+        "train.max_epoch",
+        "1",
+        "train.batch_size",
+        "32",
+        "train.print_freq",
+        "1",
+        "test.visrank",
+        "False",
+    ]
     done = run(str(ROOT / "examples/own_main.py"), str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "loss_m" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, run
 
 
@@ -48,7 +49,16 @@ def test_importing_changes_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_register_refuses_what_it_would_overwrite() -> None:
-    done = run("-c", "from torchreid import losses; losses.SNLoss = 1\nimport torchreid_snloss as t; t.register()")
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ("from torchreid import losses; losses.SNLoss = 1", "has a SNLoss already"),
+        ("from torchreid import data; data.sampler.AVAI_SAMPLERS.append('IdentitySampler')", "a sampler named"),
+        ("from torchreid import data; data.register_image_dataset('synthetic', 1)", "a data set named 'synthetic'"),
+    ],
+)
+def test_register_refuses_what_it_would_overwrite(theirs: str, words: str) -> None:
+    again = "try: t.register()\nexcept RuntimeError: t.register()"  # raises the second time too
+    done = run("-c", f"{theirs}\nimport torchreid_snloss as t\n{again}")
     assert "RuntimeError" in done.stderr
-    assert "has a SNLoss already" in done.stderr
+    assert words in done.stderr

@@ -61,6 +61,12 @@ def test_a_twin_differs_in_one_thing() -> None:
         different = {name for name in vars(person) if getattr(person, name) != getattr(twin, name)}
         assert different
         assert different in ({"shoes"}, {"head"}, {"bag"}, {"top_detail"}, {"top", "top_detail"})
+        if "top_detail" in different:  # a logo, and nothing else of that colour
+            assert (twin.top, person.top in ("plain", "logo"), "cap" in (person.head, twin.head)) == (
+                "logo",
+                True,
+                False,
+            )
 
 
 def test_an_interrupted_start_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

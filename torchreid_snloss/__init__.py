@@ -3,7 +3,8 @@
 ``register()`` puts them into torchreid; importing the package changes nothing.
 """
 
-from torchreid_snloss.build import build_datamanager, build_engine, build_model
+from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
+from torchreid_snloss.checkpoint import CheckpointError, load_checkpoint, load_weights
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
 from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians
 from torchreid_snloss.engine import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
@@ -13,6 +14,7 @@ from torchreid_snloss.register import register
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "FIDILoss",
     "HAP2SLoss",
@@ -25,7 +27,10 @@ __all__ = [
     "build_datamanager",
     "build_engine",
     "build_model",
+    "build_optimizer",
     "get_default_config",
+    "load_checkpoint",
     "load_config",
+    "load_weights",
     "register",
 ]

@@ -1,4 +1,7 @@
-"""From a config to what torchreid trains with: data manager, model, engine."""
+"""From a config to what torchreid trains with: data manager, model, optimizer, engine.
+
+For main scripts of one's own. Each of these calls :func:`register` first.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,22 @@ from typing import Any
 import gdown.exceptions
 import torch
 from torch import nn
-from torchreid import data, engine, models
-from torchreid import utils as reid_utils
+from torchreid import data, engine, models, optim
 from yacs.config import CfgNode
 
-from torchreid_snloss.checkpoint import numpy_scalars_allowed
-from torchreid_snloss.config import ConfigError, imagedata_kwargs, loss_weights, videodata_kwargs
+from torchreid_snloss.config import (
+    ConfigError,
+    imagedata_kwargs,
+    loss_weights,
+    lr_scheduler_kwargs,
+    optimizer_kwargs,
+    videodata_kwargs,
+)
 from torchreid_snloss.data import IdentitySampler
 from torchreid_snloss.engine import ENGINES
+from torchreid_snloss.register import register
 
-__all__ = ["build_datamanager", "build_engine", "build_model", "load_weights", "resume"]
+__all__ = ["build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
 
 
 def build_datamanager(cfg: CfgNode) -> Any:
@@ -27,6 +36,7 @@ def build_datamanager(cfg: CfgNode) -> Any:
     Raises:
         ConfigError: for a dataset that is unknown, missing or empty, and for a batch size that doesn't fit it.
     """
+    register()
     kwargs = imagedata_kwargs(cfg) if cfg.data.type == "image" else videodata_kwargs(cfg)
     metric_weight, _ = loss_weights(cfg)
     if kwargs["train_sampler"] == "RandomSampler" and metric_weight > 0 and not cfg.test.evaluate:
@@ -41,14 +51,16 @@ def build_datamanager(cfg: CfgNode) -> Any:
         return manager(**kwargs)
     except IndexError as error:  # how torchreid takes a folder without images
         raise ConfigError(f"no images in the training, query or gallery folder ({where})") from error
+    except AttributeError as error:  # and a file whose name does not match its pattern
+        raise ConfigError(f"a file in the data has a name that its data set does not know ({where})") from error
     except OSError as error:
         raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"can't load the data ({where}): {error}") from error
+        raise ConfigError(f"can't load the data ({where}): {error or type(error).__name__}") from error
 
 
 def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """torchreid's model ``model.name``.
+    """torchreid's model ``model.name``, on the CPU.
 
     Args:
         cfg: the config.
@@ -57,11 +69,12 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: for an unknown model, or ImageNet weights that can't be downloaded.
     """
+    register()
     try:
         model: nn.Module = models.build_model(
             name=cfg.model.name,
             num_classes=num_classes,
-            loss="softmax" if cfg.loss.name == "softmax" else "triplet",
+            loss=cfg.loss.name,
             pretrained=cfg.model.pretrained,
             use_gpu=cfg.use_gpu,
         )
@@ -74,28 +87,28 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: str) -> None:
-    """Loads a checkpoint's weights, also one of torchreid's own engines; layers that differ stay as they are."""
-    with numpy_scalars_allowed():
-        reid_utils.load_pretrained_weights(model, path)
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+    """torchreid's optimizer and learning rate scheduler.
+
+    Raises:
+        ConfigError: for a value that torch or torchreid refuses.
+    """
+    try:
+        optimizer = optim.build_optimizer(model, **optimizer_kwargs(cfg))
+        return optimizer, optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"can't build the optimizer {cfg.train.optim} with {cfg.train.lr_scheduler}: {error}"
+        ) from error
 
 
-def resume(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> int:
-    """Loads model, optimizer and scheduler from a checkpoint; returns the epoch to go on from."""
-    with numpy_scalars_allowed():
-        start_epoch: int = reid_utils.resume_from_checkpoint(path, model, optimizer=optimizer, scheduler=scheduler)
-    return start_epoch
-
-
-def build_engine(
-    cfg: CfgNode, datamanager: Any, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
-) -> engine.Engine:
+def engine_class(cfg: CfgNode) -> type[engine.Engine]:
     """The engine for ``data.type`` and ``loss.name``, torchreid's own for softmax and triplet.
 
     Raises:
-        ConfigError: for a loss whose parameters are out of range, or that has no engine for this type of data.
+        ConfigError: if there is none.
     """
-    engines = {
+    engines: dict[tuple[str, str], type[engine.Engine]] = {
         ("image", "softmax"): engine.ImageSoftmaxEngine,
         ("image", "triplet"): engine.ImageTripletEngine,
         ("video", "softmax"): engine.VideoSoftmaxEngine,
@@ -104,11 +117,24 @@ def build_engine(
     }
     kind, name = cfg.data.type, cfg.loss.name
     if (kind, name) not in engines:
-        raise ConfigError(f"loss.name {name!r} does not train on data.type {kind!r}")
-    options = {"label_smooth": cfg.loss.softmax.label_smooth, **cfg.loss[name]}
-    if kind == "video":
+        kinds = [other for other, loss in engines if loss == name]
+        raise ConfigError(f"loss {name!r} trains on data.type {' or '.join(map(repr, kinds))} only, got {kind!r}")
+    return engines[kind, name]
+
+
+def build_engine(
+    cfg: CfgNode, datamanager: Any, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
+) -> engine.Engine:
+    """An engine of :func:`engine_class`, with the loss and the weights of the config.
+
+    Raises:
+        ConfigError: for a loss without an engine, or with a value out of range.
+    """
+    options = {"label_smooth": cfg.loss.softmax.label_smooth, **cfg.loss[cfg.loss.name]}
+    if cfg.data.type == "video":
         options["pooling_method"] = cfg.video.pooling_method
+    cls = engine_class(cfg)
     try:
-        return engines[kind, name](datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss.{name}: {error}") from error
+        return cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
+    except ValueError as error:
+        raise ConfigError(f"loss.{cfg.loss.name}: {error}") from error

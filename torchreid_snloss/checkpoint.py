@@ -1,24 +1,109 @@
-"""Loading the checkpoints that torchreid's own engines write."""
+"""Loading checkpoints, of this package and of torchreid, without running code that is in them."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-__all__ = ["numpy_scalars_allowed"]
+__all__ = ["CheckpointError", "load_checkpoint", "load_weights", "resume"]
 
 
-def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
-    """Within it ``torch.load`` takes NumPy scalars, and still no other object that is not a tensor or plain data.
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, is damaged, or belongs to another model."""
 
-    torchreid's engines store rank-1 as a NumPy scalar, which ``torch.load`` refuses by default since torch 2.6. Before
-    that there is nothing to allow.
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Loads a checkpoint of this package or of torchreid onto the CPU.
+
+    Only tensors, plain data and NumPy scalars are unpickled (torchreid's own engines store rank-1 as one, which
+    ``torch.load`` refuses by default since torch 2.6); a file that asks for anything else is refused, and none of its
+    code runs.
+
+    Args:
+        path: the file.
+
+    Returns:
+        its dictionary, with the weights under ``"state_dict"``. A file that is a bare state dict is taken as weights.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or no checkpoint.
     """
-    if not hasattr(torch.serialization, "safe_globals"):
+    try:
+        with _numpy_scalars_allowed():
+            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+        reason = f"it asks for {asked[1]}, which could run code" if asked else "it holds other things than data"
+        raise CheckpointError(f"{str(path)!r} is no checkpoint, or not one to load safely: {reason}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"can't load {str(path)!r}, is it a whole checkpoint? {reason}") from error
+    if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
+        checkpoint = {"state_dict": checkpoint}
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{str(path)!r} holds no checkpoint but a {type(checkpoint).__name__}")
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+        raise CheckpointError(f"{str(path)!r} holds no model weights (a state_dict)")
+    return checkpoint
+
+
+def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
+    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
         return contextlib.nullcontext()
     scalar = np.float64(0).__reduce__()[0]
-    allowed = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64))]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]  # NumPy 1 and 2
-    return torch.serialization.safe_globals([*allowed, *((scalar, name) for name in names)])  # type: ignore[list-item]
+    allowed: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64))]
+    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
+    return torch.serialization.safe_globals(allowed)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint's weights into a model; layers of another name or shape are named and stay as they are.
+
+    Args:
+        model: the model, also within ``DataParallel``.
+        path: a checkpoint of this package or of torchreid.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint` does, and if no layer fits.
+    """
+    own = getattr(model, "module", model)
+    weights = {name.removeprefix("module."): value for name, value in load_checkpoint(path)["state_dict"].items()}
+    current = own.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in current and current[name].shape == value.shape}
+    if not fitting:
+        raise CheckpointError(f"{str(path)!r} belongs to another model: none of its {len(weights)} layers fit")
+    own.load_state_dict({**current, **fitting})
+    print(f'=> Loaded {len(fitting)} of {len(current)} layers from "{path}"')
+    left_out = sorted(set(weights) - set(fitting))
+    if left_out:
+        print(f"** These of its layers differ in name or shape from the model's and were left out: {left_out}")
+
+
+def resume(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> int:
+    """Loads model, optimizer and scheduler from a checkpoint; returns the epoch to go on from.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint` does, and if the checkpoint is of another model or optimizer.
+    """
+    checkpoint = load_checkpoint(path)
+    missing = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
+    if missing:
+        raise CheckpointError(f"{str(path)!r} has no {missing} to go on from; load it with model.load_weights")
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        epoch = int(checkpoint["epoch"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{str(path)!r} is of another model or optimizer: {reason}") from error
+    print(f'=> Going on from "{path}", after {epoch} epochs')
+    return epoch

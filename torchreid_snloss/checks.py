@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os.path
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ from torchreid import data, optim
 from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
+from torchreid_snloss.build import engine_class
 from torchreid_snloss.config import ConfigError, loss_weights
-from torchreid_snloss.engine import ENGINES
+from torchreid_snloss.engine import check_weights
 from torchreid_snloss.losses import LOSSES
 
-__all__ = ["check_config", "check_datamanager", "check_open_layers"]
+__all__ = ["check_config", "check_datamanager", "check_model"]
+
+# torchreid's build_transforms passes over a name it does not know.
+_TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -25,38 +30,85 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: says which key, what it holds and what it may hold.
     """
-    _check_choice(cfg, "loss.name", ["softmax", "triplet", *LOSSES])
-    _check_choice(cfg, "data.type", ["image", "video"])
-    _check_choice(cfg, "train.optim", optim.optimizer.AVAI_OPTIMS)
-    _check_choice(cfg, "train.lr_scheduler", optim.lr_scheduler.AVAI_SCH)
-    _check_choice(cfg, "sampler.train_sampler", data.sampler.AVAI_SAMPLERS)
-    _check_choice(cfg, "test.dist_metric", ["euclidean", "cosine"])
-    name = cfg.loss.name
-    if name in LOSSES and (cfg.data.type, name) not in ENGINES:
-        raise ConfigError(f"loss.name {name!r} trains on data.type 'image' only, got {cfg.data.type!r}")
+    _check_choice("loss.name", cfg.loss.name, ["softmax", "triplet", *LOSSES])
+    _check_choice("data.type", cfg.data.type, ["image", "video"])
+    _check_choice("train.optim", cfg.train.optim, optim.optimizer.AVAI_OPTIMS)
+    _check_choice("train.lr_scheduler", cfg.train.lr_scheduler, optim.lr_scheduler.AVAI_SCH)
+    _check_choice("sampler.train_sampler", cfg.sampler.train_sampler, data.sampler.AVAI_SAMPLERS)
+    _check_choice("test.dist_metric", cfg.test.dist_metric, ["euclidean", "cosine"])
+    for transform in cfg.data.transforms:
+        _check_choice("data.transforms", transform, _TRANSFORMS)
+    engine_class(cfg)
+    _check_numbers(cfg)
     for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
         if path and not os.path.isfile(path):
             raise ConfigError(f"{key}: there is no file {path!r}")
-    metric_weight, softmax_weight = loss_weights(cfg)
-    if min(metric_weight, softmax_weight) < 0 or metric_weight + softmax_weight == 0:
-        raise ConfigError(
-            f"loss.{name}: the weights of the metric and the softmax term must be at least 0 and not both 0, "
-            f"got {metric_weight} and {softmax_weight}"
-        )
+    _check_loss(cfg)
+
+
+def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_numbers(cfg: CfgNode) -> None:
+    train, test = cfg.train, cfg.test
+    stepsize = train.stepsize if isinstance(train.stepsize, list) else [train.stepsize]
+    norms = [*(cfg.data.norm_mean or ()), *(cfg.data.norm_std or ())]
+    tests = {
+        "data.sources and data.targets must name at least one data set each": cfg.data.sources and cfg.data.targets,
+        "data.height and data.width must be at least 1": min(cfg.data.height, cfg.data.width) >= 1,
+        "data.workers must be at least 0": cfg.data.workers >= 0,
+        "data.k_tfm must be 1, torchreid's engines take no more": cfg.data.k_tfm == 1,
+        "data.norm_mean and data.norm_std must be 3 numbers each, the latter above 0": len(norms) in (0, 3, 6)
+        and all(isinstance(value, (int, float)) for value in norms)
+        and min(cfg.data.norm_std or [1]) > 0,
+        "train.seed must be at least 0": train.seed >= 0,
+        "train.lr must be above 0 and finite": 0 < train.lr < float("inf"),
+        "train.print_freq must be at least 1": train.print_freq >= 1,
+        "train.batch_size and test.batch_size must be at least 1": min(train.batch_size, test.batch_size) >= 1,
+        "train.start_epoch must be at least 0 and below train.max_epoch": 0 <= train.start_epoch < train.max_epoch,
+        "train.stepsize must be a list of epochs above 0": stepsize and all(_is_count(step) for step in stepsize),
+        "train.open_layers must name a layer where train.fixbase_epoch is above 0": train.open_layers
+        or train.fixbase_epoch <= 0,
+        "test.ranks must be a list of whole numbers": all(_is_count(rank) for rank in test.ranks),
+        "test.visrank_topk must be at least 1": test.visrank_topk >= 1,
+        "use_gpu is True, but torch finds no GPU": torch.cuda.is_available() or not cfg.use_gpu,
+    }
+    for requirement, met in tests.items():
+        if not met:
+            keys = [word.rstrip(",") for word in requirement.split() if "." in word]
+            given = ", ".join(f"{key} {_value(cfg, key)}" for key in keys)
+            raise ConfigError(requirement + (f"; got {given}" if given else ""))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    section, name = key.split(".")
+    return cfg[section][name]
+
+
+def _check_loss(cfg: CfgNode) -> None:
+    name, node = cfg.loss.name, cfg.loss[cfg.loss.name]
+    metric_weight, _ = loss_weights(cfg)
+    try:
+        if name != "softmax":
+            check_weights(**{key: value for key, value in node.items() if key.startswith("weight_")})
+        if name in LOSSES:
+            LOSSES[name](**{key: value for key, value in node.items() if not key.startswith("weight_")})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"loss.{name}: {error}") from error
     if metric_weight > 0 and not cfg.test.evaluate:
         batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
-        if instances < 2 or batch < 2 * instances or batch % instances != 0:
+        if instances < 2 or batch < 2 * instances:
             raise ConfigError(
                 f"a batch for loss {name!r} must hold at least 2 identities with at least 2 images each: "
                 "train.batch_size = identities x sampler.num_instances, "
                 f"got train.batch_size {batch} and sampler.num_instances {instances}"
             )
-
-
-def _check_choice(cfg: CfgNode, key: str, choices: list[str]) -> None:
-    section, name = key.split(".")
-    if cfg[section][name] not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {cfg[section][name]!r}")
 
 
 def check_datamanager(cfg: CfgNode, datamanager: Any) -> None:
@@ -72,27 +124,34 @@ def check_datamanager(cfg: CfgNode, datamanager: Any) -> None:
             "no epoch would train a step"
         )
     for name, splits in datamanager.test_dataset.items():
-        longest = min(50, len(splits["gallery"]))  # torchreid's evaluation stops at 50
+        gallery = splits["gallery"]
+        # torchreid's evaluation stops at 50; CUHK03's metric ranks one image an identity.
+        longest = min(50, len({item[1] for item in gallery} if cfg.cuhk03.use_metric_cuhk03 else gallery))
         bad = [rank for rank in cfg.test.ranks if not 1 <= rank <= longest]
         if bad:
             raise ConfigError(f"test.ranks must lie between 1 and {longest} for {name!r}, got {bad}")
 
 
-def check_open_layers(cfg: CfgNode, model: nn.Module) -> None:
-    """Checks that, while ``train.fixbase_epoch`` freezes the base, the loss reaches one of ``train.open_layers``.
+def check_model(cfg: CfgNode, model: nn.Module) -> None:
+    """Checks the config's layers against the model.
 
-    With the softmax term at weight 0, for one, nothing reaches a classifier (upstream issue 373).
+    While ``train.fixbase_epoch`` freezes the base, the loss must reach one of ``train.open_layers``. With the softmax
+    term at weight 0, for one, nothing reaches a classifier (upstream issue 373).
 
     Raises:
-        ConfigError: if a layer doesn't exist, or if nothing in the loss trains any.
+        ConfigError: if a layer doesn't exist, or if nothing in the loss trains any open one.
     """
-    layers = cfg.train.open_layers
-    if cfg.test.evaluate or cfg.train.fixbase_epoch <= cfg.train.start_epoch or not layers:
+    if cfg.test.evaluate:
         return
     children = [name for name, _ in model.named_children()]
-    unknown = [layer for layer in layers if layer not in children]
-    if unknown:
-        raise ConfigError(f"train.open_layers: {cfg.model.name} has no {unknown}, it has {children}")
+    named = {"train.open_layers": cfg.train.fixbase_epoch > 0, "train.new_layers": cfg.train.staged_lr}
+    for key, in_use in named.items():
+        unknown = [layer for layer in cfg.train[key.removeprefix("train.")] if layer not in children]
+        if in_use and unknown:
+            raise ConfigError(f"{key}: {cfg.model.name} has no {unknown}, it has {children}")
+    layers = cfg.train.open_layers
+    if cfg.train.fixbase_epoch <= cfg.train.start_epoch or not layers:
+        return
 
     # Asked of the model itself, on a copy: two blank images, and see which outputs carry a gradient.
     trial = copy.deepcopy(model).cpu().train()

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os.path
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TextIO, cast
+from typing import IO, TextIO, cast
 
 import torch
 from torch import nn
-from torchreid import optim
 from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
-from torchreid_snloss.build import build_datamanager, build_engine, build_model, load_weights, resume
-from torchreid_snloss.checks import check_config, check_datamanager, check_open_layers
-from torchreid_snloss.config import (
-    ConfigError,
-    engine_run_kwargs,
-    load_config,
-    lr_scheduler_kwargs,
-    optimizer_kwargs,
-)
+from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
+from torchreid_snloss.checkpoint import CheckpointError, load_weights, resume
+from torchreid_snloss.checks import check_config, check_datamanager, check_model
+from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
 from torchreid_snloss.data import IdentitySampler
 from torchreid_snloss.register import register
 
@@ -34,28 +29,37 @@ or `fidi` it trains with that loss. The keys are those of torchreid and the loss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 for something in the config that can't be run with."""
-    parser = argparse.ArgumentParser(
-        prog="torchreid-snloss", description=_DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Runs the command line.
+
+    Args:
+        argv: the arguments; None: the process's.
+
+    Returns:
+        the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
+        130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
     parser.add_argument("--config-file", default="", help="path of a YAML config file")
-    parser.add_argument("-s", "--sources", nargs="+", help="source datasets, separated by spaces")
-    parser.add_argument("-t", "--targets", nargs="+", help="target datasets, separated by spaces")
-    parser.add_argument("--transforms", nargs="+", help="data augmentation")
+    parser.add_argument("-s", "--sources", nargs="+", default=[], help="source datasets, separated by spaces")
+    parser.add_argument("-t", "--targets", nargs="+", default=[], help="target datasets, separated by spaces")
+    parser.add_argument("--transforms", nargs="+", default=[], help="data augmentation, separated by spaces")
     parser.add_argument("--root", default="", help="path of the data root")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, as in: loss.name sn train.lr 0.001"
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config options, as in: loss.name sn train.lr 0.001. After -s, -t or --transforms put `--` before them",
     )
     args = parser.parse_args(argv)
+    flags = {f"data.{key}": getattr(args, key) for key in ("sources", "targets", "transforms", "root")}
+    options = [item for key, value in flags.items() if value for item in (key, value)]
+    options += args.opts[1:] if args.opts[:1] == ["--"] else args.opts
     try:
-        cfg = load_config(args.config_file, args.opts)
-        for key in ("sources", "targets", "transforms", "root"):
-            if getattr(args, key):
-                cfg.data[key] = getattr(args, key)
+        cfg = load_config(args.config_file, options)
         register()
         check_config(cfg)
         _run(cfg)
-    except ConfigError as error:
+    except (ConfigError, CheckpointError) as error:
         print(f"torchreid-snloss: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -66,9 +70,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(cfg: CfgNode) -> None:
     reid_utils.set_random_seed(cfg.train.seed)
-    log_name = "test.log" if cfg.test.evaluate else "train.log"
-    log_path = os.path.join(cfg.data.save_dir, log_name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
-    sys.stdout = cast(TextIO, reid_utils.Logger(log_path))
+    log_name = ("test.log" if cfg.test.evaluate else "train.log") + time.strftime("-%Y-%m-%d-%H-%M-%S")
+    try:
+        os.makedirs(cfg.data.save_dir, exist_ok=True)
+        log = open(os.path.join(cfg.data.save_dir, log_name), "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"data.save_dir {cfg.data.save_dir!r} can't be written to: {error}") from error
+    # Not torchreid's Logger: it closes standard output in the end.
+    with log, contextlib.redirect_stdout(cast(TextIO, _Tee(sys.stdout, log))):
+        _train_or_test(cfg)
+
+
+class _Tee:
+    """Writes to the terminal and to the log, line by line, so that both show how far a run is."""
+
+    def __init__(self, *streams: IO[str]) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+
+def _train_or_test(cfg: CfgNode) -> None:
     print(f"Show configuration\n{cfg}\n")
     print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
     torch.backends.cudnn.benchmark = cfg.use_gpu
@@ -78,16 +109,19 @@ def _run(cfg: CfgNode) -> None:
 
     print(f"Building model: {cfg.model.name}")
     model = build_model(cfg, datamanager.num_train_pids)
-    params, flops = reid_utils.compute_model_complexity(model, (1, 3, cfg.data.height, cfg.data.width))
+    try:
+        params, flops = reid_utils.compute_model_complexity(model, (1, 3, cfg.data.height, cfg.data.width))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = f"data.height {cfg.data.height} and data.width {cfg.data.width}"
+        raise ConfigError(f"{cfg.model.name} does not take images of {size}: {error}") from error
     print(f"Model complexity: params={params:,} flops={flops:,}")
     if cfg.model.load_weights:
         load_weights(model, cfg.model.load_weights)
-    check_open_layers(cfg, model)
+    check_model(cfg, model)
     if cfg.use_gpu:
         model = nn.DataParallel(model).cuda()
 
-    optimizer = optim.build_optimizer(model, **optimizer_kwargs(cfg))
-    scheduler = optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
+    optimizer, scheduler = build_optimizer(cfg, model)
     if cfg.model.resume:
         cfg.train.start_epoch = resume(cfg.model.resume, model, optimizer, scheduler)
     if isinstance(datamanager.train_loader.sampler, IdentitySampler):
@@ -100,6 +134,6 @@ def _run(cfg: CfgNode) -> None:
         engine.run(**kwargs)
         return
     engine.run(**{**kwargs, "visrank": False})
-    if cfg.test.visrank:  # torchreid draws in a test-only run alone
-        print("=> Drawing ranked lists")
+    if cfg.test.visrank:
+        print("=> Drawing ranked lists, which torchreid does in a test run of its own")
         engine.run(**{**kwargs, "test_only": True})

@@ -111,6 +111,7 @@ _TORCHREID: dict[str, dict[str, Any]] = {
     },
 }
 
+_MAY_BE_NONE = ("loss.hap2s.margin", "data.norm_mean", "data.norm_std")
 _ENGINE_WEIGHTS = ("weight_m", "weight_x")
 
 
@@ -129,7 +130,7 @@ def get_default_config() -> CfgNode:
     return cfg
 
 
-def load_config(config_file: str = "", options: Sequence[str] = ()) -> CfgNode:
+def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     """The default config with a YAML file and then ``KEY VALUE`` options merged in.
 
     Args:
@@ -144,11 +145,12 @@ def load_config(config_file: str = "", options: Sequence[str] = ()) -> CfgNode:
         try:
             with open(config_file, encoding="utf-8") as stream:
                 changes = yaml.safe_load(stream)
+            changes = dict(_leaves(changes))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"can't read the config file {config_file!r}: {error}") from error
-        if not isinstance(changes, dict):
-            raise ConfigError(f"config file {config_file!r} must hold sections of keys, got {changes!r}")
-        for key, value in _leaves(changes):
+            raise ConfigError(f"can't read the config file {config_file!r}: {' '.join(str(error).split())}") from error
+        except (AttributeError, RecursionError) as error:
+            raise ConfigError(f"config file {config_file!r} must hold sections of keys, and nothing else") from error
+        for key, value in changes.items():
             _set(cfg, key, value)
     if len(options) % 2 != 0:
         raise ConfigError(f"options come in pairs, KEY VALUE, but the last one, {options[-1]!r}, has no value")
@@ -167,17 +169,22 @@ def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
     known = dict(_leaves(cfg))
+    swallowed = [item for item in value if item in known] if isinstance(value, list) else []
+    if swallowed:
+        raise ConfigError(f"{key} got {value}: put `--` between its values and the option {swallowed[0]}")
     if key not in known:
         guesses = difflib.get_close_matches(key, known, n=3)
         hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
         raise ConfigError(f"unknown config key {key!r}{hint}")
+    if value in (None, "None", "null") and key not in _MAY_BE_NONE:
+        raise ConfigError(f"{key} must have a value, as its default {known[key]!r}, got {value!r}")
     if isinstance(known[key], float) and not isinstance(value, bool):
         # yacs takes no 1 where the default is 1.0.
         with contextlib.suppress(TypeError, ValueError):  # what is no number yacs finds out below
             value = float(value)
     try:
         cfg.merge_from_list([key, value])
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{key} must be of type {type(known[key]).__name__}, as its default {known[key]!r}, got {value!r}"
         ) from error

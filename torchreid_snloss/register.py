@@ -15,7 +15,7 @@ from torchreid_snloss.losses import LOSSES
 __all__ = ["register"]
 
 
-@functools.cache
+@functools.cache  # holds a call that went through, and lets one that raised be tried again
 def register() -> None:
     """Makes torchreid know this package's losses, engines, sampler and dataset. Calling it again does nothing.
 
@@ -35,9 +35,14 @@ def register() -> None:
         if hasattr(module, cls.__name__):
             raise RuntimeError(f"{module.__name__} has a {cls.__name__} already, this package can't add its own")
     if IdentitySampler.__name__ in data.sampler.AVAI_SAMPLERS:
-        raise RuntimeError("torchreid has a sampler named IdentitySampler already")
+        raise RuntimeError("torchreid has a sampler named IdentitySampler already, this package can't add its own")
 
-    data.register_image_dataset("synthetic", SyntheticPedestrians)
+    try:
+        data.register_image_dataset("synthetic", SyntheticPedestrians)
+    except ValueError as error:
+        raise RuntimeError(
+            "torchreid has a data set named 'synthetic' already, this package can't add its own"
+        ) from error
     for module, cls in additions:
         setattr(module, cls.__name__, cls)
     models.build_model = _with_our_losses(models.build_model)

@@ -60,6 +60,7 @@ class Camera:
     floor: Colour
     horizon: float
     stripes: int
+    offset: float
     mirrored: bool
     squeeze: float  # a high viewpoint shortens people
 
@@ -91,15 +92,16 @@ def make_person(rng: np.random.Generator) -> Person:
 
 def make_twin(person: Person, rng: np.random.Generator) -> Person:
     """Somebody else who differs from ``person`` in one small detail."""
-    detail = str(rng.choice(["shoes", "head", "bag", "top_detail"]))
+    details = ["shoes", "head", "bag"]
+    if person.top in ("plain", "logo") and person.head != "cap":  # a cap has the logo's colour
+        details.append("logo")
+    detail = str(rng.choice(details))
     if detail == "head":
         return replace(person, head=str(rng.choice([head for head in _HEADS if head != person.head])))
     if detail == "bag":
-        bag = "shoulder" if person.bag == "none" else "none"
-        return replace(person, bag=bag)
-    if detail == "top_detail":
-        top = "logo" if person.top == "plain" else person.top
-        return replace(person, top=top, top_detail=_other(rng, person.top_detail, person.top_colour))
+        return replace(person, bag="shoulder" if person.bag == "none" else "none")
+    if detail == "logo":
+        return replace(person, top="logo", top_detail=_other(rng, person.top_detail, person.top_colour))
     return replace(person, shoes=_other(rng, person.shoes))
 
 
@@ -116,6 +118,7 @@ def make_camera(rng: np.random.Generator) -> Camera:
         floor=_pick(rng, _WALLS),
         horizon=float(rng.uniform(0.25, 0.6)),
         stripes=int(rng.integers(0, 5)),
+        offset=float(rng.random()),
         mirrored=bool(rng.random() < 0.5),
         squeeze=float(rng.uniform(0.86, 1.0)),
     )
@@ -145,8 +148,8 @@ def _draw_background(pen: ImageDraw.ImageDraw, camera: Camera, rng: np.random.Ge
     horizon = (camera.horizon + rng.uniform(-0.05, 0.05)) * height
     pen.rectangle((0, 0, width, horizon), fill=camera.wall)
     pen.rectangle((0, horizon, width, height), fill=camera.floor)
-    offset = rng.uniform(0, width)
-    for stripe in range(camera.stripes):  # windows, posts: fixed to the camera, seen from a little elsewhere each time
+    offset = (camera.offset + rng.uniform(-0.15, 0.15)) * width
+    for stripe in range(camera.stripes):  # windows and posts, which somebody stands before at a place of their own
         left = (offset + stripe * width / camera.stripes) % width
         pen.rectangle((left, 0, left + width * 0.07, horizon), fill=_shade(camera.wall, 0.7))
     for _ in range(rng.integers(0, 4)):  # clutter

@@ -68,7 +68,7 @@ class IdentitySampler(Sampler[int]):
                 f"{self.num_pids_per_batch} identities, but the training set has only {len(self._sizes)}"
             )
         self.num_instances = num_instances
-        self.seed = (torch.initial_seed() if seed is None else seed) % (1 << 64)
+        self.seed = int(torch.initial_seed() if seed is None else seed) % (1 << 64)
         self.epoch = 0
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._groups = np.maximum(self._sizes // num_instances, 1)

@@ -48,8 +48,8 @@ class SyntheticPedestrians(data.datasets.Market1501):
 def make_pedestrians(directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0) -> None:
     """Draws people and writes them in Market-1501 layout.
 
-    The same arguments give the same pixels everywhere, and the same bytes where Pillow writes JPEG alike. The folder
-    appears only once it is complete.
+    The same arguments give the same bytes with the same versions of NumPy and Pillow. The folder appears only once it
+    is complete.
 
     Args:
         directory: to make; it holds ``Market-1501-v15.09.15/`` with ``bounding_box_train``, ``query`` and

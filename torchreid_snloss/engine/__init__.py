@@ -1,9 +1,17 @@
 """The engines: torchreid's, with the losses of this package."""
 
 from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
-from torchreid_snloss.engine.metric import LossEngine, MetricEngine
+from torchreid_snloss.engine.metric import LossEngine, MetricEngine, check_weights
 
-__all__ = ["ENGINES", "ImageFIDIEngine", "ImageHAP2SEngine", "ImageSNEngine", "LossEngine", "MetricEngine"]
+__all__ = [
+    "ENGINES",
+    "ImageFIDIEngine",
+    "ImageHAP2SEngine",
+    "ImageSNEngine",
+    "LossEngine",
+    "MetricEngine",
+    "check_weights",
+]
 
 ENGINES: dict[tuple[str, str], type[LossEngine]] = {
     ("image", "sn"): ImageSNEngine,

@@ -22,6 +22,7 @@ class ImageSNEngine(LossEngine):
             batch_size_train=64, num_instances=4, train_sampler='IdentitySampler'
         )
         model = models.build_model('osnet_x0_25', datamanager.num_train_pids, loss='sn', pretrained=False)
+        model = model.cuda()  # or use_gpu=False below
         optimizer = optim.build_optimizer(model, optim='adam', lr=0.0015)
         scheduler = optim.build_lr_scheduler(optimizer, lr_scheduler='cosine', max_epoch=20)
         engine = torchreid_snloss.ImageSNEngine(

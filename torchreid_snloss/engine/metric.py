@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchreid import engine, metrics
 
-from torchreid_snloss.losses import MetricLoss
+from torchreid_snloss.losses import MetricLoss, check_number
 
-__all__ = ["LossEngine", "MetricEngine"]
+__all__ = ["LossEngine", "MetricEngine", "check_weights"]
 
 
 class MetricEngine(engine.Engine):
@@ -35,7 +35,8 @@ class MetricEngine(engine.Engine):
         label_smooth: smooth the labels of the softmax term by 0.1.
 
     Raises:
-        ValueError: for a negative weight, two weights of 0, or a model that gives no features.
+        ValueError: for a negative weight, two weights of 0, a model that gives no features, or one that is on the CPU
+            while ``use_gpu`` and a GPU say otherwise.
     """
 
     def __init__(
@@ -51,10 +52,9 @@ class MetricEngine(engine.Engine):
         label_smooth: bool = True,
     ) -> None:
         super().__init__(datamanager, use_gpu)
-        if weight_m < 0 or weight_x < 0 or weight_m + weight_x == 0:
-            raise ValueError(
-                f"weight_m and weight_x must be at least 0 and not both 0, got weight_m={weight_m}, weight_x={weight_x}"
-            )
+        check_weights(weight_m=weight_m, weight_x=weight_x)
+        if self.use_gpu and not any(parameter.is_cuda for parameter in model.parameters()):
+            raise ValueError("the model is on the CPU, but use_gpu is True: call model.cuda() first, or use_gpu=False")
         if getattr(getattr(model, "module", model), "loss", None) == "softmax":
             raise ValueError("the model was built with loss='softmax' and gives no features, build it with 'triplet'")
         self.model = model
@@ -68,6 +68,17 @@ class MetricEngine(engine.Engine):
         self.criterion_x = nn.CrossEntropyLoss(label_smoothing=0.1 if label_smooth else 0.0)
 
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
+        """One training step.
+
+        Args:
+            data: a batch of torchreid's, with ``img`` (batch, 3, height, width) and ``pid`` (batch,).
+
+        Returns:
+            what the progress line shows: ``loss_m``, ``loss_x``, and ``acc`` in percent.
+
+        Raises:
+            TypeError: if the model gives anything but ``(logits, features)``.
+        """
         imgs, pids = self.parse_data_for_train(data)
         if self.use_gpu:
             imgs, pids = imgs.cuda(non_blocking=True), pids.cuda(non_blocking=True)
@@ -90,17 +101,30 @@ class MetricEngine(engine.Engine):
             loss = loss + self.weight_x * summary["loss_x"]
             summary["acc"] = metrics.accuracy(logits, pids)[0]
 
+        self.optimize(loss)
+
+        # One trip to the CPU for the whole summary, since each is a wait for the GPU.
+        values = torch.stack([value.detach().float().reshape(()) for value in summary.values()]).tolist()
+        return dict(zip(summary, values))
+
+    def optimize(self, loss: Tensor) -> None:
+        """Changes the weights by the gradient of ``loss``, a scalar."""
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
-        # One trip to the CPU for all values: each is a wait for the GPU.
-        values = torch.stack([value.detach().float().reshape(()) for value in summary.values()]).tolist()
-        return dict(zip(summary, values))
-
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         # rank-1 comes as a NumPy scalar, which torch.load refuses since torch 2.6.
         super().save_model(epoch, float(rank1), save_dir, is_best=is_best)
+
+
+def check_weights(**weights: float) -> None:
+    """Raises TypeError or ValueError unless the weights are numbers, at least 0 and not all 0."""
+    for name, value in weights.items():
+        check_number(name, value)
+    if min(weights.values()) < 0 or sum(weights.values()) == 0:
+        given = ", ".join(f"{name}={value}" for name, value in weights.items())
+        raise ValueError(f"{' and '.join(weights)} must be at least 0 and not both 0, got {given}")
 
 
 class LossEngine(MetricEngine):
@@ -139,7 +163,9 @@ class LossEngine(MetricEngine):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = [p for p in inspect.signature(LossEngine.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if not hasattr(cls, "loss_class"):  # a base for others, as one for video
+            return
+        own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         loss = [
             p.replace(kind=p.KEYWORD_ONLY)
             for name, p in inspect.signature(cls.loss_class).parameters.items()

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,8 +60,8 @@ class MetricLoss(nn.Module, ABC):
         """
 
     def term_counts(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """How many terms each anchor adds to the mean, (N,); 0: the anchor does not count."""
-        return positive.any(dim=1) & negative.any(dim=1)
+        """How many terms each anchor adds to the mean, int64 (N,): here 1, or 0 where the anchor does not count."""
+        return (positive.any(dim=1) & negative.any(dim=1)).long()
 
     def forward(
         self,
@@ -103,40 +104,66 @@ class MetricLoss(nn.Module, ABC):
             dtype = torch.promote_types(inputs.dtype, torch.float32)
             if references is not None:
                 dtype = torch.promote_types(dtype, references.dtype)
-            distances = euclidean_distance(
-                self._prepare(inputs, dtype), None if references is None else self._prepare(references, dtype)
-            )
-            columns = targets if reference_targets is None else reference_targets
-            positive = targets[:, None] == columns[None, :]
-            negative = ~positive
-            if references is None:
-                positive.fill_diagonal_(False)
-            return self._reduce(distances, positive, negative)
+            anchors = self._prepare(inputs, dtype)
+            if references is None or reference_targets is None:
+                values, counts = self.terms(anchors, targets, anchors, targets, own_column=0)
+            else:
+                values, counts = self.terms(anchors, targets, self._prepare(references, dtype), reference_targets)
+            return self.reduce(values, counts)
 
-    def _prepare(self, features: Tensor, dtype: torch.dtype) -> Tensor:
-        features = features.to(dtype)
-        if not self.normalize:
-            return features
-        norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-        zero = norm == 0
-        unit: Tensor = features / norm.masked_fill(zero, 1)
-        return unit.masked_fill(zero, 0)
+    def terms(
+        self,
+        anchors: Tensor,
+        targets: Tensor,
+        references: Tensor,
+        reference_targets: Tensor,
+        own_column: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What each anchor adds to the loss, before the reduction.
 
-    def _reduce(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        Args:
+            anchors: (N, D), float32 or float64, normalised where the loss asks for it.
+            targets: (N,).
+            references: (M, D), likewise; ``anchors`` itself where the batch is its own reference set.
+            reference_targets: (M,).
+            own_column: where the anchors are rows of ``references``, the column of the first: N rows in a block from
+                there on. The pair of an anchor with itself is left out. None: they are not.
+
+        Returns:
+            (N,) values, 0 for an anchor that does not count, and (N,) how many terms each adds to the mean.
+        """
+        distances = euclidean_distance(anchors, None if references is anchors else references)
+        same = targets[:, None] == reference_targets[None, :]
+        positive, negative = same, ~same
+        if own_column is not None:
+            positive.diagonal(own_column).fill_(False)
         counts = self.term_counts(positive, negative)
         if distances.numel() == 0:
-            values = distances.sum(dim=1)
-        else:
-            # Anchors that don't count get every reference on both sides: the formula then meets no empty set, and
-            # neither a NaN nor a special case comes of one.
-            ignored = (counts == 0)[:, None]
-            values = self.anchor_values(distances, positive | ignored, negative | ignored)
-            values = values.masked_fill(ignored[:, 0], 0)
+            return distances.sum(dim=1), counts
+        # Anchors that don't count get every reference on both sides: the formula then meets no empty set, and neither a
+        # NaN nor a special case comes of one.
+        ignored = (counts == 0)[:, None]
+        values = self.anchor_values(distances, positive | ignored, negative | ignored)
+        return values.masked_fill(ignored[:, 0], 0), counts
+
+    def reduce(self, values: Tensor, counts: Tensor) -> Tensor:
+        """The loss of anchors' :meth:`terms`, as ``reduction`` says."""
         if self.reduction == "none":
             return values
         if self.reduction == "sum":
             return values.sum()
         return values.sum() / counts.sum().clamp(min=1)
+
+    def _prepare(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        features = features.to(dtype)
+        if not self.normalize or features.numel() == 0:
+            return features
+        # Divided by its largest entry first, a row's norm neither overflows nor vanishes.
+        largest = features.detach().abs().amax(dim=1, keepdim=True)
+        zero = largest == 0
+        scaled = features / largest.masked_fill(zero, 1)
+        unit: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).masked_fill(zero, 1)
+        return unit.masked_fill(zero, 0)
 
 
 def _check_rows(features_name: str, features: Tensor, labels_name: str, labels: Tensor) -> None:
@@ -162,9 +189,13 @@ def _check_rows(features_name: str, features: Tensor, labels_name: str, labels: 
 
 def check_number(name: str, value: float, above: float | None = None, at_least: float | None = None) -> float:
     """Returns ``value`` as a float if it is a finite number in the range; raises TypeError or ValueError if not."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        finite = False
+    if not finite:
         raise ValueError(f"{name} must be finite, got {value!r}")
     if above is not None and not value > above:
         raise ValueError(f"{name} must be greater than {above}, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,42 +36,58 @@ def euclidean_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
 class _EuclideanDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor | None) -> Tensor:
+        references = x if y is None else y
         # Distances do not change with the origin, digits do: features that crowd around one point keep theirs.
-        origin = (x if y is None or len(y) == 0 else y).mean(dim=0)
-        x = x - origin
-        references = x if y is None else y - origin
+        origin = (references if len(references) else x).mean(dim=0)
+        centred = x - origin
+        centred_references = centred if y is None else references - origin
 
-        norms = x.square().sum(dim=1)
-        reference_norms = norms if y is None else references.square().sum(dim=1)
-        squares = torch.addmm(reference_norms, x, references.t(), alpha=-2).add_(norms[:, None])
+        norms = centred.square().sum(dim=1)
+        reference_norms = norms if y is None else centred_references.square().sum(dim=1)
+        squares = torch.addmm(reference_norms, centred, centred_references.t(), alpha=-2).add_(norms[:, None])
         near = squares <= (2 * _NEAR) * norms[:, None]
         if y is None:
             squares.fill_diagonal_(0)
             near.fill_diagonal_(False)
         rows, columns = near.nonzero(as_tuple=True)
-        for part in torch.arange(len(rows), device=x.device).split(max(1, _ELEMENTS_AT_ONCE // x.shape[1])):
-            i, j = rows[part], columns[part]
+        for i, j in _in_parts(rows, columns, x.shape[1]):
             squares[i, j] = (x[i] - references[j]).square().sum(dim=1)
 
         distances = squares.clamp_(min=0).sqrt_()
         ctx.self_distance = y is None
-        ctx.save_for_backward(x, references, distances)
+        ctx.save_for_backward(x, references, origin, distances, rows, columns)
         return distances
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, references, distances = ctx.saved_tensors
-        weights = (grad / distances).masked_fill_(distances == 0, 0)
-        if ctx.self_distance:  # both sides are x: their weights add up, and one product does for two
-            weights = weights + weights.t()
-            return torch.addmm(x * weights.sum(dim=1, keepdim=True), weights, x, alpha=-1), None
+        x, references, origin, distances, rows, columns = ctx.saved_tensors
         grad_x = grad_references = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.addmm(x * weights.sum(dim=1, keepdim=True), weights, references, alpha=-1)
-        if ctx.needs_input_grad[1]:
-            grad_references = torch.addmm(references * weights.sum(dim=0)[:, None], weights.t(), x, alpha=-1)
+        with torch.autocast(grad.device.type, enabled=False):
+            weights = (grad / distances).masked_fill_(distances == 0, 0)
+            if ctx.self_distance:  # both sides are x: their weights add up, and one product does for two
+                weights = weights + weights.t()
+            near_weights = weights[rows, columns]
+            weights[rows, columns] = 0  # theirs are large, and would cancel without digits left in the product
+            centred, centred_references = x - origin, references - origin
+            if ctx.needs_input_grad[0]:
+                grad_x = torch.addmm(centred * weights.sum(dim=1, keepdim=True), weights, centred_references, alpha=-1)
+            if ctx.needs_input_grad[1]:
+                row_sums = weights.sum(dim=0)[:, None]
+                grad_references = torch.addmm(centred_references * row_sums, weights.t(), centred, alpha=-1)
+            for i, j, w in _in_parts(rows, columns, x.shape[1], near_weights):
+                along = w[:, None] * (x[i] - references[j])
+                if grad_x is not None:
+                    grad_x.index_add_(0, i, along)
+                if grad_references is not None:
+                    grad_references.index_add_(0, j, along, alpha=-1)
         return grad_x, grad_references
+
+
+def _in_parts(rows: Tensor, columns: Tensor, dimension: int, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The near pairs, so many at a time that their differences take little memory."""
+    at_once = max(1, _ELEMENTS_AT_ONCE // dimension)
+    return zip(*(tensor.split(at_once) for tensor in (rows, columns, *more)))
 
 
 def nearest(distances: Tensor, positive: Tensor, negative: Tensor, k: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,7 +62,7 @@ class SNLoss(MetricLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(normalize, reduction)
-        if isinstance(num_neighbors, bool) or not isinstance(num_neighbors, int):
+        if isinstance(num_neighbors, bool) or not isinstance(num_neighbors, (int, np.integer)):
             raise TypeError(f"num_neighbors must be an integer, got {num_neighbors!r}")
         check_choice("squeeze", squeeze, ("support", "all", "nearest"))
         self.num_neighbors = int(check_number("num_neighbors", num_neighbors, at_least=1))
