@@ -16,6 +16,7 @@ from conftest import ROOT, run
 from torchreid import models
 
 from torchreid_snloss import ImageSNEngine, get_default_config
+from torchreid_snloss.cli import main
 from torchreid_snloss.config import load_config
 from torchreid_snloss.losses import LOSSES
 
@@ -101,57 +102,82 @@ def test_small_config_shortened(tmp_path: Path) -> None:
     assert (tmp_path / "log/small/model/model.pth.tar-1").is_file()
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["loss.nam", "sn"], ["unknown config key 'loss.nam'", "did you mean loss.name"]),
-        (["train.lr"], ["KEY VALUE", "'train.lr', has no value"]),
-        (["train.lr", "fast"], ["train.lr must be of type float", "'fast'"]),
-        (["loss.name", "snn"], ["loss.name must be one of softmax, triplet, sn, hap2s, fidi", "'snn'"]),
-        (["loss.name", "sn", "loss.sn.scale", "-1"], ["loss.sn: scale must be greater than 0, got -1.0"]),
-        (["loss.name", "sn", "loss.sn.weight_m", "0", "loss.sn.weight_x", "0"], ["not both 0"]),
-        (["loss.name", "sn", "data.type", "video"], ["trains on data.type 'image' only", "got 'video'"]),
-        (["model.name", "osnet"], ["model.name: Unknown model: osnet"]),
-        (["model.load_weights", "nowhere.pth"], ["model.load_weights: there is no file 'nowhere.pth'"]),
-        (["model.resume", "nowhere.pth"], ["model.resume: there is no file 'nowhere.pth'"]),
-        (["data.sources", "['market']"], ["can't load the data", "market"]),
-        (["data.sources", "['dukemtmcreid']", "data.root", "MISSING"], ["can't load the data", "data.root 'MISSING'"]),
-        (["loss.name", "sn", "train.batch_size", "4"], ["at least 2 identities", "train.batch_size 4"]),
-        (["loss.name", "sn", "train.batch_size", "30"], ["batch_size must be a multiple of num_instances", "30"]),
-        (["data.transforms", "['random_flipp']"], ["data.transforms must be one of random_flip", "'random_flipp'"]),
-        (["train.lr", "-1"], ["can't build the optimizer amsgrad", "-1.0"]),
-        (["train.stepsize", "[]", "train.lr_scheduler", "multi_step", "data.save_dir", "existing.yaml"], ["save_dir"]),
-        (["data.targets", "[]"], ["data.sources and data.targets must name at least one data set"]),
-        (["test.ranks", "[1.5]"], ["test.ranks must be a list of whole numbers; got test.ranks [1.5]"]),
-        (["train.stepsize", "[0]"], ["train.stepsize must be a list of epochs above 0; got train.stepsize [0]"]),
-        (["train.max_epoch", "0"], ["train.start_epoch must be at least 0 and below train.max_epoch"]),
-        (["data.workers", "None"], ["data.workers must have a value", "None"]),
-        (["loss.name", "sn", "loss.sn.weight_m", "nan"], ["loss.sn: weight_m must be finite, got nan"]),
-        (["use_gpu", "True"], ["use_gpu is True, but torch finds no GPU"]),
-        (["model.name", "hacnn"], ["hacnn does not take images of data.height 64", "expected (160, 64)"]),
-        (["train.staged_lr", "True", "train.new_layers", "['fcc']"], ["train.new_layers", "has no ['fcc']"]),
-        (["loss.name", "sn", "train.batch_size", "128"], ["holds 32 identities", "only 16"]),
-        (["train.batch_size", "4096"], ["train.batch_size 4096 is larger than the training set"]),
-        (["loss.name", "sn", "loss.sn.weight_x", "0"], ["train.fixbase_epoch 1", "nothing in loss 'sn' depends"]),
-        (["loss.name", "triplet"], ["train.fixbase_epoch 1", "loss.triplet.weight_x 0"]),
-        (["train.open_layers", "['fcc']"], ["train.open_layers: osnet_x0_25 has no ['fcc']"]),
-        (["test.ranks", "[1, 60]"], ["test.ranks must lie between 1 and 48", "[60]"]),
-        (["sampler.train_sampler", "Random"], ["sampler.train_sampler must be one of", "IdentitySampler", "'Random'"]),
-    ],
-    ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else None,
-)
+BAD = [
+    (["loss.nam", "sn"], ["unknown config key 'loss.nam'", "did you mean loss.name"]),
+    (["loss.name", "snn"], ["loss.name must be one of softmax, triplet, sn, hap2s, fidi", "'snn'"]),
+    (["model.load_weights", "nowhere.pth"], ["model.load_weights: there is no file 'nowhere.pth'"]),
+    (["data.sources", "['dukemtmcreid']", "data.root", "MISSING"], ["can't load the data", "data.root 'MISSING'"]),
+    (["loss.name", "sn", "train.batch_size", "4"], ["at least 2 identities", "train.batch_size 4"]),
+    (["train.batch_size", "4096"], ["train.batch_size 4096 is larger than the training set"]),
+    (["loss.name", "sn", "loss.sn.weight_x", "0"], ["train.fixbase_epoch 1", "nothing in loss 'sn' depends"]),
+]
+
+MORE_BAD = [
+    (["train.lr"], ["KEY VALUE", "'train.lr', has no value"]),
+    (["train.lr", "fast"], ["train.lr must be of type float", "'fast'"]),
+    (["train.lr", "-1"], ["train.lr must be above 0", "got train.lr -1.0"]),
+    (["loss.name", "sn", "loss.sn.scale", "-1"], ["loss.sn: scale must be greater than 0, got -1.0"]),
+    (["loss.name", "sn", "loss.sn.weight_m", "0", "loss.sn.weight_x", "0"], ["not both 0"]),
+    (["loss.name", "sn", "loss.sn.weight_m", "nan"], ["loss.sn: weight_m must be finite, got nan"]),
+    (["loss.name", "sn", "data.type", "video"], ["trains on data.type 'image' only", "got 'video'"]),
+    (["model.name", "osnet"], ["model.name: Unknown model: osnet"]),
+    (["model.name", "hacnn"], ["hacnn does not take images of data.height 64", "expected (160, 64)"]),
+    (["model.resume", "nowhere.pth"], ["model.resume: there is no file 'nowhere.pth'"]),
+    (["data.sources", "['market']"], ["can't load the data", "market"]),
+    (["data.targets", "[]"], ["data.sources and data.targets must name at least one data set"]),
+    (["data.transforms", "['random_flipp']"], ["data.transforms must be one of random_flip", "'random_flipp'"]),
+    (["data.workers", "None"], ["data.workers must have a value", "None"]),
+    (["data.save_dir", "existing.yaml"], ["data.save_dir 'existing.yaml' can't be written to"]),
+    (["loss.name", "sn", "train.batch_size", "30"], ["batch_size must be a multiple of num_instances", "30"]),
+    (["loss.name", "sn", "train.batch_size", "128"], ["holds 32 identities", "only 16"]),
+    (["loss.name", "triplet"], ["train.fixbase_epoch 1", "loss.triplet.weight_x 0"]),
+    (["train.open_layers", "['fcc']"], ["train.open_layers: osnet_x0_25 has no ['fcc']"]),
+    (["train.staged_lr", "True", "train.new_layers", "['fcc']"], ["train.new_layers", "has no ['fcc']"]),
+    (["train.stepsize", "[0]"], ["train.stepsize must be a list of epochs above 0; got train.stepsize [0]"]),
+    (["train.max_epoch", "0"], ["train.start_epoch must be at least 0 and below train.max_epoch"]),
+    (["test.ranks", "[1, 60]"], ["test.ranks must lie between 1 and 48", "[60]"]),
+    (["test.ranks", "[1.5]"], ["test.ranks must be a list of whole numbers; got test.ranks [1.5]"]),
+    (["sampler.train_sampler", "Random"], ["sampler.train_sampler must be one of", "IdentitySampler", "'Random'"]),
+    (["use_gpu", "True"], ["use_gpu is True, but torch finds no GPU"]),
+]
+
+
+def assert_one_message(code: int, out: str, err: str, words: list[str]) -> None:
+    assert code == 2, out + err
+    assert "Traceback" not in err
+    assert "epoch: [" not in out
+    message = [line for line in err.splitlines() if line.startswith("torchreid-snloss: error: ")]
+    assert len(message) == 1
+    for word in words:
+        assert word in message[0]
+
+
+def name(value: object) -> str | None:
+    return "_".join(value)[:40] if isinstance(value, list) else None
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=name)
 def test_bad_input_is_one_message(options: list[str], words: list[str], existing: list[str], tmp_path: Path) -> None:
     if "MISSING" in options:
         existing = existing[:-2]
         (tmp_path / "MISSING" / "dukemtmc-reid").mkdir(parents=True)  # there: so no download is tried
     done = run(*existing, *options, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert "epoch: [" not in done.stdout
-    message = [line for line in done.stderr.splitlines() if line.startswith("torchreid-snloss: error: ")]
-    assert len(message) == 1
-    for word in words:
-        assert word in message[0]
+    assert_one_message(done.returncode, done.stdout, done.stderr, words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one of them is use_gpu without a GPU")
+@pytest.mark.parametrize(("options", "words"), MORE_BAD, ids=name)
+def test_more_bad_input(
+    options: list[str],
+    words: list[str],
+    existing: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = main([*existing[2:], *options])
+    assert_one_message(code, *capsys.readouterr(), words)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +237,14 @@ class Attack:
 
 @pytest.mark.parametrize("key", ["model.load_weights", "model.resume"])
 @pytest.mark.parametrize("kind", ["code", "text", "truncated", "a list", "another model", "weights only"])
-def test_bad_checkpoint_is_one_message(kind: str, key: str, existing: list[str], tmp_path: Path) -> None:
+def test_bad_checkpoint_is_one_message(
+    kind: str,
+    key: str,
+    existing: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = tmp_path / "model.pth.tar-7"
     weights = models.build_model("osnet_x0_25", 16, pretrained=False).state_dict()
     content: object = {"state_dict": weights, "epoch": 7}
@@ -226,16 +259,13 @@ def test_bad_checkpoint_is_one_message(kind: str, key: str, existing: list[str],
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "text":
         path.write_text("not a checkpoint")
-    done = run(*existing, key, str(path), cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code = main([*existing[2:], key, str(path)])
     assert not (tmp_path / "ran").exists()
     if (kind, key) == ("weights only", "model.load_weights"):
-        assert done.returncode == 0
-        return
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    message = [line for line in done.stderr.splitlines() if line.startswith("torchreid-snloss: error: ")]
-    assert len(message) == 1
-    assert str(path) in message[0]
+        assert code == 0
+    else:
+        assert_one_message(code, *capsys.readouterr(), [str(path)])
 
 
 def test_options_go_before_flags_and_flags_before_the_file(
