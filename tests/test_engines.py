@@ -49,8 +49,10 @@ def test_trains_and_the_loss_falls(cls: type[LossEngine], weight_x: float, datam
     training.set_model_mode("train")
     batch = next(iter(datamanager.train_loader))
     steps = [training.forward_backward(batch) for _ in range(24)]
-    assert set(steps[0]) == ({"loss_m", "loss_x", "acc"} if weight_x else {"loss_m"})
-    for term in set(steps[0]) - {"acc"}:
+    terms = {"loss_m", "loss_x"} if weight_x else {"loss_m"}
+    assert terms == {name for name in steps[0] if name.startswith("loss")}
+    assert ("acc" in steps[0]) == bool(weight_x)
+    for term in terms:
         assert steps[-1][term] < 0.95 * steps[0][term]
 
 
@@ -115,7 +117,7 @@ def test_pcb_trains(datamanager: Any) -> None:
     batch = {"img": batch["img"][:8], "pid": batch["pid"][:8]}
     training = make(ImageHAP2SEngine, datamanager, pcb)
     training.set_model_mode("train")
-    assert set(training.forward_backward(batch)) == {"loss_m", "loss_x", "acc"}
+    assert {"loss_m", "loss_x", "acc"} <= set(training.forward_backward(batch))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_one_step(name: str, reid_data: Path) -> None:
     )
     engine.set_model_mode("train")
     summary = engine.forward_backward(next(iter(datamanager.train_loader)))
-    assert set(summary) == {"loss_m", "loss_x", "acc"}
+    assert {"loss_m", "loss_x", "acc"} <= set(summary)
     assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
     changed: Any = [key for key, value in model.named_parameters() if not torch.equal(value, before[key])]
     assert len(changed) > 0.5 * len(before)

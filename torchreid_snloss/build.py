@@ -21,8 +21,8 @@ from torchreid_snloss.config import (
     optimizer_kwargs,
     videodata_kwargs,
 )
-from torchreid_snloss.data import IdentitySampler
-from torchreid_snloss.engine import ENGINES
+from torchreid_snloss.data import IdentitySampler, hold_out, name_unreadable_images
+from torchreid_snloss.engine import ENGINES, Resumable, TrainOptions, resumable
 from torchreid_snloss.register import register
 
 __all__ = ["build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
@@ -48,7 +48,18 @@ def build_datamanager(cfg: CfgNode) -> Any:
     manager = data.ImageDataManager if cfg.data.type == "image" else data.VideoDataManager
     where = f"data.sources {cfg.data.sources}, data.targets {cfg.data.targets}, data.root {cfg.data.root!r}"
     try:
-        return manager(**kwargs)
+        datamanager = manager(**kwargs)
+        if cfg.data.val_fraction > 0 and not cfg.test.evaluate:
+            options = ("train_sampler", "num_instances", "num_cams", "num_datasets")
+            hold_out(
+                datamanager,
+                cfg.data.val_fraction,
+                cfg.train.seed,
+                batch_size=cfg.train.batch_size,
+                **{key: kwargs[key] for key in options},
+            )
+        name_unreadable_images(datamanager)
+        return datamanager
     except IndexError as error:  # how torchreid takes a folder without images
         raise ConfigError(f"no images in the training, query or gallery folder ({where})") from error
     except AttributeError as error:  # and a file whose name does not match its pattern
@@ -124,8 +135,8 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
 
 def build_engine(
     cfg: CfgNode, datamanager: Any, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
-) -> engine.Engine:
-    """An engine of :func:`engine_class`, with the loss and the weights of the config.
+) -> Resumable:
+    """An engine of :func:`engine_class`, with the loss and the weights of the config, and :class:`Resumable`.
 
     Raises:
         ConfigError: for a loss without an engine, or with a value out of range.
@@ -133,8 +144,10 @@ def build_engine(
     options = {"label_smooth": cfg.loss.softmax.label_smooth, **cfg.loss[cfg.loss.name]}
     if cfg.data.type == "video":
         options["pooling_method"] = cfg.video.pooling_method
-    cls = engine_class(cfg)
+    cls = resumable(engine_class(cfg))
     try:
-        return cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
+        built: Resumable = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
     except ValueError as error:
         raise ConfigError(f"loss.{cfg.loss.name}: {error}") from error
+    built.options = TrainOptions(cfg.train.save_freq, cfg.train.keep, cfg.train.nonfinite)
+    return built

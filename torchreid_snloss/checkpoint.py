@@ -1,10 +1,13 @@
-"""Loading checkpoints, of this package and of torchreid, without running code that is in them."""
+"""Checkpoint files: written whole or not at all, and loaded without running code that is in them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,63 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["CheckpointError", "load_checkpoint", "load_weights", "resume"]
+__all__ = [
+    "CheckpointError",
+    "find_newest",
+    "load_checkpoint",
+    "load_weights",
+    "remove_unfinished",
+    "restore",
+    "save_checkpoint",
+]
+
+
+_UNFINISHED = ".unfinished-"
 
 
 class CheckpointError(ValueError):
     """A file that is no checkpoint, is damaged, or belongs to another model."""
+
+
+def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint so that at any moment ``path`` is the old file or the new one, whole.
+
+    The bytes go to a temporary file beside it, are flushed to the disk, and take the name in one step.
+
+    Args:
+        state: tensors, plain numbers, strings, and containers of them.
+        path: the file. Its folder is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
+        try:
+            torch.save(dict(state), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.chmod(stream.name, 0o666 & ~_umask())
+            os.replace(stream.name, path)
+        except BaseException:
+            os.unlink(stream.name)
+            raise
+    with contextlib.suppress(OSError):  # a folder can't be flushed everywhere, and the file is safe by now
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Removes what a process that was killed while it saved has left behind."""
+    for path in Path(folder).glob(f"{_UNFINISHED}*"):
+        path.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -87,8 +142,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         print(f"** These of its layers differ in name or shape from the model's and were left out: {left_out}")
 
 
-def resume(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> int:
-    """Loads model, optimizer and scheduler from a checkpoint; returns the epoch to go on from.
+def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
+    """Loads a checkpoint into model, optimizer and scheduler, and returns it.
 
     Raises:
         CheckpointError: as :func:`load_checkpoint` does, and if the checkpoint is of another model or optimizer.
@@ -101,9 +156,24 @@ def resume(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         model.load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
-        epoch = int(checkpoint["epoch"])
+        checkpoint["epoch"] = int(checkpoint["epoch"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{str(path)!r} is of another model or optimizer: {reason}") from error
-    print(f'=> Going on from "{path}", after {epoch} epochs')
-    return epoch
+    return checkpoint
+
+
+_NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
+
+
+def find_newest(folder: str | Path) -> Path | None:
+    """The checkpoint in ``folder`` written last that loads whole, or None; damaged ones are named and passed over."""
+    files = [path for path in Path(folder).glob("model.pth.tar-*") if _NAME.fullmatch(path.name)]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            print(f"** Passed over: {error}")
+        else:
+            return path
+    return None

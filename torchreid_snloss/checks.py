@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import os.path
 from collections.abc import Collection
@@ -36,12 +37,13 @@ def check_config(cfg: CfgNode) -> None:
     _check_choice("train.lr_scheduler", cfg.train.lr_scheduler, optim.lr_scheduler.AVAI_SCH)
     _check_choice("sampler.train_sampler", cfg.sampler.train_sampler, data.sampler.AVAI_SAMPLERS)
     _check_choice("test.dist_metric", cfg.test.dist_metric, ["euclidean", "cosine"])
+    _check_choice("train.nonfinite", cfg.train.nonfinite, ["stop", "skip"])
     for transform in cfg.data.transforms:
         _check_choice("data.transforms", transform, _TRANSFORMS)
     engine_class(cfg)
     _check_numbers(cfg)
     for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
-        if path and not os.path.isfile(path):
+        if path and not os.path.isfile(path) and (key, path) != ("model.resume", "auto"):
             raise ConfigError(f"{key}: there is no file {path!r}")
     _check_loss(cfg)
 
@@ -63,6 +65,9 @@ def _check_numbers(cfg: CfgNode) -> None:
         "data.norm_mean and data.norm_std must be 3 numbers each, the latter above 0": len(norms) in (0, 3, 6)
         and all(isinstance(value, (int, float)) for value in norms)
         and min(cfg.data.norm_std or [1]) > 0,
+        "data.val_fraction must be at least 0 and below 1": 0 <= cfg.data.val_fraction < 1,
+        "train.save_freq must be at least 1 and train.keep at least 0": train.save_freq >= 1 and train.keep >= 0,
+        "train.nonfinite skip needs loss sn, hap2s or fidi": train.nonfinite == "stop" or cfg.loss.name in LOSSES,
         "train.seed must be at least 0": train.seed >= 0,
         "train.lr must be above 0 and finite": 0 < train.lr < float("inf"),
         "train.print_freq must be at least 1": train.print_freq >= 1,
@@ -124,7 +129,18 @@ def check_datamanager(cfg: CfgNode, datamanager: Any) -> None:
             "no epoch would train a step"
         )
     for name, splits in datamanager.test_dataset.items():
-        gallery = splits["gallery"]
+        query, gallery = splits["query"], splits["gallery"]
+        cameras = collections.defaultdict(set)
+        for _, pid, camid, *_ in gallery:
+            cameras[pid].add(camid)
+        unmatched = sum(not cameras[pid] - {camid} for _, pid, camid, *_ in query)
+        if unmatched == len(query):
+            raise ConfigError(f"no query of {name!r} has an image of its identity under another camera in the gallery")
+        if unmatched:
+            print(
+                f"=> {unmatched} of {len(query)} queries of {name} have no image of their identity under another "
+                "camera in the gallery; the evaluation leaves them out"
+            )
         # torchreid's evaluation stops at 50; CUHK03's metric ranks one image an identity.
         longest = min(50, len({item[1] for item in gallery} if cfg.cuhk03.use_metric_cuhk03 else gallery))
         bad = [rank for rank in cfg.test.ranks if not 1 <= rank <= longest]

@@ -16,10 +16,11 @@ from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
 from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
-from torchreid_snloss.checkpoint import CheckpointError, load_weights, resume
+from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights
 from torchreid_snloss.checks import check_config, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
-from torchreid_snloss.data import IdentitySampler
+from torchreid_snloss.data import UnreadableImageError
+from torchreid_snloss.engine import NonFiniteError, Stopped
 from torchreid_snloss.register import register
 
 __all__ = ["main"]
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
-        130 after Ctrl-C.
+        1 for what stops a run on its way (a NaN loss, an unreadable image); 130 or 143 after Ctrl-C or SIGTERM.
     """
     parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
     parser.add_argument("--config-file", default="", help="path of a YAML config file")
@@ -62,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError) as error:
         print(f"torchreid-snloss: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"torchreid-snloss: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
+    except (NonFiniteError, UnreadableImageError) as error:
+        # A data loader's worker puts its traceback before the message.
+        print(f"torchreid-snloss: error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("torchreid-snloss: interrupted", file=sys.stderr)
         return 130
@@ -122,13 +130,15 @@ def _train_or_test(cfg: CfgNode) -> None:
         model = nn.DataParallel(model).cuda()
 
     optimizer, scheduler = build_optimizer(cfg, model)
-    if cfg.model.resume:
-        cfg.train.start_epoch = resume(cfg.model.resume, model, optimizer, scheduler)
-    if isinstance(datamanager.train_loader.sampler, IdentitySampler):
-        datamanager.train_loader.sampler.set_epoch(cfg.train.start_epoch)
-
     print(f"Building {cfg.loss.name}-engine for {cfg.data.type}-reid")
     engine = build_engine(cfg, datamanager, model, optimizer, scheduler)
+    if cfg.model.resume:
+        folder = os.path.join(cfg.data.save_dir, "model")
+        checkpoint = find_newest(folder) if cfg.model.resume == "auto" else cfg.model.resume
+        if checkpoint:
+            cfg.train.start_epoch = engine.resume(checkpoint)
+        else:
+            print(f"=> model.resume auto: no checkpoint in {folder}, starting from the beginning")
     kwargs = engine_run_kwargs(cfg)
     if cfg.test.evaluate:
         engine.run(**kwargs)

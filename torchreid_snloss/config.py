@@ -111,6 +111,17 @@ _TORCHREID: dict[str, dict[str, Any]] = {
     },
 }
 
+# Keys that torchreid has not.
+_OURS: dict[str, dict[str, Any]] = {
+    "data": {"val_fraction": 0.0},  # share of the training identities held out to choose the best checkpoint by
+    "train": {
+        "save_freq": 1,  # epochs between checkpoints
+        "keep": 3,  # newest checkpoints to keep; 0: all
+        "nonfinite": "stop",  # or skip: what to do at a NaN or infinite loss or gradient
+    },
+}
+# Keys that older configs of torchreid's have: what they are called now, None: no more.
+_OLD_KEYS = {"data.use_unlabeled_targets": "data.load_train_targets", "test.visactmap": None}
 _MAY_BE_NONE = ("loss.hap2s.margin", "data.norm_mean", "data.norm_std")
 _ENGINE_WEIGHTS = ("weight_m", "weight_x")
 
@@ -122,6 +133,8 @@ def get_default_config() -> CfgNode:
     """
     cfg = CfgNode(_TORCHREID)
     cfg.use_gpu = torch.cuda.is_available()
+    for section, keys in _OURS.items():
+        cfg[section].update(keys)
     weights = inspect.signature(LossEngine.__init__).parameters
     for name, loss in LOSSES.items():
         defaults = {key: parameter.default for key, parameter in inspect.signature(loss).parameters.items()}
@@ -169,6 +182,11 @@ def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
     known = dict(_leaves(cfg))
+    if key in _OLD_KEYS:
+        print(f"=> config key {key} is {_OLD_KEYS[key] or 'no more, and is passed over'}")
+        if _OLD_KEYS[key] is None:
+            return
+        key = str(_OLD_KEYS[key])
     swallowed = [item for item in value if item in known] if isinstance(value, list) else []
     if swallowed:
         raise ConfigError(f"{key} got {value}: put `--` between its values and the option {swallowed[0]}")

@@ -1,6 +1,16 @@
-"""Data: the identity sampler and the synthetic dataset."""
+"""Data: the identity sampler, the synthetic data set, held-out identities, unreadable images."""
 
+from torchreid_snloss.data.readable import UnreadableImageError, name_unreadable_images
 from torchreid_snloss.data.sampler import IdentitySampler
 from torchreid_snloss.data.synthetic import SyntheticPedestrians, make_pedestrians
+from torchreid_snloss.data.validation import VALIDATION, hold_out
 
-__all__ = ["IdentitySampler", "SyntheticPedestrians", "make_pedestrians"]
+__all__ = [
+    "VALIDATION",
+    "IdentitySampler",
+    "SyntheticPedestrians",
+    "UnreadableImageError",
+    "hold_out",
+    "make_pedestrians",
+    "name_unreadable_images",
+]

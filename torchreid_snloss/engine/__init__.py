@@ -2,6 +2,7 @@
 
 from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
 from torchreid_snloss.engine.metric import LossEngine, MetricEngine, check_weights
+from torchreid_snloss.engine.resumable import NonFiniteError, Resumable, Stopped, TrainOptions, resumable
 
 __all__ = [
     "ENGINES",
@@ -10,7 +11,12 @@ __all__ = [
     "ImageSNEngine",
     "LossEngine",
     "MetricEngine",
+    "NonFiniteError",
+    "Resumable",
+    "Stopped",
+    "TrainOptions",
     "check_weights",
+    "resumable",
 ]
 
 ENGINES: dict[tuple[str, str], type[LossEngine]] = {

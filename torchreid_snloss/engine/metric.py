@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchreid import engine, metrics
+from torchreid import metrics
 
+from torchreid_snloss.engine.resumable import Resumable
 from torchreid_snloss.losses import MetricLoss, check_number
 
 __all__ = ["LossEngine", "MetricEngine", "check_weights"]
 
+_COLLAPSED = 1e-2  # mean distance between features, in feature lengths
 
-class MetricEngine(engine.Engine):
+
+class MetricEngine(Resumable):
     """torchreid's engine with a metric loss on the features and a softmax loss on the logits.
 
-    ``run``, ``train``, ``test`` and the evaluation are torchreid's own. The progress line and TensorBoard show
-    ``loss_m``, ``loss_x`` and ``acc``.
+    ``run``, ``train``, ``test`` and the evaluation are torchreid's own, and training is :class:`Resumable`. The
+    progress line and TensorBoard show ``loss_m``, ``loss_x``, ``acc`` and the loss's ``statistics``.
 
     Args:
         datamanager: torchreid's ``ImageDataManager``. Its batches should hold several images an identity
@@ -59,12 +63,13 @@ class MetricEngine(engine.Engine):
             raise ValueError("the model was built with loss='softmax' and gives no features, build it with 'triplet'")
         self.model = model
         self.optimizer = optimizer
-        # torchreid's save_model() asks every scheduler for its state, also where there is none.
+        # A checkpoint holds a scheduler's state, also where none was given.
         self.scheduler = scheduler or torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
         self.register_model("model", model, optimizer, self.scheduler)
         self.weight_m = weight_m
         self.weight_x = weight_x
         self.criterion_m = criterion
+        self._collapsed = False
         self.criterion_x = nn.CrossEntropyLoss(label_smoothing=0.1 if label_smooth else 0.0)
 
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
@@ -74,7 +79,7 @@ class MetricEngine(engine.Engine):
             data: a batch of torchreid's, with ``img`` (batch, 3, height, width) and ``pid`` (batch,).
 
         Returns:
-            what the progress line shows: ``loss_m``, ``loss_x``, and ``acc`` in percent.
+            what the progress line shows: ``loss_m``, ``loss_x``, ``acc`` in percent, and the loss's statistics.
 
         Raises:
             TypeError: if the model gives anything but ``(logits, features)``.
@@ -83,6 +88,8 @@ class MetricEngine(engine.Engine):
         if self.use_gpu:
             imgs, pids = imgs.cuda(non_blocking=True), pids.cuda(non_blocking=True)
 
+        # Batch norm's running means take a broken image in before the loss shows it.
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if self.options.nonfinite == "skip" else []
         outputs = self.model(imgs)
         if not (isinstance(outputs, (tuple, list)) and len(outputs) == 2):
             raise TypeError(
@@ -101,21 +108,47 @@ class MetricEngine(engine.Engine):
             loss = loss + self.weight_x * summary["loss_x"]
             summary["acc"] = metrics.accuracy(logits, pids)[0]
 
-        self.optimize(loss)
+        statistics = getattr(self.criterion_m, "statistics", {}) if self.weight_m > 0 else {}
+        values = self.optimize(loss, {**summary, **statistics})
+        if values is None:
+            for buffer, before in zip(self.model.buffers(), buffers):
+                buffer.copy_(before)
+            return {}
+        self._warn_of_collapse(values.pop("spread", 1.0))
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
-        # One trip to the CPU for the whole summary, since each is a wait for the GPU.
-        values = torch.stack([value.detach().float().reshape(()) for value in summary.values()]).tolist()
-        return dict(zip(summary, values))
+    def optimize(self, loss: Tensor, summary: dict[str, Tensor]) -> dict[str, float] | None:
+        """Changes the weights by the gradient of ``loss``, unless something is not finite.
 
-    def optimize(self, loss: Tensor) -> None:
-        """Changes the weights by the gradient of ``loss``, a scalar."""
+        Args:
+            loss: a scalar.
+            summary: scalars to show; the terms of the loss among them.
+
+        Returns:
+            the summary as numbers; None if the step was skipped.
+
+        Raises:
+            NonFiniteError: for a NaN or infinite term or gradient, where the run's options say ``"stop"``.
+        """
         self.optimizer.zero_grad()
         loss.backward()
+        summary["gradient"] = nn.utils.clip_grad_norm_(self.model.parameters(), torch.inf)  # clips nothing: its norm
+        # One trip to the CPU for all values, since each is a wait for the GPU; and before the weights change.
+        stacked = torch.stack([value.detach().float().reshape(()) for value in summary.values()])
+        values = dict(zip(summary, stacked.tolist()))
+        if not self.check_finite({name: values[name] for name in ("loss_m", "loss_x", "gradient") if name in values}):
+            return None
         self.optimizer.step()
+        del values["gradient"]
+        return values
 
-    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
-        # rank-1 comes as a NumPy scalar, which torch.load refuses since torch 2.6.
-        super().save_model(epoch, float(rank1), save_dir, is_best=is_best)
+    def _warn_of_collapse(self, spread: float) -> None:
+        if spread < _COLLAPSED and not self._collapsed:
+            self._collapsed = True
+            print(
+                f"** The features collapse to one point: images are {spread:.1e} feature lengths apart. Try a smaller "
+                "learning rate, a larger weight_x, or another scale, sigma or beta of the loss"
+            )
 
 
 def check_weights(**weights: float) -> None:

@@ -30,6 +30,12 @@ class MetricLoss(nn.Module, ABC):
 
     Distances and what follows are computed in float32 at least, also under autocast.
 
+    Attributes:
+        statistics: of the last batch in training mode, scalars without gradient: ``d_pos`` and ``d_neg``, the mean
+            distances of positive and of negative pairs; ``anchors``, the share of anchors that count; ``spread``, the
+            mean distance in mean feature lengths, 0 where all features are one point; and what the loss itself
+            watches. NaN where there is nothing to take a mean of.
+
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value an anchor, 0 where it does not count.
@@ -45,6 +51,8 @@ class MetricLoss(nn.Module, ABC):
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.normalize = normalize
         self.reduction = reduction
+        self.statistics: dict[str, Tensor] = {}
+        self._watched: dict[str, Tensor] = {}
 
     @abstractmethod
     def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -58,6 +66,10 @@ class MetricLoss(nn.Module, ABC):
         Returns:
             (N,) one value an anchor. Values of anchors that don't count are thrown away.
         """
+
+    def watch(self, **values: Tensor) -> None:
+        """For :meth:`anchor_values`: adds to the statistics, one value an anchor, (N,)."""
+        self._watched = {name: value.detach() for name, value in values.items()}
 
     def term_counts(self, positive: Tensor, negative: Tensor) -> Tensor:
         """How many terms each anchor adds to the mean, int64 (N,): here 1, or 0 where the anchor does not count."""
@@ -144,7 +156,19 @@ class MetricLoss(nn.Module, ABC):
         # NaN nor a special case comes of one.
         ignored = (counts == 0)[:, None]
         values = self.anchor_values(distances, positive | ignored, negative | ignored)
+        if self.training:
+            self._note_statistics(anchors, distances, positive, negative, counts)
         return values.masked_fill(ignored[:, 0], 0), counts
+
+    @torch.no_grad()
+    def _note_statistics(
+        self, anchors: Tensor, distances: Tensor, positive: Tensor, negative: Tensor, counts: Tensor
+    ) -> None:
+        d_pos, d_neg = ((distances * members).sum() / members.sum() for members in (positive, negative))
+        spread = distances.mean() / torch.linalg.vector_norm(anchors, dim=1).mean()
+        self.statistics = {"d_pos": d_pos, "d_neg": d_neg, "anchors": (counts > 0).float().mean(), "spread": spread}
+        for name, value in self._watched.items():
+            self.statistics[name] = value.float().masked_fill(counts == 0, torch.nan).nanmean()
 
     def reduce(self, values: Tensor, counts: Tensor) -> Tensor:
         """The loss of anchors' :meth:`terms`, as ``reduction`` says."""

@@ -36,6 +36,8 @@ class FIDILoss(MetricLoss):
         reduction: ``"mean"`` over pairs (default), ``"sum"``, or ``"none"``: one value an anchor, the sum over its
             pairs.
 
+    Watched: ``u_pos`` and ``u_neg``, the mean u of positive and of negative pairs.
+
     Shapes, dtypes, and what is raised: see :meth:`MetricLoss.forward` and :class:`MetricLoss`.
 
     Example:
@@ -60,6 +62,9 @@ class FIDILoss(MetricLoss):
     def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         log_u = -self.beta * distances
         u = log_u.exp()
+        self.watch(
+            u_pos=(u * positive).sum(dim=1) / positive.sum(dim=1), u_neg=(u * negative).sum(dim=1) / negative.sum(dim=1)
+        )
         # D(u || 1) + D(1 || u), written with e = 1 - u so that it stays finite at any distance. (expm1 would give a
         # near pair's value more digits, but its backward, expm1(x) + 1, has none left for a far pair's gradient.)
         e = 1 - u

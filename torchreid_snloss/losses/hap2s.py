@@ -37,6 +37,8 @@ class HAP2SLoss(MetricLoss):
         normalize: L2-normalise features. Default is True (ours: sigma = 0.5 is almost batch-hard on raw features).
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
+    Watched: ``active``, the share of anchors whose positives are not nearer than their negatives by the margin.
+
     Shapes, dtypes, and what is raised: see :meth:`MetricLoss.forward` and :class:`MetricLoss`.
 
     Example:
@@ -70,7 +72,9 @@ class HAP2SLoss(MetricLoss):
             log_positive = self.alpha * distances.log1p()
             log_negative = -2 * log_positive
         difference = _point_to_set(distances, log_positive, positive) - _point_to_set(distances, log_negative, negative)
-        return F.softplus(difference) if self.margin is None else F.relu(difference + self.margin)
+        hinge = difference + (self.margin or 0.0)
+        self.watch(active=hinge > 0)
+        return F.softplus(hinge) if self.margin is None else F.relu(hinge)
 
 
 def _point_to_set(distances: Tensor, log_weights: Tensor, members: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class SNLoss(MetricLoss):
         normalize: L2-normalise features. Default is True.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
+    Watched: ``in_support``, the share of an anchor's positives that are in its support.
+
     Shapes, dtypes, and what is raised: see :meth:`MetricLoss.forward` and :class:`MetricLoss`.
 
     Example:
@@ -79,6 +81,8 @@ class SNLoss(MetricLoss):
         in_p = torch.cat([in_p, ~in_p.any(dim=1, keepdim=True)], dim=1)
         in_q = F.pad(negative.gather(1, support), (0, 1), value=False)
         d = distances.gather(1, torch.cat([support, nearest_positive], dim=1))
+
+        self.watch(in_support=in_p[:, :-1].sum(dim=1) / positive.sum(dim=1))
 
         lowest = torch.finfo(d.dtype).min  # exp() of it is 0 beside any distance, and an empty Q gives 0, not NaN
         log_p, log_q = ((-self.scale * d).masked_fill(~members, lowest).logsumexp(dim=1) for members in (in_p, in_q))

@@ -1,0 +1,116 @@
+"""Kills a real training process at random moments, resumes it, and compares it with one that was left alone.
+
+python tests/kill_and_resume.py --kills 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from torchreid_snloss.data import make_pedestrians
+
+EPOCHS = 6
+OPTIONS = {
+    "model.name": "osnet_x0_25",
+    "model.pretrained": "False",
+    "loss.name": "sn",
+    "data.height": "64",
+    "data.width": "32",
+    "data.transforms": "['random_flip', 'random_crop', 'color_jitter']",
+    "train.batch_size": "32",
+    "train.max_epoch": str(EPOCHS),
+    "train.lr_scheduler": "cosine",
+    "train.print_freq": "1",
+    "test.eval_freq": "2",
+    "model.resume": "auto",
+}
+
+
+def start(root: Path, save_dir: Path, workers: int) -> subprocess.Popen[str]:
+    options = {**OPTIONS, "data.root": str(root), "data.save_dir": str(save_dir), "data.workers": str(workers)}
+    command = [sys.executable, "-u", "-m", "torchreid_snloss", *(item for pair in options.items() for item in pair)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str], save_dir: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    checkpoint = torch.load(save_dir / "model" / f"model.pth.tar-{EPOCHS}", weights_only=True)
+    return checkpoint["state_dict"], re.findall(r"mAP: .*|Rank-1 .*", output)[-2:]
+
+
+def wait_for_training(process: subprocess.Popen[str]) -> bool:
+    """Whether the process came as far as its training, or its final test."""
+    assert process.stdout is not None
+    return any("=> Start training" in line for line in process.stdout)
+
+
+def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -> dict[str, int]:
+    """Returns how many kills there were and how many fell into the writing of a checkpoint; asserts the rest."""
+    rng = random.Random(seed)
+    root = folder / "reid-data"
+    make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8, seed=5)
+    weights, results = finish(start(root, folder / "alone", workers), folder / "alone")
+    if not results:
+        raise AssertionError("the run left alone printed no results")
+
+    count = {"kills": 0, "while a checkpoint was being written": 0, "runs started": 0}
+    save_dir, spent = folder / "killed", 0
+    while count["kills"] < kills:
+        if (save_dir / "model" / f"model.pth.tar-{EPOCHS}").exists():  # finished between two kills: once more
+            spent += 1
+            save_dir = folder / f"killed-{spent}"
+        process = start(root, save_dir, workers)
+        count["runs started"] += 1
+        if not wait_for_training(process):
+            raise AssertionError("the process ended before its training")
+        writing = rng.random() < 0.5
+        until = time.monotonic() + (20.0 if writing else rng.uniform(0.0, 2.0))
+        while process.poll() is None and time.monotonic() < until:
+            if writing and next((save_dir / "model").glob(".unfinished-*"), None):
+                time.sleep(rng.uniform(0.0, 0.003))
+                break
+            time.sleep(0.0005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            count["kills"] += 1
+            count["while a checkpoint was being written"] += bool(list((save_dir / "model").glob(".unfinished-*")))
+        else:
+            process.communicate()
+        print(f"{count}", file=sys.stderr, flush=True)
+
+    resumed_weights, resumed_results = finish(start(root, save_dir, workers), save_dir)
+    assert resumed_results == results
+    assert resumed_weights.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, resumed_weights[name]), name
+    best = [
+        torch.load(path / "model" / "model-best.pth.tar", weights_only=True) for path in (folder / "alone", save_dir)
+    ]
+    assert best[0]["epoch"] == best[1]["epoch"]
+    assert not list((save_dir / "model").glob(".unfinished-*"))
+    return count
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        done = kill_and_resume(args.kills, Path(temporary), args.seed, args.workers)
+    print(f"same weights to the bit and same results after: {done}")

@@ -1,0 +1,338 @@
+"""Nothing is lost: checkpoints, kills, signals, broken batches and images, held-out identities."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from kill_and_resume import kill_and_resume
+from torchreid import data, models, optim, utils
+
+import torchreid_snloss
+from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
+from torchreid_snloss.checkpoint import find_newest, load_checkpoint, save_checkpoint
+from torchreid_snloss.cli import main
+from torchreid_snloss.engine import NonFiniteError, TrainOptions
+
+OPTIONS = [
+    *["model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
+    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1", "data.save_dir", "log"],
+]
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train(reid_data: Path, in_folder: Path) -> Callable[..., int]:
+    """The command line, in this process."""
+    return lambda *options: main(["--root", str(reid_data), *OPTIONS, *map(str, options)])
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "log" / "model").iterdir())
+
+
+def test_three_kills_change_nothing(tmp_path: Path) -> None:
+    count = kill_and_resume(3, tmp_path, seed=1, workers=0)
+    assert count["kills"] == 3
+
+
+SIGNALLED = [*OPTIONS, "loss.name", "sn", "train.max_epoch", "4", "data.save_dir"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(reid_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Weights of the run that the signals interrupt, without them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("-m", "torchreid_snloss", "--root", str(reid_data), *SIGNALLED, "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    weights: dict[str, torch.Tensor] = load_checkpoint(folder / "whole/model/model.pth.tar-4")["state_dict"]
+    return weights
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, undisturbed: dict[str, torch.Tensor], reid_data: Path, in_folder: Path
+) -> None:
+    options = [*SIGNALLED, "stopped"]
+    command = [sys.executable, "-u", "-m", "torchreid_snloss", "--root", str(reid_data), *options]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=in_folder, env=environment
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch: [2/4][1/3]"):
+            process.send_signal(number)
+            break
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, error
+    assert "Traceback" not in error
+    message = error.strip().splitlines()[-1]
+    assert message.startswith(f"torchreid-snloss: stopped by {number.name}; go on with: model.resume ")
+    checkpoint = message.split()[-1]
+    # In the middle of the second epoch: the steps of it that are done are not done again.
+    assert checkpoint.startswith("stopped/model/model.pth.tar-1.") or checkpoint.endswith("model.pth.tar-2")
+
+    resume = ["model.resume", checkpoint]
+    resumed = run("-m", "torchreid_snloss", "--root", str(reid_data), *options, *resume, cwd=in_folder)
+    assert resumed.returncode == 0, resumed.stderr
+    weights = load_checkpoint(in_folder / "stopped/model/model.pth.tar-4")["state_dict"]
+    for name, value in undisturbed.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_one_checkpoint_an_epoch_the_newest_kept_and_the_best(train: Callable[..., int], in_folder: Path) -> None:
+    assert train("loss.name", "sn", "train.max_epoch", 5, "train.keep", 2, "test.eval_freq", 2) == 0
+    assert checkpoints(in_folder) == ["model-best.pth.tar", "model.pth.tar-4", "model.pth.tar-5"]
+    best = load_checkpoint(in_folder / "log/model/model-best.pth.tar")
+    assert best["epoch"] in (2, 4, 5)
+
+
+def test_save_freq(train: Callable[..., int], in_folder: Path) -> None:
+    assert train("train.max_epoch", 5, "train.keep", 0, "train.save_freq", 2) == 0
+    assert checkpoints(in_folder) == [
+        "model-best.pth.tar",
+        *(f"model.pth.tar-{epoch}" for epoch in (2, 4, 5)),
+    ]
+
+
+def test_files_of_others_are_not_pruned(train: Callable[..., int], in_folder: Path) -> None:
+    (in_folder / "log" / "model").mkdir(parents=True)
+    (in_folder / "log" / "model" / "model.pth.tar-60").write_text("of another run")
+    assert train("train.max_epoch", 3, "train.keep", 1) == 0
+    assert checkpoints(in_folder) == ["model-best.pth.tar", "model.pth.tar-3", "model.pth.tar-60"]
+
+
+def test_resume_auto(train: Callable[..., int], in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("loss.name", "fidi", "model.resume", "auto", "train.max_epoch")
+    assert train(*options, 2) == 0
+    assert "no checkpoint in log/model, starting from the beginning" in capsys.readouterr().out
+    newest = in_folder / "log/model/model.pth.tar-2"
+    damaged = in_folder / "log/model/model.pth.tar-3"
+    damaged.write_bytes(newest.read_bytes()[:5000])
+    assert train(*options, 4) == 0
+    out = capsys.readouterr().out
+    assert "** Passed over" in out
+    assert f'Going on from "{newest.relative_to(in_folder)}", after 2 epochs' in out
+    # Finished already: only the test is run again.
+    assert train(*options, 4) == 0
+    assert "epoch: [" not in capsys.readouterr().out
+
+
+def test_held_out_identities_choose_the_best(
+    train: Callable[..., int], in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("loss.name", "sn", "data.val_fraction", 0.25, "train.max_epoch", 2, "test.eval_freq", 1) == 0
+    out = capsys.readouterr().out
+    assert "4 of 16 training identities are held out" in out
+    assert "##### Evaluating validation" in out
+    assert "on held-out identities" in out
+    assert train("loss.name", "sn", "data.val_fraction", 0.01) == 2
+
+
+@pytest.fixture(scope="module")
+def datamanager(reid_data: Path) -> Any:
+    torchreid_snloss.register()
+    utils.set_random_seed(1)
+    return data.ImageDataManager(
+        root=str(reid_data), sources="market1501", height=64, width=32, batch_size_train=32,
+        train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
+
+
+def make(cls: Any, datamanager: Any, **options: Any) -> Any:
+    utils.set_random_seed(1)
+    model = models.build_model("osnet_x0_25", 16, loss="triplet", pretrained=False)
+    return cls(datamanager, model, optim.build_optimizer(model, lr=0.001), use_gpu=False, **options)
+
+
+@pytest.mark.parametrize("cls", [ImageSNEngine, ImageHAP2SEngine, ImageFIDIEngine])
+def test_a_nan_stops_before_the_weights_change(cls: Any, datamanager: Any) -> None:
+    training = make(cls, datamanager)
+    training.set_model_mode("train")
+    batch = next(iter(datamanager.train_loader))
+    batch = {"img": batch["img"].clone(), "pid": batch["pid"]}
+    batch["img"][3, 0, 0, 0] = float("nan")
+    weights = {name: value.clone() for name, value in training.model.named_parameters()}
+    with pytest.raises(NonFiniteError, match=r"loss_m is nan.*loss_x is nan"):
+        training.forward_backward(batch)
+    for name, value in training.model.named_parameters():
+        assert torch.equal(value, weights[name])
+
+
+def test_skipping_a_nan_leaves_a_model_that_trains_and_tests_on(datamanager: Any) -> None:
+    training = make(ImageSNEngine, datamanager)
+    training.options = TrainOptions(nonfinite="skip")
+    training.set_model_mode("train")
+    good = next(iter(datamanager.train_loader))
+    bad = {"img": good["img"].clone(), "pid": good["pid"]}
+    bad["img"][0] = float("inf")
+    state = {name: value.clone() for name, value in training.model.state_dict().items()}
+    training.forward_backward(bad)
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert np.isfinite(list(training.forward_backward(good).values())).all()
+
+
+def test_a_non_finite_loss_ends_the_run_with_its_checkpoint(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("loss.name", "sn", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("torchreid-snloss: error: ")
+    assert "epoch 1, step 2" in message
+    assert "the last good checkpoint: none yet" in message
+
+
+def test_torchreids_own_engines_stop_at_a_nan_too(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("loss.name", "softmax", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3) == 1
+    assert "CrossEntropyLoss is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("amp_dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_with_loss_scaling(amp_dtype: torch.dtype) -> None:
+    features = torch.randn(16, 64, requires_grad=True)
+    for loss in (torchreid_snloss.SNLoss(), torchreid_snloss.HAP2SLoss(), torchreid_snloss.FIDILoss()):
+        features.grad = None
+        (loss(features.to(amp_dtype), torch.arange(4).repeat_interleave(4)) * 1024).backward()
+        assert torch.isfinite(features.grad).all()
+        assert features.grad.abs().max() > 0
+
+
+def test_statistics_and_the_warning_of_a_collapse(datamanager: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {ImageSNEngine: {"in_support"}, ImageHAP2SEngine: {"active"}, ImageFIDIEngine: {"u_pos", "u_neg"}}
+    batch = next(iter(datamanager.train_loader))
+    for cls, watched in names.items():
+        training = make(cls, datamanager)
+        training.set_model_mode("train")
+        summary = training.forward_backward(batch)
+        assert set(summary) == {"loss_m", "loss_x", "acc", "d_pos", "d_neg", "anchors", *watched}
+        assert summary["anchors"] == 1
+    assert "collapse" not in capsys.readouterr().out
+    same = {"img": batch["img"][:1].repeat(32, 1, 1, 1), "pid": batch["pid"]}
+    for _ in range(3):
+        training.forward_backward(same)
+    assert capsys.readouterr().out.count("The features collapse to one point") == 1
+
+
+def test_statistics_are_what_they_say() -> None:
+    features = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0], [3.0, 4.0], [50.0, 0.0]])
+    targets = torch.tensor([0, 0, 1, 1, 2])
+    loss = torchreid_snloss.SNLoss(num_neighbors=1, normalize=False)
+    loss(features, targets)
+    expected = {"d_pos": 3.0, "anchors": 0.8, "in_support": 1.0}
+    assert {name: loss.statistics[name].item() for name in expected} == pytest.approx(expected)
+    d_neg = torch.cdist(features, features)[targets[:, None] != targets[None]].mean()
+    torch.testing.assert_close(loss.statistics["d_neg"], d_neg)
+
+
+@pytest.mark.parametrize("kind", ["empty", "no image", "cut off", "gone"])
+def test_an_unreadable_image_is_named(
+    kind: str, reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = in_folder / "broken"
+    shutil.copytree(reid_data, root)
+    image = sorted(root.rglob("query/*.jpg"))[5]
+    content = {"empty": b"", "no image": b"no image", "cut off": image.read_bytes()[:300], "gone": b""}[kind]
+    image.write_bytes(content)
+    if kind == "gone":
+        image.unlink()
+        image.symlink_to("nowhere.jpg")
+    # With a worker once: its errors reach the process in another way.
+    workers = "1" if kind == "cut off" else "0"
+    assert main(["--root", str(root), *OPTIONS, "data.workers", workers, "test.evaluate", "True"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("torchreid-snloss: error: ")
+    assert f"can't read the image '{image}'" in message
+
+
+def test_queries_without_a_match_are_told(reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = in_folder / "unmatched"
+    shutil.copytree(reid_data, root)
+    gallery = sorted(root.rglob("bounding_box_test/*.jpg"))
+    for image in gallery:
+        if image.name.startswith(gallery[0].name[:4]):
+            image.unlink()
+    assert main(["--root", str(root), *OPTIONS, "train.max_epoch", "1"]) == 0
+    assert "2 of 16 queries of market1501 have no image of their identity" in capsys.readouterr().out
+
+    for image in gallery:
+        image.unlink(missing_ok=True)
+    first_of_each = {image.name[:4]: image for image in sorted(root.rglob("query/*.jpg"), reverse=True)}
+    for image in root.rglob("query/*.jpg"):
+        if image not in first_of_each.values():
+            image.unlink()
+    for image in first_of_each.values():  # under the same camera
+        shutil.copy(image, gallery[0].parent)
+    assert main(["--root", str(root), *OPTIONS, "test.ranks", "[1]"]) == 2
+    assert "no query of 'market1501' has an image of its identity under another camera" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model" / "model.pth.tar-1"
+    save_checkpoint({"state_dict": {"w": torch.zeros(3)}, "epoch": 1}, path)
+
+    def broken(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint({"state_dict": {"w": torch.ones(3)}, "epoch": 2}, path)
+    assert load_checkpoint(path)["epoch"] == 1
+    assert [file.name for file in path.parent.iterdir()] == ["model.pth.tar-1"]
+    assert find_newest(path.parent) == path
+    assert find_newest(tmp_path) is None
+
+
+def test_checkpoints_of_torchreid_with_a_numpy_rank1(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth.tar-7"
+    for scalar in (np.float32(0.25), np.float64(0.25)):
+        torch.save({"state_dict": {"w": torch.zeros(3)}, "epoch": 7, "rank1": scalar}, path)
+        assert load_checkpoint(path)["rank1"] == 0.25
+    # As NumPy 1 wrote it.
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert load_checkpoint(path)["rank1"] == 0.25
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+def test_old_keys_of_torchreids_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("data: {use_unlabeled_targets: True}\ntest: {visactmap: False}\n")
+    cfg = torchreid_snloss.load_config(str(path))
+    assert cfg.data.load_train_targets is True
+    assert "test.visactmap is no more" in capsys.readouterr().out
+
+
+def test_feature_extractor_loads_our_checkpoint(datamanager: Any, tmp_path: Path) -> None:
+    training = make(ImageSNEngine, datamanager)
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    path = str(tmp_path / "model" / "model.pth.tar-1")
+    extractor = utils.FeatureExtractor("osnet_x0_25", path, image_size=(64, 32), device="cpu", verbose=False)
+    assert extractor([datamanager.test_dataset["market1501"]["query"][0][0]]).shape == (1, 512)
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    loaded = extractor.model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in stored.items() if not name.startswith("classifier"))

@@ -1,0 +1,40 @@
+"""Images that can't be read are named, where torchreid tries again forever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+from torchreid import data
+
+__all__ = ["ReadableImageDataset", "UnreadableImageError", "name_unreadable_images"]
+
+
+class UnreadableImageError(OSError):
+    """An image file that is missing, empty, cut off or no image."""
+
+
+class ReadableImageDataset(data.ImageDataset):
+    """torchreid's ``ImageDataset``, which reads an image once and says which file can't be read."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, pid, camid, dsetid = self.data[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken file
+            raise UnreadableImageError(f"can't read the image {path!r}: {error}") from error
+        if self.transform is not None:
+            image = self._transform_image(self.transform, self.k_tfm, image)
+        return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+
+
+def name_unreadable_images(datamanager: Any) -> None:
+    """Makes a data manager's image data sets :class:`ReadableImageDataset`, but for those that read their own way."""
+    loaders = [
+        datamanager.train_loader,
+        *(loader for split in datamanager.test_loader.values() for loader in split.values()),
+    ]
+    for loader in loaders:
+        if type(loader.dataset).__getitem__ is data.ImageDataset.__getitem__:
+            loader.dataset.__class__ = ReadableImageDataset

@@ -1,0 +1,293 @@
+"""Training that can be stopped at any moment and goes on to the same bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torchreid import engine, utils
+
+from torchreid_snloss.checkpoint import remove_unfinished, restore, save_checkpoint
+from torchreid_snloss.data.validation import VALIDATION
+
+__all__ = ["NonFiniteError", "Resumable", "Stopped", "TrainOptions", "resumable"]
+
+
+@dataclasses.dataclass
+class TrainOptions:
+    """What a run does besides training.
+
+    Attributes:
+        save_freq: epochs between checkpoints, >= 1; after the last epoch and after evaluations there always is one.
+        keep: the newest checkpoints of this run to keep, >= 1; 0: all. The best by mAP is kept beside them.
+        nonfinite: at a NaN or infinite loss or gradient ``"stop"`` (the last good checkpoint stays), or ``"skip"`` the
+            step; torchreid's own engines can only stop.
+    """
+
+    save_freq: int = 1
+    keep: int = 3
+    nonfinite: Literal["stop", "skip"] = "stop"
+
+
+class NonFiniteError(ArithmeticError):
+    """A term of the loss, or its gradient, became NaN or infinite."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """Leaves ``run()`` after Ctrl-C or SIGTERM, once the step is finished and a checkpoint written.
+
+    Attributes:
+        signal: the signal's number.
+    """
+
+    def __init__(self, number: int, checkpoint: Path | None) -> None:
+        name = signal.Signals(number).name
+        how = f"go on with: model.resume {checkpoint}" if checkpoint else "nothing was trained yet"
+        super().__init__(f"stopped by {name}; {how}")
+        self.signal = number
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What a checkpoint holds beyond torchreid's keys."""
+
+    seed: int
+    batch: int = 0  # batches done of the epoch under way
+    evaluated: bool = True
+    rank1: float = 0.0
+    best: float = -1.0  # mAP
+    written: list[str] = dataclasses.field(default_factory=list)
+
+
+class Resumable(engine.Engine):
+    """Adds checkpoints, resuming and a clean stop to a torchreid engine.
+
+    A run that was killed at any moment and resumed has the same weights in the end, on a CPU to the bit, as one that
+    never was. An epoch's random states follow from the seed and the epoch's number alone. After a kill the epoch under
+    way starts again; after Ctrl-C or SIGTERM it goes on with the batch that comes next.
+
+    The seed is torch's when the engine is made; torchreid's ``set_random_seed`` sets it.
+    """
+
+    train_loader: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = TrainOptions()
+        self._progress = _Progress(seed=torch.initial_seed() % (1 << 64))
+        self._random_states: dict[str, Any] | None = None
+        self._map: dict[str, float] = {}
+        self._folder = Path()
+        self._newest: Path | None = None
+        self._signal = 0
+
+    def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
+        self._folder = Path(save_dir) / "model"
+        self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
+        remove_unfinished(self._folder)
+        with _noted_signals(self):
+            if not (self._progress.evaluated or kwargs.get("test_only") or self._progress.batch):
+                self._evaluate_where_it_was_due(start_epoch, max_epoch, **kwargs)
+            super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
+
+    def _evaluate_where_it_was_due(
+        self, epoch: int, max_epoch: int, eval_freq: int = -1, start_eval: int = 0, **kwargs: Any
+    ) -> None:
+        """A run killed during an evaluation makes up for it, so that the best checkpoint is the same too."""
+        if start_eval <= epoch < max_epoch and eval_freq > 0 and epoch % eval_freq == 0:
+            keys = ("dist_metric", "normalize_feature", "use_metric_cuhk03", "ranks")
+            rank1 = self.test(**{key: kwargs[key] for key in keys if key in kwargs})
+            self.save_model(epoch - 1, rank1, str(self._folder.parent))
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        utils.set_random_seed(int(np.random.SeedSequence([self._progress.seed, self.epoch]).generate_state(1)[0]))
+        sampler = self.train_loader.sampler
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self.epoch)
+        whole = self.train_loader
+        self.train_loader = _Steps(self, whole)
+        try:
+            super().train(*args, **kwargs)
+        finally:
+            self.train_loader = whole
+        self._progress.batch, self._progress.evaluated = 0, False
+        if (self.epoch + 1) % self.options.save_freq == 0 or self.epoch + 1 == self.max_epoch or self._signal:
+            self._write(self.epoch + 1)
+        self._stop_if_asked()
+
+    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
+        """Called by torchreid after an evaluation."""
+        self._folder = Path(save_dir) / "model"
+        self._progress.rank1, self._progress.evaluated = float(rank1), True
+        # Held-out identities where there are some, else the test set that was evaluated last, as rank-1 is.
+        chosen_by = VALIDATION if VALIDATION in self._map else next(reversed(self._map), "")
+        mean_ap = self._map.get(chosen_by, -1.0)
+        is_best = mean_ap > self._progress.best
+        self._progress.best = max(mean_ap, self._progress.best)
+        self._write(epoch + 1)
+        if is_best:
+            best = self._folder / "model-best.pth.tar"
+            save_checkpoint(self._state(epoch + 1), best)
+            kind = "held-out identities" if chosen_by == VALIDATION else f"the test set {chosen_by}"
+            print(f'Best so far, by its mAP of {mean_ap:.1%} on {kind}: "{best}"')
+
+    def resume(self, path: str | Path) -> int:
+        """Loads model, optimizer, scheduler and progress from a checkpoint.
+
+        Args:
+            path: a checkpoint of this package, or of torchreid, which holds no seed and goes on with this run's.
+
+        Returns:
+            the epoch to start from.
+
+        Raises:
+            CheckpointError: if the file can't be loaded, or is one of another model or optimizer.
+        """
+        checkpoint = restore(path, self.model, self.optimizer, self.scheduler)
+        if "progress" in checkpoint:
+            self._progress = _Progress(**checkpoint["progress"])
+            self._random_states = checkpoint["random_states"]
+        self._newest = Path(path)
+        epoch: int = checkpoint["epoch"]
+        batches = f" and {self._progress.batch} batches of the next" if self._progress.batch else ""
+        print(f'=> Going on from "{path}", after {epoch} epochs{batches}')
+        return epoch
+
+    def _evaluate(self, dataset_name: str = "", *args: Any, **kwargs: Any) -> Any:
+        rank1, mean_ap = super()._evaluate(dataset_name, *args, **kwargs)
+        self._map[dataset_name] = float(mean_ap)
+        return rank1, mean_ap
+
+    def parse_data_for_eval(self, data: Any) -> Any:
+        self._stop_if_asked()
+        return super().parse_data_for_eval(data)
+
+    def check_finite(self, terms: dict[str, float]) -> bool:
+        """Whether all terms of a step are finite; where not, raises or, as the options say, names the step."""
+        broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
+        if broken:
+            step = f"epoch {self.epoch + 1}, step {self.batch_idx + 1}" if hasattr(self, "batch_idx") else "a step"
+            what = f"{', '.join(f'{name} is {value}' for name, value in broken.items())} in {step}"
+            if self.options.nonfinite == "stop":
+                raise NonFiniteError(f"{what}; the last good checkpoint: {self._newest or 'none yet'}")
+            print(f"** Skipped: {what}")
+        return not broken
+
+    def _stop_if_asked(self) -> None:
+        if self._signal:
+            raise Stopped(self._signal, self._newest)
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        return {
+            "state_dict": self.model.state_dict(),
+            "epoch": epoch,
+            "rank1": self._progress.rank1,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "progress": dataclasses.asdict(self._progress),
+            "random_states": _random_states() if self._progress.batch else None,
+        }
+
+    def _write(self, epoch: int) -> None:
+        batch = f".{self._progress.batch}" if self._progress.batch else ""
+        name = f"model.pth.tar-{epoch}{batch}"
+        self._progress.written = [old for old in self._progress.written if old != name] + [name]
+        dropped = self._progress.written[: -self.options.keep] if self.options.keep else []
+        self._progress.written = self._progress.written[len(dropped) :]
+        self._newest = self._folder / name
+        save_checkpoint(self._state(epoch), self._newest)
+        print(f'Checkpoint saved to "{self._newest}"')
+        for old in dropped:
+            (self._folder / old).unlink(missing_ok=True)
+
+
+def resumable(cls: type[Any]) -> type[Resumable]:
+    """An engine class of torchreid's with :class:`Resumable` in front; one that is resumable already as it is."""
+    if issubclass(cls, Resumable):
+        return cls
+
+    def compute_loss(self: Any, criterion: Any, outputs: Any, targets: Any) -> Any:
+        loss = cls.compute_loss(self, criterion, outputs, targets)
+        self.check_finite({type(criterion).__name__: float(loss.detach())})
+        return loss
+
+    made: type[Resumable] = type(cls.__name__, (Resumable, cls), {"__doc__": cls.__doc__, "compute_loss": compute_loss})
+    return made
+
+
+class _Steps:
+    """The training batches of one epoch, with a look at what was asked for after each step."""
+
+    def __init__(self, training: Resumable, loader: Any) -> None:
+        self._training = training
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        training, progress = self._training, self._training._progress
+        done_before = progress.batch
+        for batch, data in enumerate(self._loader, start=1):
+            if batch <= done_before:
+                if batch == done_before and training._random_states is not None:
+                    _set_random_states(training._random_states)  # as they were before the next batch was drawn
+                    training._random_states = None
+                continue
+            yield data
+            progress.batch = batch
+            if training._signal and batch < len(self._loader):
+                training._write(training.epoch)
+                training._stop_if_asked()
+
+
+class _noted_signals:  # noqa: N801 - used like a function
+    """Within it SIGINT and SIGTERM are noted for the engine; a second one interrupts at once."""
+
+    def __init__(self, training: Resumable) -> None:
+        self._training = training
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self._training._signal:
+            raise KeyboardInterrupt
+        self._training._signal = number
+
+
+def _random_states() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
