@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,11 +45,13 @@ def start(root: Path, save_dir: Path, workers: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finish(process: subprocess.Popen[str], save_dir: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+def finish(process: subprocess.Popen[str], save_dir: Path) -> dict[str, Any]:
+    """The last and the best checkpoint of a run, and the results it ended with."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    checkpoint = torch.load(save_dir / "model" / f"model.pth.tar-{EPOCHS}", weights_only=True)
-    return checkpoint["state_dict"], re.findall(r"mAP: .*|Rank-1 .*", output)[-2:]
+    files = {"last": f"model.pth.tar-{EPOCHS}", "best": "model-best.pth.tar"}
+    ends = {which: torch.load(save_dir / "model" / name, weights_only=True) for which, name in files.items()}
+    return {**ends, "results": re.findall(r"mAP: .*|Rank-1 .*", output)[-2:]}
 
 
 def wait_for_training(process: subprocess.Popen[str]) -> bool:
@@ -58,50 +61,45 @@ def wait_for_training(process: subprocess.Popen[str]) -> bool:
 
 
 def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -> dict[str, int]:
-    """Returns how many kills there were and how many fell into the writing of a checkpoint; asserts the rest."""
+    """Kills runs until there were enough kills; each run is resumed to its end, and must end as one left alone.
+
+    Returns how many kills there were, how many of them while a checkpoint was being written, and how many runs.
+    """
     rng = random.Random(seed)
     root = folder / "reid-data"
     make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8, seed=5)
-    weights, results = finish(start(root, folder / "alone", workers), folder / "alone")
-    if not results:
-        raise AssertionError("the run left alone printed no results")
+    alone = finish(start(root, folder / "alone", workers), folder / "alone")
+    assert alone["results"]
 
-    count = {"kills": 0, "while a checkpoint was being written": 0, "runs started": 0}
-    save_dir, spent = folder / "killed", 0
+    count = {"kills": 0, "while a checkpoint was being written": 0, "runs compared": 0}
     while count["kills"] < kills:
-        if (save_dir / "model" / f"model.pth.tar-{EPOCHS}").exists():  # finished between two kills: once more
-            spent += 1
-            save_dir = folder / f"killed-{spent}"
-        process = start(root, save_dir, workers)
-        count["runs started"] += 1
-        if not wait_for_training(process):
-            raise AssertionError("the process ended before its training")
-        writing = rng.random() < 0.5
-        until = time.monotonic() + (20.0 if writing else rng.uniform(0.0, 2.0))
-        while process.poll() is None and time.monotonic() < until:
-            if writing and next((save_dir / "model").glob(".unfinished-*"), None):
-                time.sleep(rng.uniform(0.0, 0.003))
-                break
-            time.sleep(0.0005)
-        if process.poll() is None:
+        save_dir = folder / f"killed-{count['runs compared']}"
+        while count["kills"] < kills and not (save_dir / "model" / f"model.pth.tar-{EPOCHS}").exists():
+            process = start(root, save_dir, workers)
+            if not wait_for_training(process):
+                raise AssertionError("the process ended before its training")
+            writing = rng.random() < 0.5
+            until = time.monotonic() + (20.0 if writing else rng.uniform(0.0, 2.0))
+            while process.poll() is None and time.monotonic() < until:
+                if writing and next((save_dir / "model").glob(".unfinished-*"), None):
+                    time.sleep(rng.uniform(0.0, 0.003))
+                    break
+                time.sleep(0.0005)
+            killed = process.poll() is None
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            count["kills"] += 1
+            count["kills"] += killed
             count["while a checkpoint was being written"] += bool(list((save_dir / "model").glob(".unfinished-*")))
-        else:
-            process.communicate()
-        print(f"{count}", file=sys.stderr, flush=True)
+            print(count, file=sys.stderr, flush=True)
 
-    resumed_weights, resumed_results = finish(start(root, save_dir, workers), save_dir)
-    assert resumed_results == results
-    assert resumed_weights.keys() == weights.keys()
-    for name, value in weights.items():
-        assert torch.equal(value, resumed_weights[name]), name
-    best = [
-        torch.load(path / "model" / "model-best.pth.tar", weights_only=True) for path in (folder / "alone", save_dir)
-    ]
-    assert best[0]["epoch"] == best[1]["epoch"]
-    assert not list((save_dir / "model").glob(".unfinished-*"))
+        resumed = finish(start(root, save_dir, workers), save_dir)
+        count["runs compared"] += 1
+        assert resumed["results"] == alone["results"]
+        for which in ("last", "best"):
+            assert resumed[which]["epoch"] == alone[which]["epoch"], which
+            for name, value in alone[which]["state_dict"].items():
+                assert torch.equal(value, resumed[which]["state_dict"][name]), (which, name)
+        assert not list((save_dir / "model").glob(".unfinished-*"))
     return count
 
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from conftest import run
 from kill_and_resume import kill_and_resume
-from torchreid import data, models, optim, utils
+from torchreid import data, engine, models, optim, utils
 
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
-from torchreid_snloss.checkpoint import find_newest, load_checkpoint, save_checkpoint
+from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from torchreid_snloss.cli import main
-from torchreid_snloss.engine import NonFiniteError, TrainOptions
+from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, resumable
 
 OPTIONS = [
     *["model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
@@ -103,6 +103,112 @@ def test_one_checkpoint_an_epoch_the_newest_kept_and_the_best(train: Callable[..
     assert checkpoints(in_folder) == ["model-best.pth.tar", "model.pth.tar-4", "model.pth.tar-5"]
     best = load_checkpoint(in_folder / "log/model/model-best.pth.tar")
     assert best["epoch"] in (2, 4, 5)
+
+
+def test_a_signal_to_the_whole_group_with_workers(reid_data: Path, in_folder: Path) -> None:
+    options = [*OPTIONS, "data.workers", "2", "loss.name", "sn", "train.max_epoch", "50", "train.save_freq", "10"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "torchreid_snloss", "--root", str(reid_data), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=in_folder, start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch: [2/50][2/3]"):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 143, error
+    assert "stopped by SIGTERM; go on with: model.resume log/model/model.pth.tar-" in error
+
+
+class Drops(torch.nn.Module):
+    """A model that draws random numbers in its forward pass, as one with dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(3 * 64 * 32, 16))
+        self.classifier = torch.nn.Linear(16, 16)
+
+    def forward(self, x: Any) -> Any:
+        v = self.features(x)
+        return (self.classifier(v), v) if self.training else v
+
+
+def test_a_stop_in_an_epoch_keeps_the_random_states(datamanager: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        utils.set_random_seed(1)
+        model = Drops()
+        return ImageFIDIEngine(datamanager, model, optim.build_optimizer(model, lr=0.001), use_gpu=False)
+
+    whole = build()
+    whole.run(save_dir=str(tmp_path / "whole"), max_epoch=3)
+
+    stopped = build()
+    forward_backward, steps = stopped.forward_backward, []
+
+    def then_stop(batch: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 5:  # the second of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward_backward(batch)
+
+    stopped.forward_backward = then_stop
+    with pytest.raises(Stopped, match=r"model\.pth\.tar-1\.2"):
+        stopped.run(save_dir=str(tmp_path / "stopped"), max_epoch=3)
+
+    resumed = build()
+    start = resumed.resume(tmp_path / "stopped/model/model.pth.tar-1.2")
+    assert start == 1
+    resumed.run(save_dir=str(tmp_path / "stopped"), max_epoch=3, start_epoch=start)
+    for value, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(value, other)
+
+
+def test_a_stop_in_an_evaluation_saves_what_was_trained(datamanager: Any, tmp_path: Path) -> None:
+    training = make(ImageSNEngine, datamanager)
+    training.options = TrainOptions(save_freq=10)
+    parse = training.parse_data_for_eval
+
+    def stop_then_parse(batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return parse(batch)
+
+    training.parse_data_for_eval = stop_then_parse
+    with pytest.raises(Stopped, match=r"model\.pth\.tar-2$"):
+        training.run(save_dir=str(tmp_path), max_epoch=4, eval_freq=2)
+
+
+def test_broken_weights_are_not_saved(datamanager: Any, tmp_path: Path) -> None:
+    training = make(ImageSNEngine, datamanager)
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    with torch.no_grad():
+        training.model.classifier.bias[3] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"classifier.bias.*model\.pth\.tar-1"):
+        training.save_model(1, 0.5, str(tmp_path))
+    assert not (tmp_path / "model" / "model.pth.tar-2").exists()
+
+
+def test_another_optimizer_is_refused(datamanager: Any, tmp_path: Path) -> None:
+    make(ImageSNEngine, datamanager).run(save_dir=str(tmp_path), max_epoch=1)
+    other = make(ImageSNEngine, datamanager)
+    sgd = ImageSNEngine(datamanager, other.model, optim.build_optimizer(other.model, optim="sgd"), use_gpu=False)
+    with pytest.raises(CheckpointError, match="its optimizer is of another kind than SGD"):
+        sgd.resume(tmp_path / "model" / "model.pth.tar-1")
+
+
+def test_a_checkpoint_from_several_gpus_resumes_on_a_cpu(datamanager: Any, tmp_path: Path) -> None:
+    training = make(ImageSNEngine, datamanager)
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    checkpoint = load_checkpoint(tmp_path / "model" / "model.pth.tar-1")
+    checkpoint["state_dict"] = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
+    save_checkpoint(checkpoint, tmp_path / "gpus.pth")
+    assert make(ImageSNEngine, datamanager).resume(tmp_path / "gpus.pth") == 1
+
+
+def test_torchreids_engines_save_without_a_scheduler(datamanager: Any, tmp_path: Path) -> None:
+    make(resumable(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
+    assert find_newest(tmp_path / "model") is not None
 
 
 def test_save_freq(train: Callable[..., int], in_folder: Path) -> None:
@@ -197,8 +303,8 @@ def test_a_non_finite_loss_ends_the_run_with_its_checkpoint(
     assert train("loss.name", "sn", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("torchreid-snloss: error: ")
-    assert "epoch 1, step 2" in message
-    assert "the last good checkpoint: none yet" in message
+    assert "in epoch 1, step 2" in message
+    assert "the last checkpoint: none yet" in message
 
 
 def test_torchreids_own_engines_stop_at_a_nan_too(

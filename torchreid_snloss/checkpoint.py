@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,18 @@ __all__ = [
 ]
 
 
+# What torch.load raises for bytes that are no checkpoint, or not a whole one.
+_DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
 _UNFINISHED = ".unfinished-"
 
 
@@ -52,7 +65,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
             os.chmod(stream.name, 0o666 & ~_umask())
             os.replace(stream.name, path)
         except BaseException:
-            os.unlink(stream.name)
+            Path(stream.name).unlink(missing_ok=True)
             raise
     with contextlib.suppress(OSError):  # a folder can't be flushed everywhere, and the file is safe by now
         folder = os.open(path.parent, os.O_RDONLY)
@@ -65,7 +78,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
 def remove_unfinished(folder: str | Path) -> None:
     """Removes what a process that was killed while it saved has left behind."""
     for path in Path(folder).glob(f"{_UNFINISHED}*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -96,8 +109,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         reason = f"it asks for {asked[1]}, which could run code" if asked else "it holds other things than data"
+        if asked and "numpy" in asked[1] and not hasattr(torch.serialization, "safe_globals"):
+            reason = "it is one of torchreid's own engines, which takes torch 2.5 or newer to load safely"
         raise CheckpointError(f"{str(path)!r} is no checkpoint, or not one to load safely: {reason}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"can't load {str(path)!r}, is it a whole checkpoint? {reason}") from error
     if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
@@ -130,7 +145,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         CheckpointError: as :func:`load_checkpoint` does, and if no layer fits.
     """
     own = getattr(model, "module", model)
-    weights = {name.removeprefix("module."): value for name, value in load_checkpoint(path)["state_dict"].items()}
+    weights = _without_prefix(load_checkpoint(path)["state_dict"])
     current = own.state_dict()
     fitting = {name: value for name, value in weights.items() if name in current and current[name].shape == value.shape}
     if not fitting:
@@ -153,7 +168,10 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
     if missing:
         raise CheckpointError(f"{str(path)!r} has no {missing} to go on from; load it with model.load_weights")
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        for part, current in (("optimizer", optimizer), ("scheduler", scheduler)):
+            if _kind(checkpoint[part]) != _kind(current.state_dict()):
+                raise ValueError(f"its {part} is of another kind than {type(current).__name__}")
+        getattr(model, "module", model).load_state_dict(_without_prefix(checkpoint["state_dict"]))
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
         checkpoint["epoch"] = int(checkpoint["epoch"])
@@ -163,13 +181,28 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
     return checkpoint
 
 
+def _kind(state: Mapping[str, Any]) -> set[str]:
+    """What tells optimizers and schedulers from each other in their states: the names of their settings."""
+    return set(state["param_groups"][0]) if "param_groups" in state else set(state)
+
+
+def _without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """``DataParallel`` puts a prefix before each name."""
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
 _NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
 
 
 def find_newest(folder: str | Path) -> Path | None:
     """The checkpoint in ``folder`` written last that loads whole, or None; damaged ones are named and passed over."""
     files = [path for path in Path(folder).glob("model.pth.tar-*") if _NAME.fullmatch(path.name)]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+
+    def age(path: Path) -> tuple[int, ...]:
+        match = _NAME.fullmatch(path.name)
+        return (path.stat().st_mtime_ns, *(int(number or 0) for number in (match.groups() if match else ())))
+
+    for path in sorted(files, key=age, reverse=True):
         try:
             load_checkpoint(path)
         except CheckpointError as error:

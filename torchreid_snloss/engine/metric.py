@@ -63,9 +63,7 @@ class MetricEngine(Resumable):
             raise ValueError("the model was built with loss='softmax' and gives no features, build it with 'triplet'")
         self.model = model
         self.optimizer = optimizer
-        # A checkpoint holds a scheduler's state, also where none was given.
-        self.scheduler = scheduler or torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-        self.register_model("model", model, optimizer, self.scheduler)
+        self.register_model("model", model, optimizer, scheduler)
         self.weight_m = weight_m
         self.weight_x = weight_x
         self.criterion_m = criterion

@@ -87,14 +87,38 @@ class Resumable(engine.Engine):
         self._map: dict[str, float] = {}
         self._folder = Path()
         self._newest: Path | None = None
+        self._unsaved = False
+        self._skipped = 0  # batches of the epoch under way that a run before this one did
+        self._batch_idx = 0
         self._signal = 0
+
+    def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
+        # A checkpoint holds a scheduler's state, also where none was given.
+        self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
+        super().register_model(name, model, optim, self.scheduler)
+
+    @property
+    def batch_idx(self) -> int:
+        """Counts the epoch's batches from 0; torchreid's loop sets it."""
+        return self._batch_idx
+
+    @batch_idx.setter
+    def batch_idx(self, value: int) -> None:
+        self._batch_idx = value + self._skipped
 
     def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
         self._folder = Path(save_dir) / "model"
         self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
-        remove_unfinished(self._folder)
+        if self._newest is None or self._newest.parent != self._folder:
+            self._progress.written = []  # names in another folder
+        for loader in [self.train_loader, *(part for split in self.test_loader.values() for part in split.values())]:
+            loader.worker_init_fn = loader.worker_init_fn or _leave_signals_to_the_parent
         with _noted_signals(self):
-            if not (self._progress.evaluated or kwargs.get("test_only") or self._progress.batch):
+            if kwargs.get("test_only"):
+                super().run(save_dir=save_dir, **kwargs)
+                return
+            remove_unfinished(self._folder)
+            if not (self._progress.evaluated or self._progress.batch):
                 self._evaluate_where_it_was_due(start_epoch, max_epoch, **kwargs)
             super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
 
@@ -112,13 +136,13 @@ class Resumable(engine.Engine):
         sampler = self.train_loader.sampler
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
-        whole = self.train_loader
+        whole, self._skipped = self.train_loader, self._progress.batch
         self.train_loader = _Steps(self, whole)
         try:
             super().train(*args, **kwargs)
         finally:
-            self.train_loader = whole
-        self._progress.batch, self._progress.evaluated = 0, False
+            self.train_loader, self._skipped = whole, 0
+        self._progress.batch, self._progress.evaluated, self._unsaved = 0, False, True
         if (self.epoch + 1) % self.options.save_freq == 0 or self.epoch + 1 == self.max_epoch or self._signal:
             self._write(self.epoch + 1)
         self._stop_if_asked()
@@ -132,12 +156,12 @@ class Resumable(engine.Engine):
         mean_ap = self._map.get(chosen_by, -1.0)
         is_best = mean_ap > self._progress.best
         self._progress.best = max(mean_ap, self._progress.best)
-        self._write(epoch + 1)
-        if is_best:
+        if is_best:  # before the checkpoint that says it is done
             best = self._folder / "model-best.pth.tar"
             save_checkpoint(self._state(epoch + 1), best)
             kind = "held-out identities" if chosen_by == VALIDATION else f"the test set {chosen_by}"
             print(f'Best so far, by its mAP of {mean_ap:.1%} on {kind}: "{best}"')
+        self._write(epoch + 1)
 
     def resume(self, path: str | Path) -> int:
         """Loads model, optimizer, scheduler and progress from a checkpoint.
@@ -174,15 +198,17 @@ class Resumable(engine.Engine):
         """Whether all terms of a step are finite; where not, raises or, as the options say, names the step."""
         broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
         if broken:
-            step = f"epoch {self.epoch + 1}, step {self.batch_idx + 1}" if hasattr(self, "batch_idx") else "a step"
-            what = f"{', '.join(f'{name} is {value}' for name, value in broken.items())} in {step}"
+            what = ", ".join(f"{name} is {value}" for name, value in broken.items())
+            what += f" in epoch {self.epoch + 1}, step {self.batch_idx + 1}"
             if self.options.nonfinite == "stop":
-                raise NonFiniteError(f"{what}; the last good checkpoint: {self._newest or 'none yet'}")
+                raise NonFiniteError(f"{what}; the last checkpoint: {self._newest or 'none yet'}")
             print(f"** Skipped: {what}")
         return not broken
 
     def _stop_if_asked(self) -> None:
         if self._signal:
+            if self._unsaved:
+                self._write(self.epoch + 1)
             raise Stopped(self._signal, self._newest)
 
     def _state(self, epoch: int) -> dict[str, Any]:
@@ -197,13 +223,19 @@ class Resumable(engine.Engine):
         }
 
     def _write(self, epoch: int) -> None:
+        broken = [name for name, value in self.model.state_dict().items() if not torch.isfinite(value).all()]
+        if broken:
+            raise NonFiniteError(
+                f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and are not saved; "
+                f"the last checkpoint: {self._newest or 'none yet'}"
+            )
         batch = f".{self._progress.batch}" if self._progress.batch else ""
         name = f"model.pth.tar-{epoch}{batch}"
         self._progress.written = [old for old in self._progress.written if old != name] + [name]
         dropped = self._progress.written[: -self.options.keep] if self.options.keep else []
         self._progress.written = self._progress.written[len(dropped) :]
-        self._newest = self._folder / name
-        save_checkpoint(self._state(epoch), self._newest)
+        save_checkpoint(self._state(epoch), self._folder / name)
+        self._newest, self._unsaved = self._folder / name, False
         print(f'Checkpoint saved to "{self._newest}"')
         for old in dropped:
             (self._folder / old).unlink(missing_ok=True)
@@ -260,11 +292,13 @@ class _noted_signals:  # noqa: N801 - used like a function
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
+        self._training._signal = 0
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:
+        self._training._signal = 0
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -272,6 +306,12 @@ class _noted_signals:  # noqa: N801 - used like a function
         if self._training._signal:
             raise KeyboardInterrupt
         self._training._signal = number
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """For a data loader's workers: Ctrl-C and SIGTERM may reach the whole process group, and the step needs them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _random_states() -> dict[str, Any]:
@@ -290,4 +330,4 @@ def _set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])

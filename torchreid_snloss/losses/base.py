@@ -165,7 +165,8 @@ class MetricLoss(nn.Module, ABC):
         self, anchors: Tensor, distances: Tensor, positive: Tensor, negative: Tensor, counts: Tensor
     ) -> None:
         d_pos, d_neg = ((distances * members).sum() / members.sum() for members in (positive, negative))
-        spread = distances.mean() / torch.linalg.vector_norm(anchors, dim=1).mean()
+        length = torch.linalg.vector_norm(anchors, dim=1).mean()
+        spread = distances.mean() / length.clamp(min=torch.finfo(length.dtype).tiny)
         self.statistics = {"d_pos": d_pos, "d_neg": d_neg, "anchors": (counts > 0).float().mean(), "spread": spread}
         for name, value in self._watched.items():
             self.statistics[name] = value.float().masked_fill(counts == 0, torch.nan).nanmean()
