@@ -60,6 +60,10 @@ def wait_for_training(process: subprocess.Popen[str]) -> bool:
     return any("=> Start training" in line for line in process.stdout)
 
 
+def epochs_done(save_dir: Path) -> int:
+    return max((int(path.name.split("-")[-1]) for path in (save_dir / "model").glob("model.pth.tar-?")), default=0)
+
+
 def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -> dict[str, int]:
     """Kills runs until there were enough kills; each run is resumed to its end, and must end as one left alone.
 
@@ -78,10 +82,11 @@ def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -
             process = start(root, save_dir, workers)
             if not wait_for_training(process):
                 raise AssertionError("the process ended before its training")
-            writing = rng.random() < 0.5
-            until = time.monotonic() + (20.0 if writing else rng.uniform(0.0, 2.0))
+            writing, further = rng.random() < 0.5, epochs_done(save_dir) + rng.randint(0, 3)
+            until = time.monotonic() + (20.0 if writing else rng.uniform(0.0, 4.0))
             while process.poll() is None and time.monotonic() < until:
-                if writing and next((save_dir / "model").glob(".unfinished-*"), None):
+                unfinished = next((save_dir / "model").glob(".unfinished-*"), None)
+                if writing and unfinished and epochs_done(save_dir) >= further:
                     time.sleep(rng.uniform(0.0, 0.003))
                     break
                 time.sleep(0.0005)

@@ -226,7 +226,7 @@ class Resumable(engine.Engine):
         broken = [name for name, value in self.model.state_dict().items() if not torch.isfinite(value).all()]
         if broken:
             raise NonFiniteError(
-                f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and are not saved; "
+                f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and not saved; "
                 f"the last checkpoint: {self._newest or 'none yet'}"
             )
         batch = f".{self._progress.batch}" if self._progress.batch else ""
