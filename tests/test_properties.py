@@ -22,7 +22,7 @@ LOSSES: list[MetricLoss] = [
     FIDILoss(),
     FIDILoss(normalize=True, alpha=1.5),
 ]
-EVERY = settings(max_examples=30, deadline=None)
+EVERY = settings(max_examples=20, deadline=None)
 INTEGERS = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
 
 
