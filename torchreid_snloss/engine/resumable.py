@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
 import signal
 import threading
@@ -290,6 +291,7 @@ class _noted_signals:  # noqa: N801 - used like a function
     def __init__(self, training: Resumable) -> None:
         self._training = training
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> None:
         self._training._signal = 0
@@ -303,15 +305,22 @@ class _noted_signals:  # noqa: N801 - used like a function
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
+        if os.getpid() != self._process:  # a worker that a loader's own worker_init_fn left with this handler
+            os._exit(128 + number)
         if self._training._signal:
             raise KeyboardInterrupt
         self._training._signal = number
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """For a data loader's workers: Ctrl-C and SIGTERM may reach the whole process group, and the step needs them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """For a data loader's workers: what is sent to the whole process group must not end them before the step is done.
+
+    They take a group of their own, and do not ignore SIGTERM, by which Python ends them when the process exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 def _random_states() -> dict[str, Any]:
