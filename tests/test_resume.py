@@ -397,6 +397,19 @@ def test_queries_without_a_match_are_told(reid_data: Path, in_folder: Path, caps
     assert "no query of 'market1501' has an image of its identity under another camera" in capsys.readouterr().err
 
 
+def test_an_identity_with_one_image_is_told(
+    reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = in_folder / "single"
+    shutil.copytree(reid_data, root)
+    images = sorted(root.rglob("bounding_box_train/*.jpg"))
+    for image in images[1:]:
+        if image.name.startswith(images[0].name[:4]):
+            image.unlink()
+    assert main(["--root", str(root), *OPTIONS, "loss.name", "sn", "train.max_epoch", "1"]) == 0
+    assert "1 of 16 training identities have fewer than 4 images" in capsys.readouterr().out
+
+
 def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model" / "model.pth.tar-1"
     save_checkpoint({"state_dict": {"w": torch.zeros(3)}, "epoch": 1}, path)

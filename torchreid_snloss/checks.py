@@ -128,6 +128,12 @@ def check_datamanager(cfg: CfgNode, datamanager: Any) -> None:
             f"train.batch_size {cfg.train.batch_size} is larger than the training set of {len(loader.dataset)} images: "
             "no epoch would train a step"
         )
+    short = getattr(loader.sampler, "num_short_pids", 0)
+    if short and not cfg.test.evaluate:
+        print(
+            f"=> {short} of {datamanager.num_train_pids} training identities have fewer than "
+            f"{cfg.sampler.num_instances} images, some of which stand in a batch more than once"
+        )
     for name, splits in datamanager.test_dataset.items():
         query, gallery = splits["query"], splits["gallery"]
         cameras = collections.defaultdict(set)

@@ -37,6 +37,9 @@ class IdentitySampler(Sampler[int]):
         num_instances: K, images of an identity in a batch.
         seed: of the sampling; None: torch's initial seed, so that torchreid's ``set_random_seed`` sets it.
 
+    Attributes:
+        num_short_pids: identities with fewer than K images.
+
     Raises:
         ValueError: for a ``batch_size`` that is no multiple of ``num_instances`` or holds fewer than two identities,
             or a ``data_source`` with fewer identities than a batch.
@@ -68,6 +71,7 @@ class IdentitySampler(Sampler[int]):
                 f"{self.num_pids_per_batch} identities, but the training set has only {len(self._sizes)}"
             )
         self.num_instances = num_instances
+        self.num_short_pids = int((self._sizes < num_instances).sum())
         self.seed = int(torch.initial_seed() if seed is None else seed) % (1 << 64)
         self.epoch = 0
         self._starts = np.cumsum(self._sizes) - self._sizes
