@@ -1,6 +1,6 @@
 """From a config to what torchreid trains with: data manager, model, optimizer, engine.
 
-For main scripts of one's own. Each of these calls :func:`register` first.
+For main scripts of one's own. :func:`build_datamanager` and :func:`build_model` call :func:`register` first.
 """
 
 from __future__ import annotations

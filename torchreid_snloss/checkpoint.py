@@ -196,13 +196,12 @@ _NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
 
 def find_newest(folder: str | Path) -> Path | None:
     """The checkpoint in ``folder`` written last that loads whole, or None; damaged ones are named and passed over."""
-    files = [path for path in Path(folder).glob("model.pth.tar-*") if _NAME.fullmatch(path.name)]
-
-    def age(path: Path) -> tuple[int, ...]:
-        match = _NAME.fullmatch(path.name)
-        return (path.stat().st_mtime_ns, *(int(number or 0) for number in (match.groups() if match else ())))
-
-    for path in sorted(files, key=age, reverse=True):
+    files = [
+        (path.stat().st_mtime_ns, int(name[1]), int(name[2] or 0), path)
+        for path in Path(folder).glob("model.pth.tar-*")
+        if (name := _NAME.fullmatch(path.name))
+    ]
+    for *_, path in sorted(files, reverse=True):
         try:
             load_checkpoint(path)
         except CheckpointError as error:

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torchreid import data
 
-__all__ = ["ReadableImageDataset", "UnreadableImageError", "name_unreadable_images"]
+__all__ = ["ReadableImageDataset", "UnreadableImageError", "all_loaders", "name_unreadable_images"]
 
 
 class UnreadableImageError(OSError):
@@ -29,12 +29,14 @@ class ReadableImageDataset(data.ImageDataset):
         return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
 
 
+def all_loaders(datamanager: Any) -> list[Any]:
+    """The loaders of a data manager, or of an engine: training, and query and gallery of each test set."""
+    tests = [loader for split in datamanager.test_loader.values() for loader in split.values()]
+    return [datamanager.train_loader, *tests]
+
+
 def name_unreadable_images(datamanager: Any) -> None:
     """Makes a data manager's image data sets :class:`ReadableImageDataset`, but for those that read their own way."""
-    loaders = [
-        datamanager.train_loader,
-        *(loader for split in datamanager.test_loader.values() for loader in split.values()),
-    ]
-    for loader in loaders:
+    for loader in all_loaders(datamanager):
         if type(loader.dataset).__getitem__ is data.ImageDataset.__getitem__:
             loader.dataset.__class__ = ReadableImageDataset

@@ -17,6 +17,7 @@ import torch
 from torchreid import engine, utils
 
 from torchreid_snloss.checkpoint import remove_unfinished, restore, save_checkpoint
+from torchreid_snloss.data.readable import all_loaders
 from torchreid_snloss.data.validation import VALIDATION
 
 __all__ = ["NonFiniteError", "Resumable", "Stopped", "TrainOptions", "resumable"]
@@ -112,7 +113,7 @@ class Resumable(engine.Engine):
         self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
         if self._newest is None or self._newest.parent != self._folder:
             self._progress.written = []  # names in another folder
-        for loader in [self.train_loader, *(part for split in self.test_loader.values() for part in split.values())]:
+        for loader in all_loaders(self):
             loader.worker_init_fn = loader.worker_init_fn or _leave_signals_to_the_parent
         with _noted_signals(self):
             if kwargs.get("test_only"):
@@ -213,8 +214,15 @@ class Resumable(engine.Engine):
             raise Stopped(self._signal, self._newest)
 
     def _state(self, epoch: int) -> dict[str, Any]:
+        weights = self.model.state_dict()
+        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise NonFiniteError(
+                f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and not saved; "
+                f"the last checkpoint: {self._newest or 'none yet'}"
+            )
         return {
-            "state_dict": self.model.state_dict(),
+            "state_dict": weights,
             "epoch": epoch,
             "rank1": self._progress.rank1,
             "optimizer": self.optimizer.state_dict(),
@@ -224,12 +232,6 @@ class Resumable(engine.Engine):
         }
 
     def _write(self, epoch: int) -> None:
-        broken = [name for name, value in self.model.state_dict().items() if not torch.isfinite(value).all()]
-        if broken:
-            raise NonFiniteError(
-                f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and not saved; "
-                f"the last checkpoint: {self._newest or 'none yet'}"
-            )
         batch = f".{self._progress.batch}" if self._progress.batch else ""
         name = f"model.pth.tar-{epoch}{batch}"
         self._progress.written = [old for old in self._progress.written if old != name] + [name]
