@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.losses import LOSSES, MetricLoss
-from torchreid_snloss.losses.distance import euclidean_distance
+from torchreid_snloss.losses.distance import squared_distances
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())
 CLASSES = {"SNLoss": SNLoss, "HAP2SLoss": HAP2SLoss, "FIDILoss": FIDILoss}
@@ -30,6 +30,12 @@ VARIANTS: list[MetricLoss] = [
     FIDILoss(),
     FIDILoss(normalize=True, alpha=2.0),
 ]
+
+
+def distances_of(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Without y those of x among themselves."""
+    pairs = squared_distances(x, x, False, own_column=0) if y is None else squared_distances(x, y, False)
+    return pairs.squares.sqrt()
 
 
 def batch(identities: int = 4, images: int = 4, dimension: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -220,13 +226,67 @@ def test_normalising_keeps_rows_of_any_length(size: float) -> None:
 
 
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
-def test_terms_of_blocks_add_up_to_the_loss(loss: MetricLoss) -> None:
+def test_terms_of_some_anchors_add_up_to_the_loss(loss: MetricLoss) -> None:
     features, _ = batch(5, 4)
     targets = torch.tensor([0] * 7 + [1] * 5 + [2] * 7 + [3])
-    x = torch.nn.functional.normalize(features) if loss.normalize else features
+    x = features
     blocks = [loss.terms(x[i : i + 6], targets[i : i + 6], x, targets, own_column=i) for i in range(0, 20, 6)]
     values, counts = (torch.cat(parts) for parts in zip(*blocks))
     torch.testing.assert_close(loss.reduce(values, counts), loss(features, targets))
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("block_size", [1, 5, 64])
+def test_row_blocks_change_nothing(loss: MetricLoss, dtype: torch.dtype, block_size: int) -> None:
+    features, _ = batch(6, 4)
+    features[3] = features[2]  # an image that stands there twice
+    features, targets = features.to(dtype), torch.tensor([0] * 7 + [1] * 5 + [2] * 7 + [3, 4, 4, 4, 4])
+    references, reference_targets = batch(5, 3, seed=1)
+    references = references.to(dtype)
+    cases: list[tuple[Any, ...]] = [(), (references, reference_targets)]
+    for more in cases:
+        for reduction in ("mean", "none"):
+            results = []
+            for size in (1 << 30, block_size):
+                blocks = type(loss)(**{**options(loss), "reduction": reduction, "block_size": size})
+                leaves = [features.clone().requires_grad_(), *(tensor.clone() for tensor in more)]
+                if more:
+                    leaves[1].requires_grad_()
+                value = blocks(leaves[0], targets, *leaves[1:])
+                (value * torch.linspace(1, 2, value.numel(), dtype=dtype)).sum().backward()
+                results.append([value.detach(), *(leaf.grad for leaf in leaves if leaf.requires_grad)])
+            small = torch.finfo(dtype).eps
+            for blocked, whole, digits in zip(results[1], results[0], [8, 80, 80]):  # float32: 1e-6 and 1e-5
+                torch.testing.assert_close(blocked, whole, rtol=0, atol=digits * small * whole.abs().max().item())
+
+
+def test_row_blocks_are_taken_above_a_size_and_bound_memory() -> None:
+    rows: list[int] = []
+
+    class Noting(FIDILoss):
+        def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+            rows.append(len(distances))
+            return super().anchor_values(distances, positive, negative)
+
+    loss = Noting()
+    references, labels = torch.randn(1 << 16, 4), torch.arange(1 << 16) % 7
+    loss(references[:64], labels[:64], references, labels)
+    assert rows == [64]
+    rows.clear()
+    loss(references[:65], labels[:65], references, labels)
+    assert rows == [32, 32, 1]
+
+
+def test_statistics_of_row_blocks_are_those_of_the_batch() -> None:
+    features, targets = batch(6, 4)
+    for name in LOSSES:
+        whole, blocked = LOSSES[name](), LOSSES[name](block_size=5)
+        for loss in (whole, blocked):
+            loss.collect_statistics = True
+            loss(features.requires_grad_(), targets).backward()
+        assert set(whole.statistics) > {"d_pos", "d_neg", "anchors", "spread"}
+        torch.testing.assert_close(blocked.statistics, whole.statistics)
 
 
 def test_distances_of_repeated_and_close_rows_are_exact_in_float32() -> None:
@@ -235,11 +295,11 @@ def test_distances_of_repeated_and_close_rows_are_exact_in_float32() -> None:
         close = x + torch.randn_like(x) * 1e-5 * size / dimension**0.5
         rows = torch.cat([x, x, close]).float()
         exact = (rows.double()[:, None] - rows.double()[None]).norm(dim=2)
-        distances = euclidean_distance(rows)
+        distances = distances_of(rows)
         assert (distances[:32, 32:64].diagonal() == 0).all()
         # The difference of two float32 rows is good to about an ulp of the rows.
         torch.testing.assert_close(distances.double(), exact, rtol=1e-5, atol=2e-7 * size)
-        torch.testing.assert_close(euclidean_distance(rows, rows.clone()).double(), exact, rtol=1e-5, atol=2e-7 * size)
+        torch.testing.assert_close(distances_of(rows, rows.clone()).double(), exact, rtol=1e-5, atol=2e-7 * size)
 
 
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
@@ -265,9 +325,7 @@ def test_an_outlier_leaves_the_others_their_digits(size: float) -> None:
     x[7] *= size
     others = torch.arange(32) != 7
     exact = (x.double()[:, None] - x.double()[None]).norm(dim=2)
-    torch.testing.assert_close(
-        euclidean_distance(x).double()[others][:, others], exact[others][:, others], rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(distances_of(x).double()[others][:, others], exact[others][:, others], rtol=1e-6, atol=0)
 
 
 def test_numpy_numbers_are_numbers() -> None:
@@ -292,18 +350,20 @@ def test_equally_near_references_positives_first_then_lower_index() -> None:
 @pytest.mark.parametrize("squeeze", ["support", "all", "nearest"])
 def test_sn_shift_and_gradient_sum(squeeze: Any) -> None:
     features, targets = batch(4, 3)
-    distances = torch.cdist(features, features).requires_grad_()
+    distances = torch.cdist(features, features)
+    separation = SNLoss(squeeze_weight=0.0, scale=2.0)
     positive = (targets[:, None] == targets[None]).fill_diagonal_(False)
     negative = targets[:, None] != targets[None]
-    separation = SNLoss(squeeze_weight=0.0, scale=2.0)
-    torch.testing.assert_close(
-        separation.anchor_values(distances + 3.0, positive, negative),
-        separation.anchor_values(distances, positive, negative),
-    )
-    (gradient,) = torch.autograd.grad(separation.anchor_values(distances, positive, negative).sum(), distances)
-    torch.testing.assert_close(gradient.sum(dim=1), torch.zeros(12, dtype=torch.float64), atol=1e-12, rtol=0)
+
+    def values_and_slopes(loss: SNLoss, distances: Tensor) -> tuple[Tensor, Tensor]:
+        columns = loss.columns(distances.square(), positive, negative)
+        return loss.anchor_values(*(matrix.gather(1, columns) for matrix in (distances, positive, negative)))
+
+    values, slopes = values_and_slopes(separation, distances)
+    torch.testing.assert_close(values_and_slopes(separation, distances + 3.0)[0], values)
+    torch.testing.assert_close(slopes.sum(dim=1), torch.zeros(12, dtype=torch.float64), atol=1e-12, rtol=0)
     both = SNLoss(num_neighbors=2, squeeze=squeeze, squeeze_weight=1.0)  # few of P: some have one member
-    shift = both.anchor_values(distances + 3.0, positive, negative) - both.anchor_values(distances, positive, negative)
+    shift = values_and_slopes(both, distances + 3.0)[0] - values_and_slopes(both, distances)[0]
     assert torch.allclose(shift, torch.zeros_like(shift)) == (squeeze == "all")
 
 
@@ -435,6 +495,8 @@ def test_bad_tensors(arguments: tuple[Any, ...], error: type[Exception], words: 
         (HAP2SLoss, {"sigma": 0.0}, ValueError, "sigma must be greater than 0"),
         (HAP2SLoss, {"alpha": -1.0}, ValueError, "alpha must be greater than 0"),
         (HAP2SLoss, {"margin": -0.1}, ValueError, "margin must be at least 0"),
+        (HAP2SLoss, {"block_size": -1}, ValueError, "block_size must be at least 0, got -1"),
+        (HAP2SLoss, {"block_size": 2.5}, TypeError, "block_size must be an integer, got 2.5"),
         (FIDILoss, {"alpha": 1.0}, ValueError, "alpha must be greater than 1, got 1.0"),
         (FIDILoss, {"beta": 0.0}, ValueError, "beta must be greater than 0"),
         (FIDILoss, {"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'"),

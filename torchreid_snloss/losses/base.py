@@ -10,20 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchreid_snloss.losses.distance import euclidean_distance
+from torchreid_snloss.losses.blocks import in_blocks
+from torchreid_snloss.losses.distance import Pairs, centre, squared_distances, values_of_distances
 
-__all__ = ["MetricLoss", "Reduction", "check_choice", "check_number"]
+__all__ = ["MetricLoss", "Reduction", "check_choice", "check_integer", "check_number"]
 
 Reduction = Literal["mean", "sum", "none"]
 
 
-class MetricLoss(nn.Module, ABC):
-    """Base of the losses: distances, masks, references, which anchors count, and the reduction.
+# Where there are more distances than the first, anchors go in blocks with at most the second.
+_DISTANCES_IN_ONE, _DISTANCES_IN_BLOCK = 1 << 22, 1 << 21
 
-    A loss is a subclass with one method, :meth:`anchor_values`, its formula. Rows of ``inputs`` are the anchors, rows
-    of ``references`` the images they are compared with; without references the batch is its own reference set and
-    the pair of an anchor with itself is left out. *Positives* of an anchor are the references with its label,
-    *negatives* the others.
+
+class MetricLoss(nn.Module, ABC):
+    """Base of the losses: distances, masks, references, which anchors count, row blocks, and the reduction.
+
+    A loss is a subclass with one method, :meth:`anchor_values`, its formula; one that looks at few references of each
+    anchor has a second, :meth:`columns`, which chooses them. Rows of ``inputs`` are the anchors, rows of
+    ``references`` the images they are compared with; without references the batch is its own reference set and the
+    pair of an anchor with itself is left out. *Positives* of an anchor are the references with its label, *negatives*
+    the others.
 
     An anchor counts where it has at least one positive and one negative. ``"mean"`` divides by the number of anchors
     that count; where none does the loss is 0, and ``backward()`` gives zeros.
@@ -31,49 +37,83 @@ class MetricLoss(nn.Module, ABC):
     Distances and what follows are computed in float32 at least, also under autocast.
 
     Attributes:
-        statistics: of the last batch in training mode, scalars without gradient: ``d_pos`` and ``d_neg``, the mean
-            distances of positive and of negative pairs; ``anchors``, the share of anchors that count; ``spread``, the
-            mean distance in mean feature lengths, 0 where all features are one point; and what the loss itself
-            watches. NaN where there is nothing to take a mean of.
+        collect_statistics: whether a call in training mode fills ``statistics``, at the cost of some passes over the
+            distances. Default is False; the engines set it.
+        statistics: of the last batch, scalars without gradient: ``d_pos`` and ``d_neg``, the mean distances of
+            positive and of negative pairs; ``anchors``, the share of anchors that count; ``spread``, the mean
+            distance in mean feature lengths, 0 where all features are one point; and what the loss itself watches.
+            NaN where there is nothing to take a mean of.
 
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value an anchor, 0 where it does not count.
+        block_size: anchors at a time, >= 1. Memory is that of ``block_size`` rows of the distance matrix, which are
+            computed again in the backward pass. 0: all at once up to 2^22 distances, above that so many at a time.
 
     Raises:
         TypeError, ValueError: for an argument of another type, or out of its range.
     """
 
-    def __init__(self, normalize: bool, reduction: Reduction) -> None:
+    def __init__(self, normalize: bool, reduction: Reduction, block_size: int) -> None:
         super().__init__()
         if not isinstance(normalize, bool):
             raise TypeError(f"normalize must be True or False, got {normalize!r}")
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.normalize = normalize
         self.reduction = reduction
+        self.block_size = check_integer("block_size", block_size, at_least=0)
+        self.collect_statistics = False
         self.statistics: dict[str, Tensor] = {}
         self._watched: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] | None = None  # of the statistics, while a call collects them
 
-    @abstractmethod
-    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """The loss's formula.
+    def columns(self, squares: Tensor, positive: Tensor, negative: Tensor) -> Tensor | None:
+        """The few references of each anchor that its value depends on.
 
         Args:
-            distances: (N, M), float32 or float64.
-            positive: bool (N, M), the references with the anchor's label. An anchor that counts has at least one.
-            negative: bool (N, M), likewise those with another.
+            squares: squared distances (N, M), without gradient.
+            positive: bool (N, M).
+            negative: bool (N, M).
 
         Returns:
-            (N,) one value an anchor. Values of anchors that don't count are thrown away.
+            int64 (N, C) columns, repeated ones among them or not; None: all references.
+        """
+        return None
+
+    @abstractmethod
+    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss's formula, and its derivative.
+
+        Args:
+            distances: (N, M), float32 or float64; with :meth:`columns` these columns of it, (N, C).
+            positive: bool, likewise, the references with the anchor's label. An anchor that counts has at least one.
+            negative: bool, likewise those with another.
+
+        Returns:
+            (N,) one value an anchor, and, like ``distances``, the slope of an anchor's value by each of its distances;
+            0 for a reference that is neither. What anchors give that don't count is thrown away.
         """
 
-    def watch(self, **values: Tensor) -> None:
-        """For :meth:`anchor_values`: adds to the statistics, one value an anchor, (N,)."""
-        self._watched = {name: value.detach() for name, value in values.items()}
+    @property
+    def watching(self) -> bool:
+        """Whether statistics are being collected, and :meth:`watch` is worth a call."""
+        return self._sums is not None
 
-    def term_counts(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """How many terms each anchor adds to the mean, int64 (N,): here 1, or 0 where the anchor does not count."""
-        return (positive.any(dim=1) & negative.any(dim=1)).long()
+    def watch(self, **values: Tensor) -> None:
+        """For a subclass's two methods: adds to the statistics, one value an anchor, (N,)."""
+        self._watched.update({name: value.detach() for name, value in values.items()})
+
+    def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """How many terms each anchor adds to the mean: here 1, or 0 where the anchor does not count.
+
+        Args:
+            positives: int (N,), the number of an anchor's positives.
+            negatives: int (N,), of its negatives.
+
+        Returns:
+            int (N,).
+        """
+        return ((positives > 0) & (negatives > 0)).int()
 
     def forward(
         self,
@@ -100,32 +140,23 @@ class MetricLoss(nn.Module, ABC):
         if (references is None) != (reference_targets is None):
             missing = "reference_targets" if reference_targets is None else "references"
             raise ValueError(f"references and reference_targets go together, but {missing} is None")
-        if references is not None and reference_targets is not None:
-            _check_rows("references", references, "reference_targets", reference_targets)
-            if references.shape[1] != inputs.shape[1]:
-                raise ValueError(
-                    "inputs and references must have the same feature dimension, got shapes "
-                    f"{tuple(inputs.shape)} and {tuple(references.shape)}"
-                )
-            if references.device != inputs.device:
-                raise ValueError(
-                    f"inputs and references must be on one device, got {inputs.device} and {references.device}"
-                )
-
-        with torch.autocast(inputs.device.type, enabled=False):
-            dtype = torch.promote_types(inputs.dtype, torch.float32)
-            if references is not None:
-                dtype = torch.promote_types(dtype, references.dtype)
-            anchors = self._prepare(inputs, dtype)
-            if references is None or reference_targets is None:
-                values, counts = self.terms(anchors, targets, anchors, targets, own_column=0)
-            else:
-                values, counts = self.terms(anchors, targets, self._prepare(references, dtype), reference_targets)
-            return self.reduce(values, counts)
+        if references is None or reference_targets is None:
+            return self.reduce(*self.terms(inputs, targets, inputs, targets, own_column=0))
+        _check_rows("references", references, "reference_targets", reference_targets)
+        if references.shape[1] != inputs.shape[1]:
+            raise ValueError(
+                "inputs and references must have the same feature dimension, got shapes "
+                f"{tuple(inputs.shape)} and {tuple(references.shape)}"
+            )
+        if references.device != inputs.device:
+            raise ValueError(
+                f"inputs and references must be on one device, got {inputs.device} and {references.device}"
+            )
+        return self.reduce(*self.terms(inputs, targets, references, reference_targets))
 
     def terms(
         self,
-        anchors: Tensor,
+        inputs: Tensor,
         targets: Tensor,
         references: Tensor,
         reference_targets: Tensor,
@@ -134,42 +165,90 @@ class MetricLoss(nn.Module, ABC):
         """What each anchor adds to the loss, before the reduction.
 
         Args:
-            anchors: (N, D), float32 or float64, normalised where the loss asks for it.
+            inputs: features of the anchors, (N, D).
             targets: (N,).
-            references: (M, D), likewise; ``anchors`` itself where the batch is its own reference set.
+            references: (M, D); ``inputs`` itself where the batch is its own reference set.
             reference_targets: (M,).
-            own_column: where the anchors are rows of ``references``, the column of the first: N rows in a block from
-                there on. The pair of an anchor with itself is left out. None: they are not.
+            own_column: where the anchors are among the references, in order, the column of the first. The pair of an
+                anchor with itself is left out. None: they are not.
 
         Returns:
-            (N,) values, 0 for an anchor that does not count, and (N,) how many terms each adds to the mean.
+            (N,) values, 0 for an anchor that does not count, and int (N,) how many terms each adds to the mean.
         """
-        distances = euclidean_distance(anchors, None if references is anchors else references)
-        same = targets[:, None] == reference_targets[None, :]
+        with torch.autocast(inputs.device.type, enabled=False):
+            dtype = torch.promote_types(torch.promote_types(inputs.dtype, references.dtype), torch.float32)
+            anchors = inputs.to(dtype)
+            others = anchors if references is inputs else references.to(dtype)
+            at_once = self.block_size or len(anchors)
+            if not self.block_size and len(anchors) * len(others) > _DISTANCES_IN_ONE:
+                at_once = max(1, _DISTANCES_IN_BLOCK // len(others))
+            in_one = at_once >= len(anchors)
+            normalize, centred = self.normalize, None
+            if not in_one:  # once for all blocks
+                anchors, others, centred = centre(anchors, others, normalize)
+                normalize = False
+
+            def terms(anchors: Tensor, others: Tensor, start: int) -> tuple[Tensor, Tensor]:
+                rows = slice(start, start + len(anchors))
+                own = None if own_column is None else own_column + start
+                block = None if centred is None else (centred[0][rows], centred[1])
+                pairs = squared_distances(anchors, others, normalize, own, block)
+                return self._terms_of(pairs, targets[rows], reference_targets, own)
+
+            self._sums = {} if self.collect_statistics and self.training else None
+            try:
+                result = terms(anchors, others, 0) if in_one else in_blocks(terms, anchors, others, at_once)
+                if self._sums is not None:
+                    self._finish_statistics(self._sums, inputs)
+            finally:
+                self._sums = None
+            return result
+
+    def _terms_of(
+        self, pairs: Pairs, targets: Tensor, reference_targets: Tensor, own_column: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`terms` of some anchors."""
+        same = targets[:, None] == reference_targets
+        positives = same.sum(dim=1, dtype=torch.int32)
+        negatives = len(reference_targets) - positives
         positive, negative = same, ~same
         if own_column is not None:
             positive.diagonal(own_column).fill_(False)
-        counts = self.term_counts(positive, negative)
-        if distances.numel() == 0:
-            return distances.sum(dim=1), counts
+            positives = positives - 1
+        counts = self.term_counts(positives, negatives)
+        if pairs.squares.numel() == 0:
+            return pairs.x.sum(dim=1) * 0, counts
+        if self._sums is not None:
+            self._add_statistics(self._sums, pairs.squares.sqrt(), positive, negative, counts)
         # Anchors that don't count get every reference on both sides: the formula then meets no empty set, and neither a
         # NaN nor a special case comes of one.
-        ignored = (counts == 0)[:, None]
-        values = self.anchor_values(distances, positive | ignored, negative | ignored)
-        if self.training:
-            self._note_statistics(anchors, distances, positive, negative, counts)
-        return values.masked_fill(ignored[:, 0], 0), counts
+        ignored = counts == 0
+        some_ignored = counts.is_cuda or bool(ignored.any())  # to look is to wait for a CUDA device
+        if some_ignored:
+            positive, negative = positive | ignored[:, None], negative | ignored[:, None]
+        columns = self.columns(pairs.squares, positive, negative)
+        if columns is not None:
+            positive, negative = positive.gather(1, columns), negative.gather(1, columns)
+        values = values_of_distances(pairs, columns, lambda d: self.anchor_values(d, positive, negative))
+        if self._sums is not None:
+            for name, value in self._watched.items():
+                _add(self._sums, name, value.float().masked_fill(ignored, 0).sum(), (~ignored).sum())
+            self._watched = {}
+        return (values.masked_fill(ignored, 0) if some_ignored else values), counts
 
-    @torch.no_grad()
-    def _note_statistics(
-        self, anchors: Tensor, distances: Tensor, positive: Tensor, negative: Tensor, counts: Tensor
+    def _add_statistics(
+        self, sums: dict[str, Tensor], distances: Tensor, positive: Tensor, negative: Tensor, counts: Tensor
     ) -> None:
-        d_pos, d_neg = ((distances * members).sum() / members.sum() for members in (positive, negative))
-        length = torch.linalg.vector_norm(anchors, dim=1).mean()
-        spread = distances.mean() / length.clamp(min=torch.finfo(length.dtype).tiny)
-        self.statistics = {"d_pos": d_pos, "d_neg": d_neg, "anchors": (counts > 0).float().mean(), "spread": spread}
-        for name, value in self._watched.items():
-            self.statistics[name] = value.float().masked_fill(counts == 0, torch.nan).nanmean()
+        _add(sums, "d_pos", (distances * positive).sum(), positive.sum())
+        _add(sums, "d_neg", (distances * negative).sum(), negative.sum())
+        _add(sums, "anchors", (counts > 0).sum(), len(counts))
+        _add(sums, "spread", distances.sum(), distances.numel())
+
+    def _finish_statistics(self, sums: dict[str, Tensor], inputs: Tensor) -> None:
+        self.statistics = {name: total / number for name, (total, number) in sums.items()}
+        if not self.normalize and "spread" in sums:
+            length = torch.linalg.vector_norm(inputs.detach().float(), dim=1).mean()
+            self.statistics["spread"] /= length.clamp(min=torch.finfo(length.dtype).tiny)
 
     def reduce(self, values: Tensor, counts: Tensor) -> Tensor:
         """The loss of anchors' :meth:`terms`, as ``reduction`` says."""
@@ -179,16 +258,10 @@ class MetricLoss(nn.Module, ABC):
             return values.sum()
         return values.sum() / counts.sum().clamp(min=1)
 
-    def _prepare(self, features: Tensor, dtype: torch.dtype) -> Tensor:
-        features = features.to(dtype)
-        if not self.normalize or features.numel() == 0:
-            return features
-        # Divided by its largest entry first, a row's norm neither overflows nor vanishes.
-        largest = features.detach().abs().amax(dim=1, keepdim=True)
-        zero = largest == 0
-        scaled = features / largest.masked_fill(zero, 1)
-        unit: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).masked_fill(zero, 1)
-        return unit.masked_fill(zero, 0)
+
+def _add(sums: dict[str, Tensor], name: str, total: Tensor, number: Tensor | int) -> None:
+    new = torch.stack([total.float(), torch.as_tensor(number, device=total.device).float()])
+    sums[name] = sums[name] + new if name in sums else new
 
 
 def _check_rows(features_name: str, features: Tensor, labels_name: str, labels: Tensor) -> None:
@@ -227,6 +300,13 @@ def check_number(name: str, value: float, above: float | None = None, at_least: 
     if at_least is not None and not value >= at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
     return float(value)
+
+
+def check_integer(name: str, value: int, at_least: int) -> int:
+    """Returns ``value`` as an int; raises TypeError if it is none, ValueError if it is too small."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(check_number(name, value, at_least=at_least))
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

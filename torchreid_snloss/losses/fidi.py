@@ -54,25 +54,34 @@ class FIDILoss(MetricLoss):
         beta: float = 0.5,
         normalize: bool = False,
         reduction: Reduction = "mean",
+        block_size: int = 0,
     ) -> None:
-        super().__init__(normalize, reduction)
+        super().__init__(normalize, reduction, block_size)
         self.alpha = check_number("alpha", alpha, above=1)
         self.beta = check_number("beta", beta, above=0)
 
-    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        log_u = -self.beta * distances
+    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        log_u = distances * -self.beta
         u = log_u.exp()
-        self.watch(
-            u_pos=(u * positive).sum(dim=1) / positive.sum(dim=1), u_neg=(u * negative).sum(dim=1) / negative.sum(dim=1)
+        if self.watching:
+            u_pos, u_neg = ((u * members).sum(dim=1) / members.sum(dim=1) for members in (positive, negative))
+            self.watch(u_pos=u_pos, u_neg=u_neg)
+        # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b, with a and b written in e = 1 - u so that it stays
+        # finite at any distance, and exact at a small one; and its derivative by u.
+        e = log_u.expm1().neg_()
+        a_minus_1, b_minus_1 = e * (1 / self.alpha - 1), e * (-1 / self.alpha)
+        log_u_by_a = log_u - a_minus_1.log1p()
+        same = (u * log_u_by_a).sub_(b_minus_1.log1p())
+        by_u = log_u_by_a.sub_(
+            e.mul_(2 / self.alpha - 1).div_(a_minus_1.add_(1)).div_(b_minus_1.add_(1).mul_(self.alpha))
         )
-        # D(u || 1) + D(1 || u), written with e = 1 - u so that it stays finite at any distance. (expm1 would give a
-        # near pair's value more digits, but its backward, expm1(x) + 1, has none left for a far pair's gradient.)
-        e = 1 - u
-        same = u * (log_u - (e * (1 / self.alpha - 1)).log1p()) - (e / -self.alpha).log1p()
-        different = math.log(self.alpha / (self.alpha - 1)) * u
-        zero = distances.new_zeros(())
-        return torch.where(positive, same, torch.where(negative, different, zero)).sum(dim=1)
+        # k = 0: C u.
+        c = math.log(self.alpha / (self.alpha - 1))
+        zero = u.new_zeros(())
+        values = torch.where(positive, same, torch.where(negative, c * u, zero)).sum(dim=1)
+        slopes = torch.where(positive, by_u, torch.where(negative, u.new_tensor(c), zero)).mul_(u).mul_(-self.beta)
+        return values, slopes
 
-    def term_counts(self, positive: Tensor, negative: Tensor) -> Tensor:
+    def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """Every pair is a term."""
-        return positive.sum(dim=1) + negative.sum(dim=1)
+        return positives + negatives

@@ -57,27 +57,43 @@ class HAP2SLoss(MetricLoss):
         margin: float | None = 0.3,
         normalize: bool = True,
         reduction: Reduction = "mean",
+        block_size: int = 0,
     ) -> None:
-        super().__init__(normalize, reduction)
+        super().__init__(normalize, reduction, block_size)
         check_choice("weighting", weighting, ("exponential", "polynomial"))
         self.weighting = weighting
         self.sigma = check_number("sigma", sigma, above=0)
         self.alpha = check_number("alpha", alpha, above=0)
         self.margin = None if margin is None else check_number("margin", margin, at_least=0)
 
-    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        rise: float | Tensor
+        fall: float | Tensor
         if self.weighting == "exponential":
-            log_positive, log_negative = distances / self.sigma, distances / -self.sigma
+            rise, fall = 1 / self.sigma, -1 / self.sigma
+            log_w_positive, log_w_negative = distances * rise, distances * fall
         else:
-            log_positive = self.alpha * distances.log1p()
-            log_negative = -2 * log_positive
-        difference = _point_to_set(distances, log_positive, positive) - _point_to_set(distances, log_negative, negative)
-        hinge = difference + (self.margin or 0.0)
-        self.watch(active=hinge > 0)
-        return F.softplus(hinge) if self.margin is None else F.relu(hinge)
+            rise, fall = self.alpha / (distances + 1), -2 * self.alpha / (distances + 1)
+            log_w_positive = self.alpha * distances.log1p()
+            log_w_negative = -2 * log_w_positive
+        to_positives, slopes_positive = _point_to_set(distances, positive, log_w_positive, rise)
+        to_negatives, slopes_negative = _point_to_set(distances, negative, log_w_negative, fall)
+        hinge = to_positives - to_negatives + (self.margin or 0.0)
+        slopes = slopes_positive.sub_(slopes_negative)
+        if self.watching:
+            self.watch(active=hinge > 0)
+        if self.margin is None:
+            return F.softplus(hinge), slopes.mul_(hinge.sigmoid()[:, None])
+        return hinge.relu(), slopes.mul_((hinge > 0)[:, None])
 
 
-def _point_to_set(distances: Tensor, log_weights: Tensor, members: Tensor) -> Tensor:
-    """Weighted mean over the members of each row's set; softmax, so that no weight overflows."""
-    weights = log_weights.masked_fill(~members, -torch.inf).softmax(dim=1)
-    return (weights * distances).sum(dim=1)
+def _point_to_set(
+    distances: Tensor, members: Tensor, log_weights: Tensor, log_slopes: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The weighted mean D over the members of each row's set, and its slopes ``w (1 + (log w)' (d - D))``.
+
+    With a softmax, so that no weight overflows.
+    """
+    weights = torch.where(members, log_weights, -torch.inf).softmax(dim=1)
+    mean = (weights * distances).sum(dim=1)
+    return mean, (distances - mean[:, None]).mul_(log_slopes).add_(1).mul_(weights)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchreid_snloss.losses.base import MetricLoss, Reduction, check_choice, check_number
+from torchreid_snloss.losses.base import MetricLoss, Reduction, check_choice, check_integer, check_number
 from torchreid_snloss.losses.distance import nearest
 
 __all__ = ["SNLoss"]
@@ -62,36 +61,51 @@ class SNLoss(MetricLoss):
         squeeze: Literal["support", "all", "nearest"] = "support",
         normalize: bool = True,
         reduction: Reduction = "mean",
+        block_size: int = 0,
     ) -> None:
-        super().__init__(normalize, reduction)
-        if isinstance(num_neighbors, bool) or not isinstance(num_neighbors, (int, np.integer)):
-            raise TypeError(f"num_neighbors must be an integer, got {num_neighbors!r}")
+        super().__init__(normalize, reduction, block_size)
         check_choice("squeeze", squeeze, ("support", "all", "nearest"))
-        self.num_neighbors = int(check_number("num_neighbors", num_neighbors, at_least=1))
+        self.num_neighbors = check_integer("num_neighbors", num_neighbors, at_least=1)
         self.scale = check_number("scale", scale, above=0)
         self.squeeze_weight = check_number("squeeze_weight", squeeze_weight, at_least=0)
         self.squeeze = squeeze
 
-    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        support = nearest(distances, positive, negative, self.num_neighbors)
-        nearest_positive = distances.detach().masked_fill(~positive, torch.inf).argmin(dim=1, keepdim=True)
+    def columns(self, squares: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """The support, the nearest positive, which stands in where P would be empty, and for "all" the furthest."""
+        support = nearest(squares, positive, negative, self.num_neighbors)
+        if self.watching:
+            self.watch(in_support=positive.gather(1, support).sum(dim=1) / positive.sum(dim=1))
+        more = [squares.masked_fill(~positive, torch.inf).min(dim=1).indices]
+        if self.squeeze == "all":
+            more.append(squares.masked_fill(~positive, -torch.inf).max(dim=1).indices)
+        return torch.cat([support, torch.stack(more, dim=1)], dim=1)
 
-        # K + 1 columns an anchor: its support, and its nearest positive, which stands in where P would be empty.
-        in_p = positive.gather(1, support)
-        in_p = torch.cat([in_p, ~in_p.any(dim=1, keepdim=True)], dim=1)
-        in_q = F.pad(negative.gather(1, support), (0, 1), value=False)
-        d = distances.gather(1, torch.cat([support, nearest_positive], dim=1))
+    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        extra = 2 if self.squeeze == "all" else 1
+        in_p, in_q = positive.clone(), negative.clone()
+        in_q[:, -extra:] = False
+        in_p[:, -extra:] = False
+        in_p[:, -extra] = ~in_p.any(dim=1)
 
-        self.watch(in_support=in_p[:, :-1].sum(dim=1) / positive.sum(dim=1))
+        logits = distances * -self.scale
+        lowest = torch.finfo(logits.dtype).min  # its exp() is 0 beside any distance; an empty Q gives 0, not NaN
+        p, q = torch.where(in_p, logits, lowest), torch.where(in_q, logits, lowest)
+        log_ratio = q.logsumexp(dim=1) - p.logsumexp(dim=1)
+        values = F.softplus(log_ratio)
+        slopes = (p.softmax(dim=1) - q.softmax(dim=1)).mul_(self.scale * log_ratio.sigmoid()[:, None])
 
-        lowest = torch.finfo(d.dtype).min  # exp() of it is 0 beside any distance, and an empty Q gives 0, not NaN
-        log_p, log_q = ((-self.scale * d).masked_fill(~members, lowest).logsumexp(dim=1) for members in (in_p, in_q))
-        separation = F.softplus(log_q - log_p)
-
-        squeeze = min_p = d.masked_fill(~in_p, torch.inf).min(dim=1).values
-        if self.squeeze == "support":
-            max_p = d.masked_fill(~in_p, -torch.inf).max(dim=1).values
-            squeeze = torch.where(in_p.sum(dim=1) == 1, min_p, max_p - min_p)
+        # Squeeze: the furthest of P, or of all positives, minus the nearest of P.
+        weight = distances.new_tensor(self.squeeze_weight)
+        nearest_of_p, at_nearest = torch.where(in_p, distances, torch.inf).min(dim=1, keepdim=True)
+        if self.squeeze == "nearest":
+            squeeze, of_nearest = nearest_of_p, weight.expand_as(nearest_of_p)
         elif self.squeeze == "all":
-            squeeze = distances.masked_fill(~positive, -torch.inf).max(dim=1).values - min_p
-        return separation + self.squeeze_weight * squeeze
+            squeeze, of_nearest = distances[:, -1:] - nearest_of_p, -weight.expand_as(nearest_of_p)
+            slopes[:, -1] += weight
+        else:
+            furthest, at_furthest = torch.where(in_p, distances, -torch.inf).max(dim=1, keepdim=True)
+            alone = in_p.sum(dim=1, keepdim=True) == 1  # then its distance itself
+            squeeze, of_nearest = furthest - nearest_of_p.masked_fill(alone, 0), -weight * ~alone
+            slopes.scatter_add_(1, at_furthest, weight.expand_as(furthest))
+        slopes.scatter_add_(1, at_nearest, of_nearest)
+        return values + weight * squeeze[:, 0], slopes
