@@ -260,7 +260,9 @@ class MetricLoss(nn.Module, ABC):
 
 
 def _add(sums: dict[str, Tensor], name: str, total: Tensor, number: Tensor | int) -> None:
-    new = torch.stack([total.float(), torch.as_tensor(number, device=total.device).float()])
+    if isinstance(number, int):
+        number = torch.full_like(total, number)  # not from the CPU, which would be a wait for the device
+    new = torch.stack([total.float(), number.float()])
     sums[name] = sums[name] + new if name in sums else new
 
 

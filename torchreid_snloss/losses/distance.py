@@ -21,7 +21,7 @@ _SMALLEST_SQUARE = 1e-30
 # lies under this share.
 _ZERO = 1e-13
 _ELEMENTS_AT_ONCE = 1 << 22
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 128
 # A product with a sparse matrix wins where the matrix has more than this many columns for each that is not 0.
 _SPARSE = 16
 
@@ -253,10 +253,10 @@ class _ValuesOfDistances(torch.autograd.Function):
             if ctx.scales is not None:
                 scale_x, scale_y = ctx.scales
                 beside = scale_y if columns is None else scale_y[columns]
-                along = (grad * distances).div_(2)
+                lengths = distances
                 if grad.is_cuda:  # elsewhere no row of zeros comes here; next to one the whole unit row is along
-                    along = along * (1 + (scale_x == 0).int()[:, None] + (beside == 0))
-                pulls = weights - along
+                    lengths = distances * (1 + (scale_x == 0).int()[:, None] + (beside == 0))
+                pulls = torch.addcmul(weights, grad, lengths, value=-0.5)
                 weights = weights.mul_(scale_x[:, None]).mul_(beside)
             at_x, at_y = _sums(pulls, columns, len(rows_y))
             if ctx.scales is not None:

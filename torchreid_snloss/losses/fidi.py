@@ -79,7 +79,9 @@ class FIDILoss(MetricLoss):
         c = math.log(self.alpha / (self.alpha - 1))
         zero = u.new_zeros(())
         values = torch.where(positive, same, torch.where(negative, c * u, zero)).sum(dim=1)
-        slopes = torch.where(positive, by_u, torch.where(negative, u.new_tensor(c), zero)).mul_(u).mul_(-self.beta)
+        slopes = (
+            torch.where(positive, by_u, torch.where(negative, torch.full_like(zero, c), zero)).mul_(u).mul_(-self.beta)
+        )
         return values, slopes
 
     def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class SNLoss(MetricLoss):
         slopes = (p.softmax(dim=1) - q.softmax(dim=1)).mul_(self.scale * log_ratio.sigmoid()[:, None])
 
         # Squeeze: the furthest of P, or of all positives, minus the nearest of P.
-        weight = distances.new_tensor(self.squeeze_weight)
+        weight = distances.new_full((), self.squeeze_weight)
         nearest_of_p, at_nearest = torch.where(in_p, distances, torch.inf).min(dim=1, keepdim=True)
         if self.squeeze == "nearest":
             squeeze, of_nearest = nearest_of_p, weight.expand_as(nearest_of_p)
