@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from typing import Any
 
-from torchreid import data, engine, losses, models
+from torchreid import data, engine, losses, metrics, models, utils
 
+from torchreid_snloss import evaluation, rerank
 from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians
 from torchreid_snloss.engine import ENGINES
 from torchreid_snloss.losses import LOSSES
@@ -23,9 +25,12 @@ def register() -> None:
 
     - ``torchreid.losses`` and ``torchreid.engine`` have the classes, ``SNLoss``, ``ImageSNEngine`` and so on;
     - ``torchreid.models.build_model`` takes ``loss='sn'``, ``'hap2s'`` and ``'fidi'``;
-    - data managers take ``train_sampler='IdentitySampler'`` and the dataset ``'synthetic'``.
+    - data managers take ``train_sampler='IdentitySampler'`` and the dataset ``'synthetic'``;
+    - ``torchreid.metrics.evaluate_rank`` is :func:`torchreid_snloss.evaluation.evaluate_rank` where torchreid has no
+      compiled one, and that one where it has; within ``noted_rankings()`` either notes mINP as well;
+    - ``torchreid.utils.re_ranking`` is :func:`torchreid_snloss.rerank.re_ranking`.
 
-    What torchreid had keeps its behaviour.
+    What torchreid had keeps its behaviour. Evaluation and re-ranking give its results, in less time and memory.
 
     Raises:
         RuntimeError: if torchreid has something else by one of these names; nothing is changed then.
@@ -50,6 +55,11 @@ def register() -> None:
     build_train_sampler = _with_our_sampler(data.sampler.build_train_sampler)
     data.sampler.build_train_sampler = build_train_sampler
     data.datamanager.build_train_sampler = build_train_sampler  # imported there by name
+    compiled = metrics.rank.IS_CYTHON_AVAI
+    evaluate_rank = evaluation.noting(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
+    metrics.evaluate_rank = metrics.rank.evaluate_rank = evaluate_rank
+    utils.re_ranking = rerank.re_ranking
+    sys.modules[engine.Engine.__module__].re_ranking = rerank.re_ranking  # type: ignore[attr-defined] # by name too
 
 
 def _with_our_losses(build_model: Any) -> Any:
