@@ -347,6 +347,9 @@ def test_statistics_are_what_they_say() -> None:
     targets = torch.tensor([0, 0, 1, 1, 2])
     loss = torchreid_snloss.SNLoss(num_neighbors=1, normalize=False)
     loss(features, targets)
+    assert not loss.statistics
+    loss.collect_statistics = True
+    loss(features, targets)
     expected = {"d_pos": 3.0, "anchors": 0.8, "in_support": 1.0}
     assert {name: loss.statistics[name].item() for name in expected} == pytest.approx(expected)
     d_neg = torch.cdist(features, features)[targets[:, None] != targets[None]].mean()

@@ -22,7 +22,8 @@ from torchreid_snloss.config import (
     videodata_kwargs,
 )
 from torchreid_snloss.data import IdentitySampler, hold_out, name_unreadable_images
-from torchreid_snloss.engine import ENGINES, Resumable, TrainOptions, resumable
+from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, resumable
+from torchreid_snloss.losses import LOSSES
 from torchreid_snloss.register import register
 
 __all__ = ["build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
@@ -117,7 +118,7 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
     """The engine for ``data.type`` and ``loss.name``, torchreid's own for softmax and triplet.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or none that trains as ``train.amp`` says.
     """
     engines: dict[tuple[str, str], type[engine.Engine]] = {
         ("image", "softmax"): engine.ImageSoftmaxEngine,
@@ -130,7 +131,10 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
     if (kind, name) not in engines:
         kinds = [other for other, loss in engines if loss == name]
         raise ConfigError(f"loss {name!r} trains on data.type {' or '.join(map(repr, kinds))} only, got {kind!r}")
-    return engines[kind, name]
+    cls = engines[kind, name]
+    if cfg.train.amp != "off" and not issubclass(cls, MetricEngine):
+        raise ConfigError(f"train.amp {cfg.train.amp} needs loss {', '.join(LOSSES)}, got {name!r}")
+    return cls
 
 
 def build_engine(
@@ -144,10 +148,13 @@ def build_engine(
     options = {"label_smooth": cfg.loss.softmax.label_smooth, **cfg.loss[cfg.loss.name]}
     if cfg.data.type == "video":
         options["pooling_method"] = cfg.video.pooling_method
+    options |= {"channels_last": cfg.train.channels_last, "compile": cfg.train.compile}
     cls = resumable(engine_class(cfg))
+    if issubclass(cls, MetricEngine):
+        options["amp"] = cfg.train.amp
     try:
         built: Resumable = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
     except ValueError as error:
-        raise ConfigError(f"loss.{cfg.loss.name}: {error}") from error
+        raise ConfigError(f"can't build the engine for loss {cfg.loss.name}: {error}") from error
     built.options = TrainOptions(cfg.train.save_freq, cfg.train.keep, cfg.train.nonfinite)
     return built

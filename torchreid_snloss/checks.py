@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from torchreid_snloss.build import engine_class
 from torchreid_snloss.config import ConfigError, loss_weights
 from torchreid_snloss.engine import check_weights
+from torchreid_snloss.engine.amp import check_amp
 from torchreid_snloss.losses import LOSSES
 
 __all__ = ["check_config", "check_datamanager", "check_model"]
@@ -42,6 +43,10 @@ def check_config(cfg: CfgNode) -> None:
         _check_choice("data.transforms", transform, _TRANSFORMS)
     engine_class(cfg)
     _check_numbers(cfg)
+    try:
+        check_amp(cfg.train.amp, "cuda" if cfg.use_gpu else "cpu")
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
     for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
         if path and not os.path.isfile(path) and (key, path) != ("model.resume", "auto"):
             raise ConfigError(f"{key}: there is no file {path!r}")
@@ -57,6 +62,7 @@ def _check_numbers(cfg: CfgNode) -> None:
     train, test = cfg.train, cfg.test
     stepsize = train.stepsize if isinstance(train.stepsize, list) else [train.stepsize]
     norms = [*(cfg.data.norm_mean or ()), *(cfg.data.norm_std or ())]
+    several_gpus = cfg.use_gpu and torch.cuda.device_count() > 1  # then there is an nn.DataParallel
     tests = {
         "data.sources and data.targets must name at least one data set each": cfg.data.sources and cfg.data.targets,
         "data.height and data.width must be at least 1": min(cfg.data.height, cfg.data.width) >= 1,
@@ -68,6 +74,10 @@ def _check_numbers(cfg: CfgNode) -> None:
         "data.val_fraction must be at least 0 and below 1": 0 <= cfg.data.val_fraction < 1,
         "train.save_freq must be at least 1 and train.keep at least 0": train.save_freq >= 1 and train.keep >= 0,
         "train.nonfinite skip needs loss sn, hap2s or fidi": train.nonfinite == "stop" or cfg.loss.name in LOSSES,
+        "train.amp bf16 trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES": train.amp != "bf16"
+        or not several_gpus,
+        "train.compile trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES": not train.compile
+        or not several_gpus,
         "train.seed must be at least 0": train.seed >= 0,
         "train.lr must be above 0 and finite": 0 < train.lr < float("inf"),
         "train.print_freq must be at least 1": train.print_freq >= 1,
@@ -155,14 +165,17 @@ def check_datamanager(cfg: CfgNode, datamanager: Any) -> None:
 
 
 def check_model(cfg: CfgNode, model: nn.Module) -> None:
-    """Checks the config's layers against the model.
+    """Checks the config's layers against the model, and that it takes ``train.channels_last``.
 
     While ``train.fixbase_epoch`` freezes the base, the loss must reach one of ``train.open_layers``. With the softmax
     term at weight 0, for one, nothing reaches a classifier (upstream issue 373).
 
     Raises:
-        ConfigError: if a layer doesn't exist, or if nothing in the loss trains any open one.
+        ConfigError: if a layer doesn't exist, if nothing in the loss trains any open one, or if the model can't compute
+            on images in channels-last order.
     """
+    if cfg.train.channels_last:
+        _check_channels_last(cfg, model)
     if cfg.test.evaluate:
         return
     children = [name for name, _ in model.named_children()]
@@ -188,6 +201,18 @@ def check_model(cfg: CfgNode, model: nn.Module) -> None:
             f"{cfg.loss.name!r} depends on them (is loss.{cfg.loss.name}.weight_x 0?); set train.fixbase_epoch 0, give "
             "the softmax term a weight, or open other layers"
         )
+
+
+def _check_channels_last(cfg: CfgNode, model: nn.Module) -> None:
+    trial = copy.deepcopy(model).cpu().train().to(memory_format=torch.channels_last)
+    images = torch.zeros(2, 3, cfg.data.height, cfg.data.width).to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            trial(images)
+    except RuntimeError as error:  # of a view() in the model, as in PCB and MuDeep
+        raise ConfigError(
+            f"{cfg.model.name} does not take train.channels_last: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _tensors(output: Any) -> list[Tensor]:

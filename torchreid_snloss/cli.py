@@ -20,7 +20,7 @@ from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weigh
 from torchreid_snloss.checks import check_config, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
 from torchreid_snloss.data import UnreadableImageError
-from torchreid_snloss.engine import NonFiniteError, Stopped
+from torchreid_snloss.engine import CompileError, NonFiniteError, Stopped
 from torchreid_snloss.register import register
 
 __all__ = ["main"]
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
-        1 for what stops a run on its way (a NaN loss, an unreadable image); 130 or 143 after Ctrl-C or SIGTERM.
+        1 for what stops a run on its way (a NaN loss, an unreadable image, no compiler); 130 or 143 after Ctrl-C or
+        SIGTERM.
     """
     parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
     parser.add_argument("--config-file", default="", help="path of a YAML config file")
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"torchreid-snloss: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
-    except (NonFiniteError, UnreadableImageError) as error:
+    except (CompileError, NonFiniteError, UnreadableImageError) as error:
         # A data loader's worker puts its traceback before the message.
         print(f"torchreid-snloss: error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         return 1
@@ -127,7 +128,9 @@ def _train_or_test(cfg: CfgNode) -> None:
         load_weights(model, cfg.model.load_weights)
     check_model(cfg, model)
     if cfg.use_gpu:
-        model = nn.DataParallel(model).cuda()
+        model = model.cuda()
+        if torch.cuda.device_count() > 1:
+            model = nn.DataParallel(model)
 
     optimizer, scheduler = build_optimizer(cfg, model)
     print(f"Building {cfg.loss.name}-engine for {cfg.data.type}-reid")

@@ -118,6 +118,9 @@ _OURS: dict[str, dict[str, Any]] = {
         "save_freq": 1,  # epochs between checkpoints
         "keep": 3,  # newest checkpoints to keep; 0: all
         "nonfinite": "stop",  # or skip: what to do at a NaN or infinite loss or gradient
+        "amp": "off",  # or bf16, fp16: mixed precision
+        "channels_last": False,  # order of the images and weights in memory
+        "compile": False,  # torch.compile the model
     },
 }
 # Keys that older configs of torchreid's have: what they are called now, None: no more.
@@ -194,6 +197,8 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         guesses = difflib.get_close_matches(key, known, n=3)
         hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
         raise ConfigError(f"unknown config key {key!r}{hint}")
+    if key == "train.amp" and value is False:
+        value = "off"  # a bare off in YAML
     if value in (None, "None", "null") and key not in _MAY_BE_NONE:
         raise ConfigError(f"{key} must have a value, as its default {known[key]!r}, got {value!r}")
     if isinstance(known[key], float) and not isinstance(value, bool):

@@ -2,10 +2,11 @@
 
 from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
 from torchreid_snloss.engine.metric import LossEngine, MetricEngine, check_weights
-from torchreid_snloss.engine.resumable import NonFiniteError, Resumable, Stopped, TrainOptions, resumable
+from torchreid_snloss.engine.resumable import CompileError, NonFiniteError, Resumable, Stopped, TrainOptions, resumable
 
 __all__ = [
     "ENGINES",
+    "CompileError",
     "ImageFIDIEngine",
     "ImageHAP2SEngine",
     "ImageSNEngine",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchreid import metrics
 
+from torchreid_snloss.engine.amp import Amp, autocast, check_amp, grad_scaler
 from torchreid_snloss.engine.resumable import Resumable
 from torchreid_snloss.losses import MetricLoss, check_number
 
@@ -37,10 +38,15 @@ class MetricEngine(Resumable):
         scheduler: a learning rate scheduler, stepped once an epoch; None: the learning rate stays.
         use_gpu: use the GPU where there is one.
         label_smooth: smooth the labels of the softmax term by 0.1.
+        amp: what the model is trained in: ``"off"`` float32, ``"bf16"`` or ``"fp16"`` mixed precision. The losses and
+            the test stay in float32. With ``"fp16"`` the loss is scaled by what the progress line shows as ``scale``;
+            a step whose gradient overflows is left out and halves it, and only at a scale of 1 counts as not finite.
+        channels_last: see :class:`Resumable`.
+        compile: likewise.
 
     Raises:
-        ValueError: for a negative weight, two weights of 0, a model that gives no features, or one that is on the CPU
-            while ``use_gpu`` and a GPU say otherwise.
+        ValueError: for a negative weight, two weights of 0, a model that gives no features, one that is on the CPU
+            while ``use_gpu`` and a GPU say otherwise, or an ``amp`` that is unknown or can't be had.
     """
 
     def __init__(
@@ -54,19 +60,31 @@ class MetricEngine(Resumable):
         scheduler: Any = None,
         use_gpu: bool = True,
         label_smooth: bool = True,
+        amp: Amp = "off",
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
-        super().__init__(datamanager, use_gpu)
+        super().__init__(datamanager, use_gpu, channels_last=channels_last, compile=compile)
         check_weights(weight_m=weight_m, weight_x=weight_x)
         if self.use_gpu and not any(parameter.is_cuda for parameter in model.parameters()):
             raise ValueError("the model is on the CPU, but use_gpu is True: call model.cuda() first, or use_gpu=False")
         if getattr(getattr(model, "module", model), "loss", None) == "softmax":
             raise ValueError("the model was built with loss='softmax' and gives no features, build it with 'triplet'")
+        device = "cuda" if self.use_gpu else "cpu"
+        check_amp(amp, device)
+        if amp == "bf16" and isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            # Its threads take autocast over, but not the dtype, and would compute in float16.
+            raise ValueError("amp bf16 does not work with nn.DataParallel on several GPUs; fp16 does")
+        self.amp: Amp = amp
+        self.scaler = grad_scaler(amp, device)
         self.model = model
         self.optimizer = optimizer
         self.register_model("model", model, optimizer, scheduler)
         self.weight_m = weight_m
         self.weight_x = weight_x
         self.criterion_m = criterion
+        if isinstance(criterion, MetricLoss):
+            criterion.collect_statistics = True
         self._collapsed = False
         self.criterion_x = nn.CrossEntropyLoss(label_smoothing=0.1 if label_smooth else 0.0)
 
@@ -77,7 +95,8 @@ class MetricEngine(Resumable):
             data: a batch of torchreid's, with ``img`` (batch, 3, height, width) and ``pid`` (batch,).
 
         Returns:
-            what the progress line shows: ``loss_m``, ``loss_x``, ``acc`` in percent, and the loss's statistics.
+            what the progress line shows: ``loss_m``, ``loss_x``, ``acc`` in percent, the loss's statistics, and with
+            float16 ``scale``.
 
         Raises:
             TypeError: if the model gives anything but ``(logits, features)``.
@@ -88,13 +107,14 @@ class MetricEngine(Resumable):
 
         # Batch norm's running means take a broken image in before the loss shows it.
         buffers = [buffer.clone() for buffer in self.model.buffers()] if self.options.nonfinite == "skip" else []
-        outputs = self.model(imgs)
+        with autocast(self.amp, imgs.device.type):
+            outputs = self.model(imgs)
         if not (isinstance(outputs, (tuple, list)) and len(outputs) == 2):
             raise TypeError(
                 f"in training the model must return (logits, features), got {type(outputs).__name__}; "
                 "build a torchreid model with loss='triplet'"
             )
-        logits, features = outputs
+        logits, features = map(_at_least_float32, outputs)
 
         loss = torch.zeros((), device=imgs.device)
         summary: dict[str, Tensor] = {}
@@ -129,15 +149,31 @@ class MetricEngine(Resumable):
             NonFiniteError: for a NaN or infinite term or gradient, where the run's options say ``"stop"``.
         """
         self.optimizer.zero_grad()
-        loss.backward()
-        summary["gradient"] = nn.utils.clip_grad_norm_(self.model.parameters(), torch.inf)  # clips nothing: its norm
+        if self.scaler is None:
+            loss.backward()
+        else:
+            one = torch.ones_like(loss)
+            summary["scale"] = self.scaler.scale(one)
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()  # and not step(), which waits for the GPU to see whether there is an overflow
+            summary["lowered"] = self.scaler.scale(one) < summary["scale"]
+        summary["gradient"] = _gradient_norm(self.optimizer)
         # One trip to the CPU for all values, since each is a wait for the GPU; and before the weights change.
         stacked = torch.stack([value.detach().float().reshape(()) for value in summary.values()])
         values = dict(zip(summary, stacked.tolist()))
-        if not self.check_finite({name: values[name] for name in ("loss_m", "loss_x", "gradient") if name in values}):
+        gradient = values.pop("gradient")
+        # The scaler is looking for the largest scale that float16 takes; below 1 there is none.
+        overflow = values.pop("lowered", 0.0) > 0 and values["scale"] > 1
+        terms = {name: value for name, value in values.items() if name in ("loss_m", "loss_x")}
+        if not overflow:
+            terms["gradient"] = gradient
+        if not self.check_finite(terms):
+            if self.scaler is not None:
+                self.scaler.update(values["scale"])  # a broken image says nothing about it
             return None
-        self.optimizer.step()
-        del values["gradient"]
+        if not overflow:
+            self.optimizer.step()
         return values
 
     def _warn_of_collapse(self, spread: float) -> None:
@@ -147,6 +183,23 @@ class MetricEngine(Resumable):
                 f"** The features collapse to one point: images are {spread:.1e} feature lengths apart. Try a smaller "
                 "learning rate, a larger weight_x, or another scale, sigma or beta of the loss"
             )
+
+
+def _at_least_float32(output: Any) -> Any:
+    """A model's output, a tensor or several, for the losses."""
+    if isinstance(output, Tensor):
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+    return [_at_least_float32(tensor) for tensor in output]
+
+
+def _gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if hasattr(nn.utils, "get_total_norm"):
+        norm: Tensor = nn.utils.get_total_norm(gradients)
+    else:  # torch < 2.6
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 def check_weights(**weights: float) -> None:
@@ -178,6 +231,9 @@ class LossEngine(MetricEngine):
         scheduler: Any = None,
         use_gpu: bool = True,
         label_smooth: bool = True,
+        amp: Amp = "off",
+        channels_last: bool = False,
+        compile: bool = False,
         **loss_options: Any,
     ) -> None:
         super().__init__(
@@ -190,6 +246,9 @@ class LossEngine(MetricEngine):
             scheduler=scheduler,
             use_gpu=use_gpu,
             label_smooth=label_smooth,
+            amp=amp,
+            channels_last=channels_last,
+            compile=compile,
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

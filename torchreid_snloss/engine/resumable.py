@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -19,8 +20,9 @@ from torchreid import engine, utils
 from torchreid_snloss.checkpoint import remove_unfinished, restore, save_checkpoint
 from torchreid_snloss.data.readable import all_loaders
 from torchreid_snloss.data.validation import VALIDATION
+from torchreid_snloss.evaluation import noted_rankings
 
-__all__ = ["NonFiniteError", "Resumable", "Stopped", "TrainOptions", "resumable"]
+__all__ = ["CompileError", "NonFiniteError", "Resumable", "Stopped", "TrainOptions", "resumable"]
 
 
 @dataclasses.dataclass
@@ -41,6 +43,10 @@ class TrainOptions:
 
 class NonFiniteError(ArithmeticError):
     """A term of the loss, or its gradient, became NaN or infinite."""
+
+
+class CompileError(RuntimeError):
+    """torch.compile can't compile the model, or finds no compiler."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -77,11 +83,25 @@ class Resumable(engine.Engine):
     way starts again; after Ctrl-C or SIGTERM it goes on with the batch that comes next.
 
     The seed is torch's when the engine is made; torchreid's ``set_random_seed`` sets it.
+
+    Args:
+        *args: the torchreid engine's.
+        channels_last: put the model's weights and its images in channels-last order.
+        compile: compile the model with ``torch.compile``, in place; checkpoints do not change by it. What a compiled
+            model computes may depend, in the last bits, on the shapes it met before, and so on a resume.
+        **kwargs: the torchreid engine's.
+
+    Raises:
+        ValueError: for ``compile`` with ``nn.DataParallel`` on several GPUs.
+        CompileError: if torch can't compile at all.
     """
 
     train_loader: Any
+    scaler: Any = None
+    """The loss's ``GradScaler``, for an engine that trains in float16; checkpoints hold its state."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, channels_last: bool = False, compile: bool = False, **kwargs: Any) -> None:
+        self._channels_last, self._compile = channels_last, compile
         super().__init__(*args, **kwargs)
         self.options = TrainOptions()
         self._progress = _Progress(seed=torch.initial_seed() % (1 << 64))
@@ -98,6 +118,16 @@ class Resumable(engine.Engine):
         # A checkpoint holds a scheduler's state, also where none was given.
         self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
         super().register_model(name, model, optim, self.scheduler)
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+            model.register_forward_pre_hook(_in_channels_last)
+        if self._compile:
+            if isinstance(model, torch.nn.DataParallel) and len(model.device_ids) > 1:
+                raise ValueError("compile does not work with nn.DataParallel on several GPUs")
+            try:
+                model.compile()  # not torch.compile(model), whose state dict has other names
+            except RuntimeError as error:  # for a Python that torch can't compile
+                raise CompileError(f"torch.compile: {error}") from error
 
     @property
     def batch_idx(self) -> int:
@@ -115,7 +145,7 @@ class Resumable(engine.Engine):
             self._progress.written = []  # names in another folder
         for loader in all_loaders(self):
             loader.worker_init_fn = loader.worker_init_fn or _leave_signals_to_the_parent
-        with _noted_signals(self):
+        with _noted_signals(self), _named_compile_errors():
             if kwargs.get("test_only"):
                 super().run(save_dir=save_dir, **kwargs)
                 return
@@ -181,6 +211,8 @@ class Resumable(engine.Engine):
         if "progress" in checkpoint:
             self._progress = _Progress(**checkpoint["progress"])
             self._random_states = checkpoint["random_states"]
+        if self.scaler is not None and checkpoint.get("scaler"):  # one of another precision has none
+            self.scaler.load_state_dict(checkpoint["scaler"])
         self._newest = Path(path)
         epoch: int = checkpoint["epoch"]
         batches = f" and {self._progress.batch} batches of the next" if self._progress.batch else ""
@@ -188,8 +220,13 @@ class Resumable(engine.Engine):
         return epoch
 
     def _evaluate(self, dataset_name: str = "", *args: Any, **kwargs: Any) -> Any:
-        rank1, mean_ap = super()._evaluate(dataset_name, *args, **kwargs)
+        with noted_rankings() as rankings:
+            rank1, mean_ap = super()._evaluate(dataset_name, *args, **kwargs)
         self._map[dataset_name] = float(mean_ap)
+        for ranking in rankings:  # one, or none where register() was not called
+            print(f"mINP: {ranking.mean_inp:.1%}")
+            if self.writer is not None:  # torchreid adds rank-1 and mAP in test()
+                self.writer.add_scalar(f"Test/{dataset_name}/mINP", ranking.mean_inp, self.epoch)
         return rank1, mean_ap
 
     def parse_data_for_eval(self, data: Any) -> Any:
@@ -229,6 +266,7 @@ class Resumable(engine.Engine):
             "scheduler": self.scheduler.state_dict(),
             "progress": dataclasses.asdict(self._progress),
             "random_states": _random_states() if self._progress.batch else None,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
     def _write(self, epoch: int) -> None:
@@ -312,6 +350,26 @@ class _noted_signals:  # noqa: N801 - used like a function
         if self._training._signal:
             raise KeyboardInterrupt
         self._training._signal = number
+
+
+@contextlib.contextmanager
+def _named_compile_errors() -> Iterator[None]:
+    """torch compiles a model when it is first called, each time with images of another size, and at the first gradient.
+
+    The class of what it raises then lies here or there, by version; its module tells.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+            raise
+        reason = " ".join(str(error).split("\n\n")[0].split())[:300]
+        raise CompileError(f"torch.compile can't compile the model: {reason}") from error
+
+
+def _in_channels_last(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    images, *others = inputs
+    return images.contiguous(memory_format=torch.channels_last), *others
 
 
 def _leave_signals_to_the_parent(_: int) -> None:

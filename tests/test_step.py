@@ -1,0 +1,436 @@
+"""The training step: precision, order in memory, compiling, and what it waits for."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchreid import data, engine, models, optim, utils
+
+import torchreid_snloss
+from torchreid_snloss import ImageFIDIEngine, ImageSNEngine
+from torchreid_snloss.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from torchreid_snloss.checks import check_config
+from torchreid_snloss.cli import main
+from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.engine import MetricEngine, NonFiniteError, TrainOptions, resumable
+from torchreid_snloss.engine.amp import check_amp
+from torchreid_snloss.engine.metric import _gradient_norm
+
+needs_fp16 = pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="float16 on a CPU takes torch 2.3")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+OPTIONS = [
+    *["model.name", "tiny", "model.pretrained", "False", "data.height", "64", "data.width", "32", "loss.name", "sn"],
+    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1", "test.ranks", "[1]"],
+]
+
+
+class Tiny(nn.Module):
+    """A convolution and a classifier."""
+
+    def __init__(self, num_classes: int = 16, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, kernel_size=8, stride=8)
+        self.norm = nn.BatchNorm2d(8)
+        self.classifier = nn.Linear(8 * 8 * 4, num_classes)
+
+    def forward(self, x: Any) -> Any:
+        v = self.norm(self.convolution(x)).relu().flatten(1)
+        return (self.classifier(v), v) if self.training else v
+
+
+class Scaled(nn.Module):
+    """Nothing in it that autocast would compute in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Any) -> Any:
+        v = x.flatten(1)[:, :16] * self.weight
+        return v, v
+
+
+class Viewing(Tiny):
+    """Has a ``view()`` that takes the usual order in memory alone, as PCB and MuDeep have."""
+
+    def forward(self, x: Any) -> Any:
+        v = self.convolution(x)
+        return super().forward(x) if v.view(len(v), -1).dim() == 2 else None
+
+
+@pytest.fixture(scope="module")
+def datamanager(reid_data: Path) -> Any:
+    torchreid_snloss.register()
+    utils.set_random_seed(1)
+    return data.ImageDataManager(
+        root=str(reid_data), sources="market1501", height=64, width=32, batch_size_train=32,
+        train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def batch(datamanager: Any) -> dict[str, Any]:
+    utils.set_random_seed(1)
+    drawn = next(iter(datamanager.train_loader))
+    return {"img": drawn["img"], "pid": drawn["pid"]}
+
+
+@pytest.fixture
+def train(
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """The command line, in this process: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(vars(models)["__model_factory"], "tiny", Tiny)
+    monkeypatch.setitem(vars(models)["__model_factory"], "viewing", Viewing)
+
+    def run(*options: Any) -> tuple[int, str, str]:
+        code = main(["--root", str(reid_data), *OPTIONS, *map(str, options)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def make(datamanager: Any, model: nn.Module | None = None, cls: Any = ImageSNEngine, **options: Any) -> Any:
+    utils.set_random_seed(1)
+    model = model or Tiny()
+    optimizer = optim.build_optimizer(model, optim="sgd", lr=0.01)
+    training = cls(datamanager, model, optimizer, use_gpu=False, **options)
+    training.set_model_mode("train")
+    return training
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_checkpoint(path)["state_dict"]
+    return state
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    assert set(one) == set(other)
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_model_in_bfloat16_and_the_losses_in_float32(datamanager: Any, batch: dict[str, Any]) -> None:
+    training = make(datamanager, models.build_model("osnet_x0_25", 16, loss="sn", pretrained=False), amp="bf16")
+    seen: list[Any] = []
+    training.model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
+    summary = training.forward_backward(batch)
+    logits, features = seen[0]
+    assert (logits.dtype, features.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert summary["loss_m"] == torchreid_snloss.SNLoss()(features.float(), batch["pid"]).item()
+    softmax = nn.CrossEntropyLoss(label_smoothing=0.1)(logits.float(), batch["pid"])
+    assert summary["loss_x"] == softmax.item()
+    assert all(parameter.dtype == torch.float32 for parameter in training.model.parameters())
+    assert "scale" not in summary
+
+
+def test_command_line_in_bfloat16_and_channels_last(train: Callable[..., Any]) -> None:
+    half = ("train.amp", "bf16", "train.channels_last", "True", "train.max_epoch", 2, "data.save_dir")
+    code, out, err = train(*half, "whole")
+    assert code == 0, err
+    assert "mAP:" in out
+    code, _, err = train(*half, "resumed", "model.resume", "whole/model/model.pth.tar-1")
+    assert code == 0, err
+    whole, resumed = (weights(Path(folder, "model", "model.pth.tar-2")) for folder in ("whole", "resumed"))
+    assert same(whole, resumed)
+    stored = whole["convolution.weight"]
+    assert stored.is_contiguous(memory_format=torch.channels_last)
+    assert not stored.is_contiguous()
+    # A test without the keys gives what training ended with.
+    code, tested, err = train("model.load_weights", "whole/model/model.pth.tar-2", "test.evaluate", "True")
+    assert code == 0, err
+    results = [text[text.index("** Results **") :].splitlines()[:4] for text in (out, tested)]
+    assert results[0] == results[1]
+    assert train(*half, "float32", "train.amp", "off")[0] == 0
+    assert not same(whole, weights(Path("float32/model/model.pth.tar-2")))
+
+
+@pytest.mark.parametrize("cls", [ImageSNEngine, resumable(engine.ImageTripletEngine)])
+def test_images_in_channels_last(cls: Any, datamanager: Any, batch: dict[str, Any]) -> None:
+    training = make(datamanager, cls=cls, channels_last=True)
+    plain = make(datamanager, cls=cls)
+    orders: list[bool] = []
+    training.model.convolution.register_forward_pre_hook(
+        lambda _, inputs: orders.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    assert training.forward_backward(batch) == pytest.approx(plain.forward_backward(batch), rel=1e-4)
+    training.set_model_mode("eval")
+    training.extract_features(batch["img"])
+    assert orders == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["train.amp", "half"], "train.amp must be one of 'off', 'bf16', 'fp16', got 'half'"),
+        (["train.amp", "bf16", "loss.name", "triplet"], "train.amp bf16 needs loss sn, hap2s, fidi, got 'triplet'"),
+        (["train.channels_last", "yes"], "train.channels_last must be of type bool, as its default False, got 'yes'"),
+        (["train.compile", "1"], "train.compile must be of type bool"),
+        (["train.channels_last", "True", "model.name", "viewing"], "viewing does not take train.channels_last: view"),
+    ],
+)
+def test_bad_values_are_one_message(options: list[str], words: str, train: Callable[..., Any]) -> None:
+    code, out, err = train(*options)
+    assert code == 2
+    assert "epoch: [" not in out
+    (message,) = [line for line in err.splitlines() if line.startswith("torchreid-snloss: error: ")]
+    assert words in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("train.amp", "bf16"), ("train.compile", "True")])
+def test_what_takes_one_gpu(key: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    options = ["use_gpu", "True", "loss.name", "sn", key, value]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_config(load_config("", options))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=f"{key}.* trains on one GPU, hide the others .*; got {key} {value}"):
+        check_config(load_config("", options))
+
+
+def test_a_bare_off_in_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "amp.yaml"
+    for text in ("off", "'off'", "bf16"):
+        path.write_text(f"train: {{amp: {text}}}")
+        assert load_config(str(path)).train.amp == text.strip("'")
+
+
+def test_what_can_not_be_had(datamanager: Any, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="amp must be one of"):
+        make(datamanager, amp="half")
+    several = nn.DataParallel(Tiny())
+    several.device_ids = [0, 1]
+    with pytest.raises(ValueError, match=r"amp bf16 does not work with nn\.DataParallel on several GPUs"):
+        make(datamanager, several, amp="bf16")
+    with pytest.raises(ValueError, match=r"compile does not work with nn\.DataParallel on several GPUs"):
+        make(datamanager, several, compile=True)
+    monkeypatch.delattr(torch.amp, "GradScaler", raising=False)
+    code, _, err = train("train.amp", "fp16")
+    assert (code, "train.amp fp16 on a CPU takes torch 2.3 or newer" in err) == (2, True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match="amp bf16 takes a GPU that computes in bfloat16, Tesla T4 does not"):
+        check_amp("bf16", "cuda")
+    check_amp("fp16", "cuda")
+
+
+@needs_fp16
+def test_scaling_changes_nothing_but_what_float16_holds(datamanager: Any, batch: dict[str, Any]) -> None:
+    # At this scale the norm of the scaled gradient, and the weights after it, would not be finite.
+    trained = []
+    for amp in ("off", "fp16"):
+        training = make(datamanager, Scaled(), amp=amp)
+        if amp == "fp16":
+            training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+        for _ in range(3):
+            summary = training.forward_backward(batch)
+        trained.append(training.model.weight.detach())
+    assert summary["scale"] == 2.0**100
+    assert torch.equal(*trained)
+    assert not torch.equal(trained[0], torch.ones(16))
+
+
+@needs_fp16
+def test_an_overflow_lowers_the_scale_and_leaves_the_step_out(
+    datamanager: Any, batch: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = make(datamanager, amp="fp16")
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    before = training.model.classifier.weight.detach().clone()
+    scales = []
+    while torch.equal(training.model.classifier.weight, before):
+        summary = training.forward_backward(batch)
+        assert all(math.isfinite(value) for value in summary.values())
+        assert {"loss_m", "loss_x", "acc"} <= set(summary)
+        scales.append(summary["scale"])
+    assert scales == [2.0 ** (24 - step) for step in range(len(scales))]
+    assert 2 < len(scales) < 24
+    assert "Skipped" not in capsys.readouterr().out
+
+    reference = make(datamanager)
+    reference.forward_backward(batch)
+    step, expected = (each.model.classifier.weight.detach() - before for each in (training, reference))
+    assert (step - expected).norm() < 0.02 * expected.norm()
+
+
+class BrokenGradient(nn.Module):
+    """Zero, with a gradient that is not finite at any scale."""
+
+    def forward(self, features: Any, _: Any) -> Any:
+        return (features * 0).sum().sqrt()
+
+
+@needs_fp16
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_gradient_broken_at_every_scale(nonfinite: Any, datamanager: Any, batch: dict[str, Any], capsys: Any) -> None:
+    training = make(datamanager, cls=MetricEngine, criterion=BrokenGradient(), amp="fp16")
+    training.options = TrainOptions(nonfinite=nonfinite)
+    before = {name: value.clone() for name, value in training.model.named_parameters()}
+    scales = [training.forward_backward(batch)["scale"] for _ in range(16)]
+    assert (scales[0], scales[-1]) == (2.0**16, 2.0)
+    if nonfinite == "stop":
+        with pytest.raises(NonFiniteError, match=r"^gradient is nan in epoch 1"):
+            training.forward_backward(batch)
+    else:
+        assert [training.forward_backward(batch) for _ in range(3)] == [{}, {}, {}]
+        assert capsys.readouterr().out.count("** Skipped: gradient is nan") == 3
+        assert training.scaler.get_scale() == 1
+    assert same(before, dict(training.model.named_parameters()))
+
+
+@needs_fp16
+def test_a_broken_image_is_told_at_once_in_float16_too(datamanager: Any, batch: dict[str, Any]) -> None:
+    broken = {**batch, "img": batch["img"].clone()}
+    broken["img"][3] = torch.nan
+    training = make(datamanager, amp="fp16")
+    with pytest.raises(NonFiniteError, match="loss_m is nan"):
+        training.forward_backward(broken)
+    training = make(datamanager, amp="fp16")
+    training.options = TrainOptions(nonfinite="skip")
+    for _ in range(18):
+        assert training.forward_backward(broken) == {}
+    assert training.forward_backward(batch)["scale"] == 2.0**16  # the image says nothing about it
+
+
+@needs_fp16
+def test_float16_resumes_to_the_same_bit(datamanager: Any, tmp_path: Path) -> None:
+    def build(amp: str = "fp16") -> Any:
+        return make(datamanager, cls=ImageFIDIEngine, amp=amp)
+
+    whole = build()
+    whole.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=2)  # grows in every epoch
+    whole.run(save_dir=str(tmp_path / "whole"), max_epoch=4)
+    resumed = build()
+    start = resumed.resume(tmp_path / "whole/model/model.pth.tar-2")
+    resumed.run(save_dir=str(tmp_path / "resumed"), max_epoch=4, start_epoch=start)
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
+    assert whole.scaler.get_scale() > 2.0**9
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    torch.load(tmp_path / "whole/model/model.pth.tar-4", weights_only=True)
+
+    # One without a scaler, of another precision or an earlier version, and a scaler that is not needed.
+    checkpoint = load_checkpoint(tmp_path / "whole/model/model.pth.tar-4")
+    del checkpoint["scaler"]
+    save_checkpoint(checkpoint, tmp_path / "earlier")
+    assert build().resume(tmp_path / "earlier") == 4
+    build("off").run(save_dir=str(tmp_path / "float32"), max_epoch=1)
+    assert build().resume(tmp_path / "float32/model/model.pth.tar-1") == 1
+    assert build("off").resume(tmp_path / "whole/model/model.pth.tar-4") == 4
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_checkpoints_with_and_without_data_parallel(within: bool, datamanager: Any, tmp_path: Path) -> None:
+    training = make(datamanager, nn.DataParallel(Tiny()) if within else Tiny())
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    path = tmp_path / "model" / "model.pth.tar-1"
+    assert all(name.startswith("module.") == within for name in weights(path))
+    other = make(datamanager, Tiny() if within else nn.DataParallel(Tiny()))
+    assert other.resume(path) == 1
+    model = Tiny() if within else nn.DataParallel(Tiny())
+    load_weights(model, path)
+    for loaded in (other.model, model):
+        assert all(map(torch.equal, training.model.state_dict().values(), loaded.state_dict().values()))
+
+
+def test_gradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tiny()
+    model.classifier.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    logits, features = model(torch.randn(4, 3, 64, 32))
+    (logits.sum() + features.square().sum()).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    torch.testing.assert_close(_gradient_norm(optimizer), expected)
+    monkeypatch.delattr(nn.utils, "get_total_norm", raising=False)
+    torch.testing.assert_close(_gradient_norm(optimizer), expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++ is not there")
+def test_compile(train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config  # takes seconds
+
+    torch._dynamo.reset()
+    options = ("train.compile", "True", "train.max_epoch", 1, "test.batch_size", 16, "data.save_dir")
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}), monkeypatch.context() as environment:
+        environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # where nothing is compiled already
+        code, out, err = train(*options, "failed")
+    assert code == 1
+    assert "epoch: [" not in out
+    message = err.strip().splitlines()[-1]
+    assert message.startswith("torchreid-snloss: error: torch.compile can't compile the model: ")
+    assert "No working C++ compiler found" in message
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    code, _, err = train(*options, "compiled")
+    assert code == 0, err
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # in training, in the test
+    assert train("train.max_epoch", 1, "data.save_dir", "eager")[0] == 0
+    compiled, eager = (weights(Path(folder, "model", "model.pth.tar-1")) for folder in ("compiled", "eager"))
+    assert list(compiled) == list(eager)
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a GPU's queue run dry: reading a value on the CPU, and shapes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+class Spread(nn.Module):
+    def forward(self, features: Any, _: Any) -> Any:
+        return features.std(dim=0).mean().neg().exp()
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", pytest.param("fp16", marks=needs_fp16)])
+def test_the_step_reads_values_once(amp: str, datamanager: Any, batch: dict[str, Any]) -> None:
+    # On a CPU tolist() is no operation, so that what stands here is what comes beside the one transfer.
+    training = make(datamanager, cls=MetricEngine, criterion=Spread(), amp=amp)
+    for _ in range(2):
+        with Waits() as waits:
+            training.forward_backward(batch)
+        assert waits.count == 0
+
+
+@needs_gpu
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("cls", [*torchreid_snloss.engine.ENGINES.values()])
+def test_one_synchronisation_a_step(cls: Any, amp: Any, datamanager: Any, batch: dict[str, Any]) -> None:
+    model = models.build_model("osnet_x0_25", 16, loss="triplet", pretrained=False).cuda().train()
+    optimizer = optim.build_optimizer(model, lr=0.001)
+    training = cls(datamanager, model, optimizer, amp=amp, channels_last=True)
+    pinned = {name: value.pin_memory() for name, value in batch.items()}
+    for _ in range(3):
+        training.forward_backward(pinned)  # cuDNN, the optimizer and the scaler set themselves up
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as noted:
+            training.forward_backward(pinned)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert sum("synchronizing CUDA operation" in str(warning.message) for warning in noted) == 1
+
+
+@needs_gpu
+def test_data_parallel_on_several_gpus_only(train: Callable[..., Any]) -> None:
+    code, _, err = train("use_gpu", "True", "train.amp", "fp16", "train.channels_last", "True", "train.max_epoch", 1)
+    assert code == 0, err
+    several = torch.cuda.device_count() > 1
+    assert all(name.startswith("module.") == several for name in weights(Path("log/model/model.pth.tar-1")))
