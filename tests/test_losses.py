@@ -189,12 +189,15 @@ def test_nothing_to_compare_is_zero_with_zero_gradient(loss: MetricLoss) -> None
 
 
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
-def test_no_references(loss: MetricLoss) -> None:
-    features = torch.randn(4, 3, requires_grad=True)
-    value = loss(features, torch.arange(4), torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+@pytest.mark.parametrize("block_size", [0, 3])
+def test_no_references(loss: MetricLoss, block_size: int) -> None:
+    loss = type(loss)(**{**options(loss), "block_size": block_size})
+    features, references = torch.randn(4, 3, requires_grad=True), torch.zeros(0, 3, requires_grad=True)
+    value = loss(features, torch.arange(4), references, torch.zeros(0, dtype=torch.long))
     value.backward()
     assert value.item() == 0
     assert (features.grad == 0).all()
+    assert references.grad.shape == (0, 3)
 
 
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
@@ -219,6 +222,21 @@ def test_finite_on_odd_features(loss: MetricLoss, kind: str) -> None:
         assert features.grad.abs().max() < 1e3
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e20, 1e30])
+def test_normalising_keeps_one_row_of_any_length(size: float) -> None:
+    features, targets = batch()
+    scaled = features.clone()
+    scaled[7] *= size
+    for loss in (SNLoss(reduction="none"), HAP2SLoss(reduction="none")):
+        for references in ((), (scaled.float(), targets)):
+            torch.testing.assert_close(
+                loss(scaled.float(), targets, *references).double(),
+                loss(features, targets, *((features, targets) if references else ())),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+
+
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_normalising_keeps_rows_of_any_length(size: float) -> None:
     features, targets = batch()
@@ -237,7 +255,7 @@ def test_terms_of_some_anchors_add_up_to_the_loss(loss: MetricLoss) -> None:
 
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("block_size", [1, 5, 64])
+@pytest.mark.parametrize("block_size", [1, 5, 23])
 def test_row_blocks_change_nothing(loss: MetricLoss, dtype: torch.dtype, block_size: int) -> None:
     features, _ = batch(6, 4)
     features[3] = features[2]  # an image that stands there twice
@@ -279,7 +297,8 @@ def test_row_blocks_are_taken_above_a_size_and_bound_memory() -> None:
 
 
 def test_statistics_of_row_blocks_are_those_of_the_batch() -> None:
-    features, targets = batch(6, 4)
+    features, _ = batch(6, 4)
+    targets = torch.tensor([0] * 10 + [1] * 2 + [2] * 8 + [3, 4, 5, 6])
     for name in LOSSES:
         whole, blocked = LOSSES[name](), LOSSES[name](block_size=5)
         for loss in (whole, blocked):
@@ -287,6 +306,10 @@ def test_statistics_of_row_blocks_are_those_of_the_batch() -> None:
             loss(features.requires_grad_(), targets).backward()
         assert set(whole.statistics) > {"d_pos", "d_neg", "anchors", "spread"}
         torch.testing.assert_close(blocked.statistics, whole.statistics)
+    u = torch.exp(-0.5 * torch.cdist(features, features))
+    same = targets[:, None] == targets
+    torch.testing.assert_close(whole.statistics["u_pos"].double(), u[same.clone().fill_diagonal_(False)].mean())
+    torch.testing.assert_close(whole.statistics["u_neg"].double(), u[~same].mean())
 
 
 def test_distances_of_repeated_and_close_rows_are_exact_in_float32() -> None:
@@ -421,8 +444,13 @@ def test_half_precision_features_are_computed_in_float32(loss: MetricLoss, dtype
 
 
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
-def test_autocast_changes_nothing(loss: MetricLoss) -> None:
+@pytest.mark.parametrize("kind", ["plain", "repeated image", "row blocks"])
+def test_autocast_changes_nothing(loss: MetricLoss, kind: str) -> None:
     features, targets = batch(4, 4, 512)
+    if kind == "repeated image":
+        features[5] = features[4]
+    if kind == "row blocks":
+        loss = type(loss)(**{**options(loss), "block_size": 7})
     features = features.float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = loss(features, targets)
@@ -431,6 +459,40 @@ def test_autocast_changes_nothing(loss: MetricLoss) -> None:
     outside = loss(features, targets)
     assert inside == outside
     assert torch.equal(gradient, torch.autograd.grad(outside, features)[0])
+
+
+@pytest.mark.parametrize("loss", VARIANTS, ids=str)
+def test_large_batch(loss: MetricLoss) -> None:
+    """Of a size where products are made in parts, and are sparse."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(0, 60, (300,), generator=generator)
+    value = loss(features, targets)
+    value.backward()
+    blocked = type(loss)(**{**options(loss), "block_size": 9})(features, targets)
+    torch.testing.assert_close(value, blocked, rtol=1e-12, atol=0)
+    step = 1e-7 * torch.randn(300, 8, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        rise = loss(features + step, targets) - loss(features - step, targets)
+    torch.testing.assert_close(rise / 2, (features.grad * step).sum(), rtol=1e-5, atol=1e-14)
+
+
+@pytest.mark.parametrize("block_size", [0, 3])
+def test_a_second_derivative_is_refused(block_size: int) -> None:
+    features, targets = batch()
+    for name in LOSSES:
+        value = LOSSES[name](block_size=block_size)(features.requires_grad_(), targets)
+        with pytest.raises(RuntimeError, match=r"differentiated once.*create_graph=True"):
+            torch.autograd.grad(value, features, create_graph=True)
+
+
+def test_backward_twice() -> None:
+    features, targets = batch()
+    for name in LOSSES:
+        for block_size in (0, 3):
+            value = LOSSES[name](block_size=block_size)(features.requires_grad_(), targets)
+            first, second = (torch.autograd.grad(value, features, retain_graph=True)[0] for _ in range(2))
+            assert torch.equal(first, second)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

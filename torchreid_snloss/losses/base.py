@@ -39,10 +39,10 @@ class MetricLoss(nn.Module, ABC):
     Attributes:
         collect_statistics: whether a call in training mode fills ``statistics``, at the cost of some passes over the
             distances. Default is False; the engines set it.
-        statistics: of the last batch, scalars without gradient: ``d_pos`` and ``d_neg``, the mean distances of
-            positive and of negative pairs; ``anchors``, the share of anchors that count; ``spread``, the mean
-            distance in mean feature lengths, 0 where all features are one point; and what the loss itself watches.
-            NaN where there is nothing to take a mean of.
+        statistics: of the last batch in training mode, scalars without gradient: ``d_pos`` and ``d_neg``, the mean
+            distances of positive and of negative pairs; ``anchors``, the share of anchors that count; ``spread``, the
+            mean distance in mean feature lengths, 0 where all features are one point; and what the loss itself
+            watches. NaN where there is nothing to take a mean of; empty for an empty batch.
 
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
@@ -64,8 +64,8 @@ class MetricLoss(nn.Module, ABC):
         self.block_size = check_integer("block_size", block_size, at_least=0)
         self.collect_statistics = False
         self.statistics: dict[str, Tensor] = {}
-        self._watched: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] | None = None  # of the statistics, while a call collects them
+        self._collected: dict[str, Tensor] | None = None  # sums and numbers, while a call collects statistics
+        self._counting: Tensor | None = None  # meanwhile, which anchors count
 
     def columns(self, squares: Tensor, positive: Tensor, negative: Tensor) -> Tensor | None:
         """The few references of each anchor that its value depends on.
@@ -97,11 +97,19 @@ class MetricLoss(nn.Module, ABC):
     @property
     def watching(self) -> bool:
         """Whether statistics are being collected, and :meth:`watch` is worth a call."""
-        return self._sums is not None
+        return self._collected is not None
 
-    def watch(self, **values: Tensor) -> None:
-        """For a subclass's two methods: adds to the statistics, one value an anchor, (N,)."""
-        self._watched.update({name: value.detach() for name, value in values.items()})
+    def watch(self, name: str, values: Tensor, numbers: Tensor | None = None) -> None:
+        """For a subclass's two methods: adds to a statistic, which is a mean over the anchors that count.
+
+        Args:
+            name: of the statistic.
+            values: (N,), of each anchor.
+            numbers: (N,), of how many things ``values`` are sums; None: of one.
+        """
+        if self._collected is not None and self._counting is not None:
+            weights = self._counting if numbers is None else numbers * self._counting
+            _add(self._collected, name, values.masked_fill(~self._counting, 0).sum(), weights.sum())
 
     def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """How many terms each anchor adds to the mean: here 1, or 0 where the anchor does not count.
@@ -175,7 +183,7 @@ class MetricLoss(nn.Module, ABC):
         Returns:
             (N,) values, 0 for an anchor that does not count, and int (N,) how many terms each adds to the mean.
         """
-        with torch.autocast(inputs.device.type, enabled=False):
+        with _float32_at_least(inputs.device):
             dtype = torch.promote_types(torch.promote_types(inputs.dtype, references.dtype), torch.float32)
             anchors = inputs.to(dtype)
             others = anchors if references is inputs else references.to(dtype)
@@ -184,24 +192,25 @@ class MetricLoss(nn.Module, ABC):
                 at_once = max(1, _DISTANCES_IN_BLOCK // len(others))
             in_one = at_once >= len(anchors)
             normalize, centred = self.normalize, None
-            if not in_one:  # once for all blocks
+            if not in_one and not anchors.is_cuda:  # once for all blocks; float64 on CUDA does without
                 anchors, others, centred = centre(anchors, others, normalize)
                 normalize = False
 
-            def terms(anchors: Tensor, others: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            def of_some(anchors: Tensor, others: Tensor, start: int) -> tuple[Tensor, Tensor]:
                 rows = slice(start, start + len(anchors))
                 own = None if own_column is None else own_column + start
                 block = None if centred is None else (centred[0][rows], centred[1])
-                pairs = squared_distances(anchors, others, normalize, own, block)
-                return self._terms_of(pairs, targets[rows], reference_targets, own)
+                with _float32_at_least(anchors.device):  # in_blocks calls it in the backward pass, too
+                    pairs = squared_distances(anchors, others, normalize, own, block)
+                    return self._terms_of(pairs, targets[rows], reference_targets, own)
 
-            self._sums = {} if self.collect_statistics and self.training else None
+            self._collected = {} if self.collect_statistics and self.training else None
             try:
-                result = terms(anchors, others, 0) if in_one else in_blocks(terms, anchors, others, at_once)
-                if self._sums is not None:
-                    self._finish_statistics(self._sums, inputs)
+                result = of_some(anchors, others, 0) if in_one else in_blocks(of_some, anchors, others, at_once)
+                if self._collected is not None:
+                    self._finish_statistics(self._collected, inputs)
             finally:
-                self._sums = None
+                self._collected = self._counting = None
             return result
 
     def _terms_of(
@@ -217,9 +226,9 @@ class MetricLoss(nn.Module, ABC):
             positives = positives - 1
         counts = self.term_counts(positives, negatives)
         if pairs.squares.numel() == 0:
-            return pairs.x.sum(dim=1) * 0, counts
-        if self._sums is not None:
-            self._add_statistics(self._sums, pairs.squares.sqrt(), positive, negative, counts)
+            return pairs.x.sum(dim=1) * 0 + pairs.y.sum() * 0, counts
+        if self._collected is not None:
+            self._add_statistics(self._collected, pairs.squares.sqrt(), positive, negative, counts)
         # Anchors that don't count get every reference on both sides: the formula then meets no empty set, and neither a
         # NaN nor a special case comes of one.
         ignored = counts == 0
@@ -230,18 +239,15 @@ class MetricLoss(nn.Module, ABC):
         if columns is not None:
             positive, negative = positive.gather(1, columns), negative.gather(1, columns)
         values = values_of_distances(pairs, columns, lambda d: self.anchor_values(d, positive, negative))
-        if self._sums is not None:
-            for name, value in self._watched.items():
-                _add(self._sums, name, value.float().masked_fill(ignored, 0).sum(), (~ignored).sum())
-            self._watched = {}
         return (values.masked_fill(ignored, 0) if some_ignored else values), counts
 
     def _add_statistics(
         self, sums: dict[str, Tensor], distances: Tensor, positive: Tensor, negative: Tensor, counts: Tensor
     ) -> None:
+        self._counting = counts > 0
         _add(sums, "d_pos", (distances * positive).sum(), positive.sum())
         _add(sums, "d_neg", (distances * negative).sum(), negative.sum())
-        _add(sums, "anchors", (counts > 0).sum(), len(counts))
+        _add(sums, "anchors", self._counting.sum(), len(counts))
         _add(sums, "spread", distances.sum(), distances.numel())
 
     def _finish_statistics(self, sums: dict[str, Tensor], inputs: Tensor) -> None:
@@ -257,6 +263,10 @@ class MetricLoss(nn.Module, ABC):
         if self.reduction == "sum":
             return values.sum()
         return values.sum() / counts.sum().clamp(min=1)
+
+
+def _float32_at_least(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
 
 
 def _add(sums: dict[str, Tensor], name: str, total: Tensor, number: Tensor | int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from torchreid_snloss.losses.distance import once_only
 
 __all__ = ["in_blocks"]
 
@@ -45,7 +46,7 @@ class _InBlocks(torch.autograd.Function):
         return torch.cat(values), all_counts
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         anchors, references = ctx.saved_tensors
         itself = references is None

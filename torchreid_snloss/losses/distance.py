@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["Pairs", "centre", "nearest", "squared_distances", "values_of_distances"]
@@ -29,6 +29,18 @@ _SPARSE = 16
 Formula = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+def once_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that says so where it is asked for a graph of itself; torch's own mark gives wrong zeros then."""
+
+    @functools.wraps(backward)
+    def checked(*args: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the metric losses can be differentiated once, but create_graph=True asks for more")
+        return backward(*args)
+
+    return checked
+
+
 class Pairs(NamedTuple):
     """Anchors, references, and the squared Euclidean distances between them."""
 
@@ -39,7 +51,7 @@ class Pairs(NamedTuple):
     rows: tuple[Tensor, Tensor]
     """Without gradient, what products are made of: ``x`` and ``y``, or these with 0 in their middle."""
     scales: tuple[Tensor, Tensor] | None
-    """(N,) and (M,), by which rows of ``x`` and ``y`` are multiplied first; None: they are taken as they are."""
+    """(N,) and (M,), inverse lengths of the rows where these are normalised; on CUDA in float64."""
     squares: Tensor
     """(N, M), without gradient."""
     limits: Tensor | None = None
@@ -106,7 +118,6 @@ def _squares(
     if x.is_cuda:
         squares.masked_fill_(squares <= _ZERO * (norms[:, None] + y_norms), 0)
         squares, norms = squares.to(dtype), norms.to(dtype)
-        scales = scales and (scales[0].to(dtype), scales[1].to(dtype))
     return squares, norms, scales
 
 
@@ -114,7 +125,8 @@ def _inverse_roots(squares: Tensor) -> Tensor:
     roots = squares.rsqrt()
     if squares.is_cuda:  # of float32 in float64, too large or small for nothing
         return roots.masked_fill_(squares == 0, 0)
-    return roots.masked_fill_(squares < _SMALLEST_SQUARE, torch.nan)  # centre() has the digits for these
+    out_of_range = (squares < _SMALLEST_SQUARE) | (squares > 1 / _SMALLEST_SQUARE)
+    return roots.masked_fill_(out_of_range, torch.nan)  # centre() has the digits for these
 
 
 def _own_products(x: Tensor) -> Tensor:
@@ -183,7 +195,8 @@ class _UnitRows(torch.autograd.Function):
         # The squares of float32 neither overflow nor vanish in float64.
         wide = features.dtype if features.device.type == "mps" else torch.float64
         lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
-        inverse = lengths.reciprocal().masked_fill_(lengths == 0, 0).to(features.dtype)
+        inverse = lengths.reciprocal().to(features.dtype)
+        inverse.masked_fill_(inverse.isinf(), 0)  # no length, or none that this dtype can divide by
         rows = features * inverse
         if origin is None:
             origin = _mean(rows)
@@ -193,12 +206,13 @@ class _UnitRows(torch.autograd.Function):
         return rows, origin
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
         rows, origin, inverse = ctx.saved_tensors
         # What is across the unit row, which is rows + origin. In place, since no one else has a gradient of these rows.
-        along = torch.einsum("nd,nd->n", grad, rows) + grad @ origin
-        return grad.addcmul_(rows, along[:, None], value=-1).addr_(along, origin, alpha=-1).mul_(inverse), None
+        with torch.autocast(grad.device.type, enabled=False):
+            along = torch.einsum("nd,nd->n", grad, rows) + grad @ origin
+            return grad.addcmul_(rows, along[:, None], value=-1).addr_(along, origin, alpha=-1).mul_(inverse), None
 
 
 def values_of_distances(pairs: Pairs, columns: Tensor | None, formula: Formula) -> Tensor:
@@ -236,11 +250,14 @@ class _ValuesOfDistances(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
         x, y, rows_x, rows_y, columns, distances, slopes = ctx.saved_tensors
         with torch.autocast(grad_values.device.type, enabled=False):
             grad = slopes * grad_values[:, None]
+            dtype = grad.dtype
+            if grad.is_cuda:
+                grad, distances, x, rows_x, rows_y = (t.double() for t in (grad, distances, x, rows_x, rows_y))
             # At x[i] distances pull by sum_j w[i, j] (x[i] - y[j]), at y[j] likewise. Of the pull at a unit row the
             # part along the row, |x[i] - y[j]|^2 / 2 of each difference, is left out.
             weights = (grad / distances).masked_fill_(distances == 0, 0)
@@ -275,6 +292,7 @@ class _ValuesOfDistances(torch.autograd.Function):
                     grad_x.index_add_(0, i, difference)
                 if grad_y is not None:
                     grad_y.index_add_(0, j, difference, alpha=-1)
+            grad_x, grad_y = (None if grad is None else grad.to(dtype) for grad in (grad_x, grad_y))
         return grad_x, None if y is None else grad_y, None, None, None
 
 
@@ -314,7 +332,7 @@ def _sums(values: Tensor, columns: Tensor | None, width: int) -> tuple[Tensor, T
 
 def _plus_transposed(matrix: Tensor | _Sparse) -> Tensor | _Sparse:
     if isinstance(matrix, Tensor):
-        return matrix.t().contiguous().add_(matrix)
+        return matrix.t().clone(memory_format=torch.contiguous_format).add_(matrix)
     other = matrix.t()
     rows, columns, values = (torch.cat(pair) for pair in zip(matrix[:3], other[:3]))
     return _Sparse(rows, columns, values, matrix.shape)
@@ -324,11 +342,9 @@ def _pull(x: Tensor, y: Tensor, own: Tensor, matrix: Tensor | _Sparse) -> Tensor
     """``own[i] x[i] - sum_j matrix[i, j] y[j]``, (N, D)."""
     if isinstance(matrix, _Sparse):
         return (matrix @ y).neg_().addcmul_(x, own[:, None])
-    if y is x and not x.is_cuda:  # in one product
+    if y is x:  # in one product
         matrix.neg_().diagonal().add_(own)
         return matrix @ x
-    if x.is_cuda:
-        return (x * own[:, None]).double().addmm_(matrix.double(), y.double(), alpha=-1).to(x.dtype)
     return (x * own[:, None]).addmm_(matrix, y, alpha=-1)
 
 

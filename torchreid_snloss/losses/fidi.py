@@ -35,6 +35,7 @@ class FIDILoss(MetricLoss):
             about 1e-6; on unit features the term of a negative never falls below 1.12.
         reduction: ``"mean"`` over pairs (default), ``"sum"``, or ``"none"``: one value an anchor, the sum over its
             pairs.
+        block_size: see :class:`MetricLoss`.
 
     Watched: ``u_pos`` and ``u_neg``, the mean u of positive and of negative pairs.
 
@@ -64,8 +65,8 @@ class FIDILoss(MetricLoss):
         log_u = distances * -self.beta
         u = log_u.exp()
         if self.watching:
-            u_pos, u_neg = ((u * members).sum(dim=1) / members.sum(dim=1) for members in (positive, negative))
-            self.watch(u_pos=u_pos, u_neg=u_neg)
+            for name, members in (("u_pos", positive), ("u_neg", negative)):
+                self.watch(name, (u * members).sum(dim=1), members.sum(dim=1))
         # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b, with a and b written in e = 1 - u so that it stays
         # finite at any distance, and exact at a small one; and its derivative by u.
         e = log_u.expm1().neg_()
@@ -76,7 +77,7 @@ class FIDILoss(MetricLoss):
             e.mul_(2 / self.alpha - 1).div_(a_minus_1.add_(1)).div_(b_minus_1.add_(1).mul_(self.alpha))
         )
         # k = 0: C u.
-        c = math.log(self.alpha / (self.alpha - 1))
+        c = -math.log1p(-1 / self.alpha)
         zero = u.new_zeros(())
         values = torch.where(positive, same, torch.where(negative, c * u, zero)).sum(dim=1)
         slopes = (

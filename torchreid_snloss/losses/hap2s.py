@@ -36,6 +36,7 @@ class HAP2SLoss(MetricLoss):
         margin: >= 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
         normalize: L2-normalise features. Default is True (ours: sigma = 0.5 is almost batch-hard on raw features).
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+        block_size: see :class:`MetricLoss`.
 
     Watched: ``active``, the share of anchors whose positives are not nearer than their negatives by the margin.
 
@@ -81,7 +82,7 @@ class HAP2SLoss(MetricLoss):
         hinge = to_positives - to_negatives + (self.margin or 0.0)
         slopes = slopes_positive.sub_(slopes_negative)
         if self.watching:
-            self.watch(active=hinge > 0)
+            self.watch("active", (hinge > 0).float())
         if self.margin is None:
             return F.softplus(hinge), slopes.mul_(hinge.sigmoid()[:, None])
         return hinge.relu(), slopes.mul_((hinge > 0)[:, None])

@@ -40,6 +40,7 @@ class SNLoss(MetricLoss):
             P, what the released code ends with.
         normalize: L2-normalise features. Default is True.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+        block_size: see :class:`MetricLoss`.
 
     Watched: ``in_support``, the share of an anchor's positives that are in its support.
 
@@ -74,7 +75,7 @@ class SNLoss(MetricLoss):
         """The support, the nearest positive, which stands in where P would be empty, and for "all" the furthest."""
         support = nearest(squares, positive, negative, self.num_neighbors)
         if self.watching:
-            self.watch(in_support=positive.gather(1, support).sum(dim=1) / positive.sum(dim=1))
+            self.watch("in_support", positive.gather(1, support).sum(dim=1) / positive.sum(dim=1))
         more = [squares.masked_fill(~positive, torch.inf).min(dim=1).indices]
         if self.squeeze == "all":
             more.append(squares.masked_fill(~positive, -torch.inf).max(dim=1).indices)
