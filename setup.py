@@ -24,7 +24,11 @@ setup(
     packages=find_packages(include=["torchreid_snloss", "torchreid_snloss.*"]),
     package_data={"torchreid_snloss": ["py.typed"]},
     install_requires=["torchreid", "torch>=2.2", "torchvision", "gdown>=5", "yacs", "PyYAML", "tqdm", *torchreid_needs],
-    extras_require={"test": ["pytest", "hypothesis"], "dev": ["mypy", "ruff", "types-PyYAML", "types-tqdm"]},
+    extras_require={
+        "test": ["pytest", "hypothesis"],
+        "bench": ["pytest", "pytorch-metric-learning"],
+        "dev": ["mypy", "ruff", "types-PyYAML", "types-tqdm"],
+    },
     entry_points={"console_scripts": ["torchreid-snloss = torchreid_snloss.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -293,7 +293,7 @@ def test_row_blocks_are_taken_above_a_size_and_bound_memory() -> None:
     assert rows == [64]
     rows.clear()
     loss(references[:65], labels[:65], references, labels)
-    assert rows == [32, 32, 1]
+    assert rows == [64, 1]
 
 
 def test_statistics_of_row_blocks_are_those_of_the_batch() -> None:

@@ -18,8 +18,8 @@ __all__ = ["MetricLoss", "Reduction", "check_choice", "check_integer", "check_nu
 Reduction = Literal["mean", "sum", "none"]
 
 
-# Where there are more distances than the first, anchors go in blocks with at most the second.
-_DISTANCES_IN_ONE, _DISTANCES_IN_BLOCK = 1 << 22, 1 << 21
+# Where there are more distances than this, anchors go in blocks of so many rows, or of so many distances.
+_DISTANCES_AT_ONCE, _ROWS_AT_ONCE = 1 << 22, 256
 
 
 class MetricLoss(nn.Module, ABC):
@@ -188,8 +188,8 @@ class MetricLoss(nn.Module, ABC):
             anchors = inputs.to(dtype)
             others = anchors if references is inputs else references.to(dtype)
             at_once = self.block_size or len(anchors)
-            if not self.block_size and len(anchors) * len(others) > _DISTANCES_IN_ONE:
-                at_once = max(1, _DISTANCES_IN_BLOCK // len(others))
+            if not self.block_size and len(anchors) * len(others) > _DISTANCES_AT_ONCE:
+                at_once = max(1, min(_ROWS_AT_ONCE, _DISTANCES_AT_ONCE // len(others)))
             in_one = at_once >= len(anchors)
             normalize, centred = self.normalize, None
             if not in_one and not anchors.is_cuda:  # once for all blocks; float64 on CUDA does without

@@ -1,0 +1,81 @@
+"""``python -m benchmarks``: prints a table, and writes it as JSON and as a figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import evaluator, losses, sampler, step
+from benchmarks.figure import draw
+from benchmarks.timing import Row
+
+_HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    suites = ["losses", "memory", "sampler", "evaluator", "step"]
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join(suites)}; all if none is named")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: losses and step only")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=_HERE / "results", help="folder for DEVICE.json and DEVICE.png")
+    args = parser.parse_args()
+    if args.device == "cuda":
+        suites = ["losses", "step"]
+    if unknown := set(args.suites) - set(suites):
+        parser.error(f"unknown suites {sorted(unknown)}, there are {suites}")
+    torch.set_num_threads(args.threads)
+    run: dict[str, Callable[[], list[Row]]] = {
+        "losses": lambda: losses.measure(args.device),
+        "memory": losses.measure_memory,
+        "sampler": sampler.measure,
+        "evaluator": evaluator.measure,
+        "step": lambda: step.measure(args.device),
+    }
+    path = args.output / f"{args.device}.json"
+    print(machine := _machine(args.device, args.threads))
+    before = json.loads(path.read_text()) if path.exists() else {}
+    # Suites that are not measured now keep their results, if these are of this machine.
+    rows = [Row(**row) for row in before["rows"]] if before.get("machine") == machine else []
+    for suite in args.suites or suites:
+        print(f"\n{suite} ...", flush=True)
+        new = run[suite]()
+        _print(new)
+        measured = {row.suite for row in new}
+        rows = [row for row in rows if row.suite not in measured] + new
+        args.output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+    draw(rows, machine, path.with_suffix(".png"))
+    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+
+
+def _machine(device: str, threads: int) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return f"{name}, {threads} threads, float32, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _print(rows: list[Row]) -> None:
+    heading = None
+    for row in rows:
+        if (row.suite, row.case) != heading:
+            heading = (row.suite, row.case)
+            print(f"\n  {row.suite}: {row.case}")
+        print(f"    {row.name:36s} {row.value:12,.2f} {row.unit:4s} x {row.ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
