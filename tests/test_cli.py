@@ -213,7 +213,7 @@ def test_config_defaults_are_the_losses_own() -> None:
     hap2s = {"weighting": "exponential", "sigma": 0.5, "alpha": 10.0, "margin": 0.3, "normalize": True}
     fidi = {"alpha": 1.05, "beta": 0.5, "normalize": False}
     for name, defaults in (("sn", sn), ("hap2s", hap2s), ("fidi", fidi)):
-        assert cfg.loss[name] == {**defaults, "weight_m": 1.0, "weight_x": 1.0}
+        assert cfg.loss[name] == {**defaults, "block_size": 0, "weight_m": 1.0, "weight_x": 1.0}
         for key, parameter in inspect.signature(LOSSES[name]).parameters.items():
             assert key == "reduction" or cfg.loss[name][key] == parameter.default
     weights = inspect.signature(ImageSNEngine).parameters
