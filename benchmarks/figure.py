@@ -32,7 +32,9 @@ def draw(rows: list[Row], machine: str, path: Path) -> None:
         group = sorted((row for row in rows if (row.suite, row.case) == (suite, case)), key=lambda row: -row.value)
         colours = [_OTHERS if _is_peer(row.name) else _OURS for row in group]
         bars = axis.barh([row.name for row in group], [row.value for row in group], color=colours)
-        axis.bar_label(bars, [f" {row.value:,.3g} {row.unit}" for row in group], fontsize=8)
+        axis.bar_label(
+            bars, [f" {row.value:,.{0 if row.value >= 100 else 2}f} {row.unit}" for row in group], fontsize=8
+        )
         axis.set_xscale("log")
         low, high = min(row.value for row in group), max(row.value for row in group)
         axis.set_xlim(low / 2, high * 4)
