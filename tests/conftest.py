@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchreid
+from torchreid import data, utils
 
+import torchreid_snloss
 from torchreid_snloss.data import make_pedestrians
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +26,17 @@ def reid_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reid-data")
     make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8, seed=5)
     return root
+
+
+@pytest.fixture(scope="module")
+def datamanager(reid_data: Path) -> Any:
+    """A data manager for 32 images a batch, 8 identities of 4."""
+    torchreid_snloss.register()
+    utils.set_random_seed(1)
+    return data.ImageDataManager(
+        root=str(reid_data), sources="market1501", height=64, width=32, batch_size_train=32,
+        train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

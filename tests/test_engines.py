@@ -18,22 +18,6 @@ from torchreid_snloss.engine import LossEngine
 ENGINES = [ImageSNEngine, ImageHAP2SEngine, ImageFIDIEngine]
 
 
-@pytest.fixture(scope="module")
-def datamanager(reid_data: Path) -> Any:
-    torchreid_snloss.register()
-    utils.set_random_seed(1)
-    return data.ImageDataManager(
-        root=str(reid_data),
-        sources="market1501",
-        height=64,
-        width=32,
-        batch_size_train=32,
-        train_sampler="IdentitySampler",
-        use_gpu=False,
-        workers=0,
-    )
-
-
 def make(cls: type[LossEngine], datamanager: Any, model: nn.Module | None = None, **options: Any) -> LossEngine:
     utils.set_random_seed(1)
     if model is None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import run
 from kill_and_resume import kill_and_resume
-from torchreid import data, engine, models, optim, utils
+from torchreid import engine, models, optim, utils
 
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
@@ -253,16 +253,6 @@ def test_held_out_identities_choose_the_best(
     assert "##### Evaluating validation" in out
     assert "on held-out identities" in out
     assert train("loss.name", "sn", "data.val_fraction", 0.01) == 2
-
-
-@pytest.fixture(scope="module")
-def datamanager(reid_data: Path) -> Any:
-    torchreid_snloss.register()
-    utils.set_random_seed(1)
-    return data.ImageDataManager(
-        root=str(reid_data), sources="market1501", height=64, width=32, batch_size_train=32,
-        train_sampler="IdentitySampler", use_gpu=False, workers=0,
-    )  # fmt: skip
 
 
 def make(cls: Any, datamanager: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchreid import data, engine, models, optim, utils
+from torchreid import engine, models, optim, utils
 
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageSNEngine
@@ -65,16 +65,6 @@ class Viewing(Tiny):
     def forward(self, x: Any) -> Any:
         v = self.convolution(x)
         return super().forward(x) if v.view(len(v), -1).dim() == 2 else None
-
-
-@pytest.fixture(scope="module")
-def datamanager(reid_data: Path) -> Any:
-    torchreid_snloss.register()
-    utils.set_random_seed(1)
-    return data.ImageDataManager(
-        root=str(reid_data), sources="market1501", height=64, width=32, batch_size_train=32,
-        train_sampler="IdentitySampler", use_gpu=False, workers=0,
-    )  # fmt: skip
 
 
 @pytest.fixture

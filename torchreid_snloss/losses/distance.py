@@ -102,7 +102,8 @@ def _squares(
     """Squared distances, the squares of the rows of ``x``, and what rows were scaled by before."""
     dtype = x.dtype
     if x.is_cuda:
-        x, y = x.double(), y.double()
+        x = x.double()
+        y = x if itself else y.double()
     if itself:
         products = _own_products(x)
         norms = y_norms = products.diagonal().clone()
@@ -257,7 +258,8 @@ class _ValuesOfDistances(torch.autograd.Function):
             grad = slopes * grad_values[:, None]
             dtype = grad.dtype
             if grad.is_cuda:
-                grad, distances, x, rows_x, rows_y = (t.double() for t in (grad, distances, x, rows_x, rows_y))
+                grad, distances, rows_x = grad.double(), distances.double(), rows_x.double()
+                rows_y = rows_x if y is None else rows_y.double()
             # At x[i] distances pull by sum_j w[i, j] (x[i] - y[j]), at y[j] likewise. Of the pull at a unit row the
             # part along the row, |x[i] - y[j]|^2 / 2 of each difference, is left out.
             weights = (grad / distances).masked_fill_(distances == 0, 0)
