@@ -109,13 +109,19 @@ def _squares(
         norms = y_norms = products.diagonal().clone()
     else:
         products, norms, y_norms = x @ y.t(), _squares_of_rows(x), _squares_of_rows(y)
-    scales = None
-    if normalize:
+    if not normalize:
+        scales = None
+        squares = products.mul_(-2).add_(norms[:, None]).add_(y_norms)
+    else:
         scale = _inverse_roots(norms)
         scales = scale, scale if itself else _inverse_roots(y_norms)
-        products.mul_(scale[:, None]).mul_(scales[1])
-        norms, y_norms = norms.sign(), y_norms.sign()
-    squares = products.mul_(-2).add_(norms[:, None]).add_(y_norms)
+        squares = products.mul_(-2 * scale[:, None]).mul_(scales[1])
+        if x.is_cuda:
+            norms, y_norms = norms.sign(), y_norms.sign()
+            squares.add_(norms[:, None]).add_(y_norms)
+        else:  # a row of zeros has made NaN
+            norms = torch.ones_like(norms)
+            squares.add_(2)
     if x.is_cuda:
         squares.masked_fill_(squares <= _ZERO * (norms[:, None] + y_norms), 0)
         squares, norms = squares.to(dtype), norms.to(dtype)
@@ -255,29 +261,36 @@ class _ValuesOfDistances(torch.autograd.Function):
     def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
         x, y, rows_x, rows_y, columns, distances, slopes = ctx.saved_tensors
         with torch.autocast(grad_values.device.type, enabled=False):
-            grad = slopes * grad_values[:, None]
-            dtype = grad.dtype
-            if grad.is_cuda:
-                grad, distances, rows_x = grad.double(), distances.double(), rows_x.double()
+            dtype = slopes.dtype
+            if slopes.is_cuda:
+                slopes, distances, rows_x, grad_values = (
+                    tensor.double() for tensor in (slopes, distances, rows_x, grad_values)
+                )
                 rows_y = rows_x if y is None else rows_y.double()
             # At x[i] distances pull by sum_j w[i, j] (x[i] - y[j]), at y[j] likewise. Of the pull at a unit row the
             # part along the row, |x[i] - y[j]|^2 / 2 of each difference, is left out.
-            weights = (grad / distances).masked_fill_(distances == 0, 0)
+            if slopes.is_cuda:
+                weights = (slopes / distances).masked_fill_(distances == 0, 0)
+            else:  # where 0, the slope is 0, or the pair is near
+                weights = slopes / distances.clamp(min=_SMALLEST_SQUARE)
             pairs = None
             if ctx.near is not None:  # their weights are large, and would cancel without digits left in a product
                 near = ctx.near
-                pairs = (near[0], near[1] if columns is None else columns[near], weights[near])
+                pairs = (near[0], near[1] if columns is None else columns[near], (weights * grad_values[:, None])[near])
                 weights[near] = 0
             pulls = weights
+            row_factors = grad_values
             if ctx.scales is not None:
                 scale_x, scale_y = ctx.scales
                 beside = scale_y if columns is None else scale_y[columns]
                 lengths = distances
-                if grad.is_cuda:  # elsewhere no row of zeros comes here; next to one the whole unit row is along
+                if slopes.is_cuda:  # elsewhere no row of zeros comes here; next to one the whole unit row is along
                     lengths = distances * (1 + (scale_x == 0).int()[:, None] + (beside == 0))
-                pulls = torch.addcmul(weights, grad, lengths, value=-0.5)
-                weights = weights.mul_(scale_x[:, None]).mul_(beside)
-            at_x, at_y = _sums(pulls, columns, len(rows_y))
+                pulls = torch.addcmul(weights, slopes, lengths, value=-0.5)
+                row_factors = grad_values * scale_x
+                weights = weights.mul_(beside)
+            at_x, at_y = _sums(pulls, grad_values, columns, len(rows_y))
+            weights = weights.mul_(row_factors[:, None])
             if ctx.scales is not None:
                 at_x, at_y = at_x * scale_x.square(), at_y * scale_y.square()
             matrix = _matrix(weights, columns, len(rows_y))
@@ -325,10 +338,11 @@ def _matrix(values: Tensor, columns: Tensor | None, width: int) -> Tensor | _Spa
     return _Sparse(rows, columns.flatten(), values.flatten(), (len(values), width))
 
 
-def _sums(values: Tensor, columns: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """The sums of that matrix's rows and columns."""
+def _sums(values: Tensor, factors: Tensor, columns: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+    """The sums of that matrix's rows and columns, its rows multiplied by (N,) factors before."""
     if columns is None:
-        return values.sum(dim=1), values.sum(dim=0)
+        return values.sum(dim=1) * factors, factors @ values
+    values = values * factors[:, None]
     return values.sum(dim=1), values.new_zeros(width).index_add_(0, columns.flatten(), values.flatten())
 
 
@@ -345,8 +359,8 @@ def _pull(x: Tensor, y: Tensor, own: Tensor, matrix: Tensor | _Sparse) -> Tensor
     if isinstance(matrix, _Sparse):
         return (matrix @ y).neg_().addcmul_(x, own[:, None])
     if y is x:  # in one product
-        matrix.neg_().diagonal().add_(own)
-        return matrix @ x
+        matrix.diagonal().sub_(own)
+        return torch.addmm(x, matrix, x, beta=0, alpha=-1)
     return (x * own[:, None]).addmm_(matrix, y, alpha=-1)
 
 

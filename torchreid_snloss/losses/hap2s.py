@@ -95,6 +95,6 @@ def _point_to_set(
 
     With a softmax, so that no weight overflows.
     """
-    weights = torch.where(members, log_weights, -torch.inf).softmax(dim=1)
+    weights = log_weights.masked_fill(~members, -torch.inf).softmax(dim=1)
     mean = (weights * distances).sum(dim=1)
     return mean, (distances - mean[:, None]).mul_(log_slopes).add_(1).mul_(weights)

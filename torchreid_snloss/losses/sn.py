@@ -90,14 +90,16 @@ class SNLoss(MetricLoss):
 
         logits = distances * -self.scale
         lowest = torch.finfo(logits.dtype).min  # its exp() is 0 beside any distance; an empty Q gives 0, not NaN
-        p, q = torch.where(in_p, logits, lowest), torch.where(in_q, logits, lowest)
-        log_ratio = q.logsumexp(dim=1) - p.logsumexp(dim=1)
+        p, q = logits.masked_fill(~in_p, lowest), logits.masked_fill(~in_q, lowest)
+        shares_p, shares_q = p.softmax(dim=1), q.softmax(dim=1)
+        log_ratio = _log_sum_exp(q, shares_q) - _log_sum_exp(p, shares_p)
         values = F.softplus(log_ratio)
-        slopes = (p.softmax(dim=1) - q.softmax(dim=1)).mul_(self.scale * log_ratio.sigmoid()[:, None])
+        slopes = (shares_p - shares_q).mul_(log_ratio.sigmoid().mul_(self.scale)[:, None])
 
         # Squeeze: the furthest of P, or of all positives, minus the nearest of P.
         weight = distances.new_full((), self.squeeze_weight)
-        nearest_of_p, at_nearest = torch.where(in_p, distances, torch.inf).min(dim=1, keepdim=True)
+        at_nearest = p.argmax(dim=1, keepdim=True)
+        nearest_of_p = distances.gather(1, at_nearest)
         if self.squeeze == "nearest":
             squeeze, of_nearest = nearest_of_p, weight.expand_as(nearest_of_p)
         elif self.squeeze == "all":
@@ -110,3 +112,8 @@ class SNLoss(MetricLoss):
             slopes.scatter_add_(1, at_furthest, weight.expand_as(furthest))
         slopes.scatter_add_(1, at_nearest, of_nearest)
         return values + weight * squeeze[:, 0], slopes
+
+
+def _log_sum_exp(logits: Tensor, softmax: Tensor) -> Tensor:
+    """``logits.logsumexp(dim=1)`` by its softmax, whose largest share is 1 / sum of exp(x - largest)."""
+    return logits.amax(dim=1) - softmax.amax(dim=1).log()
