@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluator, losses, sampler, step
+from benchmarks import evaluator, losses, sampler, scaling, step
 from benchmarks.figure import draw
 from benchmarks.timing import Row
 
@@ -20,7 +20,7 @@ _HERE = Path(__file__).parent
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    suites = ["losses", "memory", "sampler", "evaluator", "step"]
+    suites = ["losses", "memory", "sampler", "evaluator", "step", "scaling"]
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(suites)}; all if none is named")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: losses and step only")
     parser.add_argument("--threads", type=int, default=2)
@@ -37,6 +37,7 @@ def main() -> None:
         "sampler": sampler.measure,
         "evaluator": evaluator.measure,
         "step": lambda: step.measure(args.device),
+        "scaling": scaling.measure,
     }
     path = args.output / f"{args.device}.json"
     print(machine := _machine(args.device, args.threads))

@@ -13,6 +13,7 @@ from torch import nn
 from torchreid import data, engine, models, optim
 from yacs.config import CfgNode
 
+from torchreid_snloss import distributed
 from torchreid_snloss.config import (
     ConfigError,
     imagedata_kwargs,
@@ -118,7 +119,7 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
     """The engine for ``data.type`` and ``loss.name``, torchreid's own for softmax and triplet.
 
     Raises:
-        ConfigError: if there is none, or none that trains as ``train.amp`` says.
+        ConfigError: if there is none, or none that trains as the config says, or on so many processes.
     """
     engines: dict[tuple[str, str], type[engine.Engine]] = {
         ("image", "softmax"): engine.ImageSoftmaxEngine,
@@ -132,8 +133,16 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
         kinds = [other for other, loss in engines if loss == name]
         raise ConfigError(f"loss {name!r} trains on data.type {' or '.join(map(repr, kinds))} only, got {kind!r}")
     cls = engines[kind, name]
-    if cfg.train.amp != "off" and not issubclass(cls, MetricEngine):
-        raise ConfigError(f"train.amp {cfg.train.amp} needs loss {', '.join(LOSSES)}, got {name!r}")
+    ours = {
+        f"train.amp {cfg.train.amp}": cfg.train.amp != "off",
+        f"train.micro_batch {cfg.train.micro_batch}": cfg.train.micro_batch != 0,
+        "train.sync_batchnorm True": cfg.train.sync_batchnorm,
+        f"loss.memory.size {cfg.loss.memory.size}": cfg.loss.memory.size != 0,
+        f"training on {distributed.world_size()} processes": distributed.world_size() > 1 and not cfg.test.evaluate,
+    }
+    for what, wanted in ours.items():
+        if wanted and not issubclass(cls, MetricEngine):
+            raise ConfigError(f"{what} needs loss {', '.join(LOSSES)}, got {name!r}")
     return cls
 
 
@@ -151,7 +160,8 @@ def build_engine(
     options |= {"channels_last": cfg.train.channels_last, "compile": cfg.train.compile}
     cls = resumable(engine_class(cfg))
     if issubclass(cls, MetricEngine):
-        options["amp"] = cfg.train.amp
+        options |= {name: cfg.train[name] for name in ("amp", "micro_batch", "sync_batchnorm")}
+        options |= {"memory_size": cfg.loss.memory.size, "memory_start_epoch": cfg.loss.memory.start_epoch}
     try:
         built: Resumable = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
     except ValueError as error:

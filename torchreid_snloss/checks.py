@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import os.path
 from collections.abc import Collection
 from typing import Any
@@ -14,6 +15,7 @@ from torchreid import data, optim
 from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
+from torchreid_snloss import distributed
 from torchreid_snloss.build import engine_class
 from torchreid_snloss.config import ConfigError, loss_weights
 from torchreid_snloss.engine import check_weights
@@ -62,7 +64,8 @@ def _check_numbers(cfg: CfgNode) -> None:
     train, test = cfg.train, cfg.test
     stepsize = train.stepsize if isinstance(train.stepsize, list) else [train.stepsize]
     norms = [*(cfg.data.norm_mean or ()), *(cfg.data.norm_std or ())]
-    several_gpus = cfg.use_gpu and torch.cuda.device_count() > 1  # then there is an nn.DataParallel
+    # Then there is an nn.DataParallel.
+    several_gpus = cfg.use_gpu and torch.cuda.device_count() > 1 and distributed.world_size() == 1
     tests = {
         "data.sources and data.targets must name at least one data set each": cfg.data.sources and cfg.data.targets,
         "data.height and data.width must be at least 1": min(cfg.data.height, cfg.data.width) >= 1,
@@ -78,6 +81,10 @@ def _check_numbers(cfg: CfgNode) -> None:
         or not several_gpus,
         "train.compile trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES": not train.compile
         or not several_gpus,
+        "train.micro_batch must be at least 0": train.micro_batch >= 0,
+        "train.sync_batchnorm True needs GPUs, use_gpu True": not train.sync_batchnorm or cfg.use_gpu,
+        "loss.memory.size and loss.memory.start_epoch must be at least 0": min(cfg.loss.memory.values()) >= 0,
+        "loss.memory.size above 0 needs data.type image": cfg.loss.memory.size == 0 or cfg.data.type == "image",
         "train.seed must be at least 0": train.seed >= 0,
         "train.lr must be above 0 and finite": 0 < train.lr < float("inf"),
         "train.print_freq must be at least 1": train.print_freq >= 1,
@@ -102,8 +109,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _value(cfg: CfgNode, key: str) -> Any:
-    section, name = key.split(".")
-    return cfg[section][name]
+    return functools.reduce(lambda node, name: node[name], key.split("."), cfg)
 
 
 def _check_loss(cfg: CfgNode) -> None:
@@ -123,6 +129,12 @@ def _check_loss(cfg: CfgNode) -> None:
                 f"a batch for loss {name!r} must hold at least 2 identities with at least 2 images each: "
                 "train.batch_size = identities x sampler.num_instances, "
                 f"got train.batch_size {batch} and sampler.num_instances {instances}"
+            )
+        processes = distributed.world_size()
+        if batch < processes * instances:
+            raise ConfigError(
+                f"train.batch_size {batch} with {instances} images an identity (sampler.num_instances) is "
+                f"{batch // instances} identities, too few for {processes} processes"
             )
 
 

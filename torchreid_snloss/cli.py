@@ -15,12 +15,13 @@ from torch import nn
 from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
+from torchreid_snloss import distributed
 from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights
 from torchreid_snloss.checks import check_config, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
 from torchreid_snloss.data import UnreadableImageError
-from torchreid_snloss.engine import CompileError, NonFiniteError, Stopped
+from torchreid_snloss.engine import CompileError, NonFiniteError, Resumable, Stopped
 from torchreid_snloss.register import register
 
 __all__ = ["main"]
@@ -58,27 +59,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     options += args.opts[1:] if args.opts[:1] == ["--"] else args.opts
     try:
         cfg = load_config(args.config_file, options)
+        try:
+            distributed.start(cfg.use_gpu)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         register()
         check_config(cfg)
-        _run(cfg)
+        with distributed.silent_but_first(), distributed.named_failures():
+            _run(cfg)
+        distributed.stop()
     except (ConfigError, CheckpointError) as error:
-        print(f"torchreid-snloss: error: {error}", file=sys.stderr)
-        return 2
+        return _end(2, f"error: {error}")
     except Stopped as stopped:
-        print(f"torchreid-snloss: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal
-    except (CompileError, NonFiniteError, UnreadableImageError) as error:
+        return _end(128 + stopped.signal, str(stopped))
+    except (CompileError, NonFiniteError) as error:
+        return _end(1, f"error: {error}")
+    except (UnreadableImageError, distributed.PeerError) as error:
         # A data loader's worker puts its traceback before the message.
-        print(f"torchreid-snloss: error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-        return 1
+        return _end(1, f"error: {str(error).strip().splitlines()[-1]}", on_all=True)
     except KeyboardInterrupt:
-        print("torchreid-snloss: interrupted", file=sys.stderr)
-        return 130
+        return _end(130, "interrupted")
     return 0
+
+
+def _end(code: int, message: str, on_all: bool = False) -> int:
+    """Of what all processes say alike the first one's word is enough."""
+    if on_all or distributed.rank() == 0:
+        print(f"torchreid-snloss: {message}", file=sys.stderr)
+    return code
 
 
 def _run(cfg: CfgNode) -> None:
     reid_utils.set_random_seed(cfg.train.seed)
+    if distributed.rank() > 0:
+        _train_or_test(cfg)
+        return
     log_name = ("test.log" if cfg.test.evaluate else "train.log") + time.strftime("-%Y-%m-%d-%H-%M-%S")
     try:
         os.makedirs(cfg.data.save_dir, exist_ok=True)
@@ -113,11 +128,11 @@ def _train_or_test(cfg: CfgNode) -> None:
     print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
     torch.backends.cudnn.benchmark = cfg.use_gpu
 
-    datamanager = build_datamanager(cfg)
+    datamanager = distributed.in_turn(lambda: build_datamanager(cfg))
     check_datamanager(cfg, datamanager)
 
     print(f"Building model: {cfg.model.name}")
-    model = build_model(cfg, datamanager.num_train_pids)
+    model = distributed.in_turn(lambda: build_model(cfg, datamanager.num_train_pids))
     try:
         params, flops = reid_utils.compute_model_complexity(model, (1, 3, cfg.data.height, cfg.data.width))
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -129,19 +144,13 @@ def _train_or_test(cfg: CfgNode) -> None:
     check_model(cfg, model)
     if cfg.use_gpu:
         model = model.cuda()
-        if torch.cuda.device_count() > 1:
+        if torch.cuda.device_count() > 1 and distributed.world_size() == 1:
             model = nn.DataParallel(model)
 
     optimizer, scheduler = build_optimizer(cfg, model)
     print(f"Building {cfg.loss.name}-engine for {cfg.data.type}-reid")
     engine = build_engine(cfg, datamanager, model, optimizer, scheduler)
-    if cfg.model.resume:
-        folder = os.path.join(cfg.data.save_dir, "model")
-        checkpoint = find_newest(folder) if cfg.model.resume == "auto" else cfg.model.resume
-        if checkpoint:
-            cfg.train.start_epoch = engine.resume(checkpoint)
-        else:
-            print(f"=> model.resume auto: no checkpoint in {folder}, starting from the beginning")
+    _resume(cfg, engine)
     kwargs = engine_run_kwargs(cfg)
     if cfg.test.evaluate:
         engine.run(**kwargs)
@@ -150,3 +159,18 @@ def _train_or_test(cfg: CfgNode) -> None:
     if cfg.test.visrank:
         print("=> Drawing ranked lists, which torchreid does in a test run of its own")
         engine.run(**{**kwargs, "test_only": True})
+
+
+def _resume(cfg: CfgNode, engine: Resumable) -> None:
+    """Goes on from ``model.resume``; after a restart by torchrun, from what the run before has written."""
+    folder = os.path.join(cfg.data.save_dir, "model")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    checkpoint = "" if cfg.model.resume == "auto" else cfg.model.resume
+    if cfg.model.resume == "auto" or restarted:
+        newest = find_newest(folder) if distributed.rank() == 0 else None
+        checkpoint = distributed.from_first(newest) or checkpoint
+        if not checkpoint:
+            reason = "restarted" if restarted else "model.resume auto"
+            print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
+    if checkpoint:
+        cfg.train.start_epoch = engine.resume(checkpoint)

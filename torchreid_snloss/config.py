@@ -17,7 +17,7 @@ import torch
 import yaml
 from yacs.config import CfgNode
 
-from torchreid_snloss.engine import LossEngine
+from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
 
 __all__ = [
@@ -121,6 +121,14 @@ _OURS: dict[str, dict[str, Any]] = {
         "amp": "off",  # or bf16, fp16: mixed precision
         "channels_last": False,  # order of the images and weights in memory
         "compile": False,  # torch.compile the model
+        "micro_batch": 0,  # images of a process in the model at a time, for batches beyond its memory; 0: all
+        "sync_batchnorm": False,  # batch norm over all processes' images
+    },
+    "loss": {
+        "memory": {  # features of earlier batches as further references
+            "size": 0,  # how many; 0: none
+            "start_epoch": 0,  # the epoch, from 0, in which they are first used
+        },
     },
 }
 # Keys that older configs of torchreid's have: what they are called now, None: no more.
@@ -137,8 +145,8 @@ def get_default_config() -> CfgNode:
     cfg = CfgNode(_TORCHREID)
     cfg.use_gpu = torch.cuda.is_available()
     for section, keys in _OURS.items():
-        cfg[section].update(keys)
-    weights = inspect.signature(LossEngine.__init__).parameters
+        cfg[section].update(CfgNode(keys))
+    weights = inspect.signature(MetricEngine).parameters
     for name, loss in LOSSES.items():
         defaults = {key: parameter.default for key, parameter in inspect.signature(loss).parameters.items()}
         del defaults["reduction"]  # training needs the mean

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchreid import metrics
 
+from torchreid_snloss import distributed
+from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.amp import Amp, autocast, check_amp, grad_scaler
+from torchreid_snloss.engine.caching import cached_forward
 from torchreid_snloss.engine.resumable import Resumable
-from torchreid_snloss.losses import MetricLoss, check_number
+from torchreid_snloss.losses import GlobalBatchLoss, Memory, MetricLoss, check_integer, check_number, quotients
 
 __all__ = ["LossEngine", "MetricEngine", "check_weights"]
 
@@ -24,6 +31,10 @@ class MetricEngine(Resumable):
 
     ``run``, ``train``, ``test`` and the evaluation are torchreid's own, and training is :class:`Resumable`. The
     progress line and TensorBoard show ``loss_m``, ``loss_x``, ``acc`` and the loss's ``statistics``.
+
+    On several processes (:mod:`torchreid_snloss.distributed`) a batch of the data manager's is the batch of all: each
+    process trains on its part, and its anchors are compared with the features of all. Loss and gradients are those of
+    one process with the whole batch.
 
     Args:
         datamanager: torchreid's ``ImageDataManager``. Its batches should hold several images an identity
@@ -41,12 +52,19 @@ class MetricEngine(Resumable):
         amp: what the model is trained in: ``"off"`` float32, ``"bf16"`` or ``"fp16"`` mixed precision. The losses and
             the test stay in float32. With ``"fp16"`` the loss is scaled by what the progress line shows as ``scale``;
             a step whose gradient overflows is left out and halves it, and only at a scale of 1 counts as not finite.
+        micro_batch: images of a process that the model takes at a time, with the exact gradient of the whole batch (see
+            :func:`cached_forward`), for batches larger than the memory holds; 0: all.
+        memory_size: features of earlier batches that the loss has as further references; 0: none.
+        memory_start_epoch: the epoch, from 0, in which the memory starts.
+        sync_batchnorm: normalise by the statistics of all processes' images; on GPUs.
         channels_last: see :class:`Resumable`.
         compile: likewise.
 
     Raises:
-        ValueError: for a negative weight, two weights of 0, a model that gives no features, one that is on the CPU
-            while ``use_gpu`` and a GPU say otherwise, or an ``amp`` that is unknown or can't be had.
+        TypeError, ValueError: for a negative weight, two weights of 0, a model that gives no features, one that is on
+            the CPU while ``use_gpu`` and a GPU say otherwise, an ``amp`` that is unknown or can't be had, a size that
+            is no integer of at least 0, a batch that is too small for the processes, a memory with a criterion of
+            another kind.
     """
 
     def __init__(
@@ -61,28 +79,46 @@ class MetricEngine(Resumable):
         use_gpu: bool = True,
         label_smooth: bool = True,
         amp: Amp = "off",
+        micro_batch: int = 0,
+        memory_size: int = 0,
+        memory_start_epoch: int = 0,
+        sync_batchnorm: bool = False,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__(datamanager, use_gpu, channels_last=channels_last, compile=compile)
         check_weights(weight_m=weight_m, weight_x=weight_x)
+        self.micro_batch = check_integer("micro_batch", micro_batch, at_least=0)
+        self.memory_start_epoch = check_integer("memory_start_epoch", memory_start_epoch, at_least=0)
+        memory = Memory(memory_size) if check_integer("memory_size", memory_size, at_least=0) else None
+        if distributed.world_size() > 1:
+            self.train_loader = shard_training(self.train_loader)
         if self.use_gpu and not any(parameter.is_cuda for parameter in model.parameters()):
             raise ValueError("the model is on the CPU, but use_gpu is True: call model.cuda() first, or use_gpu=False")
         if getattr(getattr(model, "module", model), "loss", None) == "softmax":
             raise ValueError("the model was built with loss='softmax' and gives no features, build it with 'triplet'")
         device = "cuda" if self.use_gpu else "cpu"
+        if sync_batchnorm and device == "cpu":
+            raise ValueError("sync_batchnorm takes GPUs, torch has it for no CPU")
         check_amp(amp, device)
         if amp == "bf16" and isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             # Its threads take autocast over, but not the dtype, and would compute in float16.
             raise ValueError("amp bf16 does not work with nn.DataParallel on several GPUs; fp16 does")
         self.amp: Amp = amp
         self.scaler = grad_scaler(amp, device)
-        self.model = model
+        # The modules are new, the parameters in them, which the optimizer has, are not.
+        self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         self.optimizer = optimizer
-        self.register_model("model", model, optimizer, scheduler)
+        self.register_model("model", self.model, optimizer, scheduler)
         self.weight_m = weight_m
         self.weight_x = weight_x
+        self._outputs = _Outputs(self.model, weight_x > 0, weight_m > 0)
         self.criterion_m = criterion
+        if memory is not None or distributed.world_size() > 1:
+            self.criterion_m = GlobalBatchLoss(criterion, memory)
+            self.memory = memory
+        self._metric_loss = criterion
+        self._parallel: tuple[DistributedDataParallel, list[bool]] | None = None
         if isinstance(criterion, MetricLoss):
             criterion.collect_statistics = True
         self._collapsed = False
@@ -107,27 +143,27 @@ class MetricEngine(Resumable):
 
         # Batch norm's running means take a broken image in before the loss shows it.
         buffers = [buffer.clone() for buffer in self.model.buffers()] if self.options.nonfinite == "skip" else []
-        with autocast(self.amp, imgs.device.type):
-            outputs = self.model(imgs)
-        if not (isinstance(outputs, (tuple, list)) and len(outputs) == 2):
-            raise TypeError(
-                f"in training the model must return (logits, features), got {type(outputs).__name__}; "
-                "build a torchreid model with loss='triplet'"
-            )
+        if 0 < self.micro_batch < len(imgs):
+            outputs, propagate = cached_forward(self._trained(), self._outputs, imgs, self.micro_batch, self.amp)
+        else:
+            with autocast(self.amp, imgs.device.type):
+                outputs, propagate = self._trained()(imgs), None
         logits, features = map(_at_least_float32, outputs)
 
+        # The mean over processes is the whole batch's, where each has its share of it.
+        counts = distributed.gather_counts(len(imgs))
+        share = len(imgs) * len(counts) / sum(counts)
         loss = torch.zeros((), device=imgs.device)
         summary: dict[str, Tensor] = {}
         if self.weight_m > 0:
-            summary["loss_m"] = self.compute_loss(self.criterion_m, features, pids)
+            summary["loss_m"] = self.compute_loss(self._criterion_of(data, features), features, pids)
             loss = loss + self.weight_m * summary["loss_m"]
         if self.weight_x > 0:
-            summary["loss_x"] = self.compute_loss(self.criterion_x, logits, pids)
+            summary["loss_x"] = self.compute_loss(self.criterion_x, logits, pids) * share
             loss = loss + self.weight_x * summary["loss_x"]
-            summary["acc"] = metrics.accuracy(logits, pids)[0]
+            summary["acc"] = metrics.accuracy(logits, pids)[0] * share
 
-        statistics = getattr(self.criterion_m, "statistics", {}) if self.weight_m > 0 else {}
-        values = self.optimize(loss, {**summary, **statistics})
+        values = self.optimize(loss, summary, propagate)
         if values is None:
             for buffer, before in zip(self.model.buffers(), buffers):
                 buffer.copy_(before)
@@ -135,15 +171,44 @@ class MetricEngine(Resumable):
         self._warn_of_collapse(values.pop("spread", 1.0))
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def optimize(self, loss: Tensor, summary: dict[str, Tensor]) -> dict[str, float] | None:
+    def _trained(self) -> nn.Module:
+        """The model, or what averages its gradients over the processes, made anew when layers open or close."""
+        if distributed.world_size() == 1:
+            return self._outputs
+        trainable = [parameter.requires_grad for parameter in self.model.parameters()]
+        if self._parallel is None or self._parallel[1] != trainable:
+            # Buffers are averaged where they are used, which is not in training.
+            wrapped = DistributedDataParallel(
+                self._outputs, broadcast_buffers=False, find_unused_parameters=0 in (self.weight_x, self.weight_m)
+            )
+            self._parallel = wrapped, trainable
+        return self._parallel[0]
+
+    def _criterion_of(self, data: dict[str, Any], features: Any) -> Callable[..., Tensor]:
+        """The metric loss for a batch; with a memory, it knows the images."""
+        if self.memory is None:
+            return self.criterion_m
+        if not isinstance(features, Tensor):
+            raise TypeError("a memory takes a model with one feature an image, this one has several")
+        if "impath" not in data:
+            raise TypeError("a memory takes image batches with the images' paths, 'impath'")
+        numbers = [_number_of(path) for path in data["impath"]]
+        self.memory.in_use = self.epoch >= self.memory_start_epoch
+        return functools.partial(self.criterion_m, images=torch.tensor(numbers, device=features.device))
+
+    def optimize(
+        self, loss: Tensor, summary: dict[str, Tensor], propagate: Callable[[], None] | None = None
+    ) -> dict[str, float] | None:
         """Changes the weights by the gradient of ``loss``, unless something is not finite.
 
         Args:
-            loss: a scalar.
+            loss: a scalar; on several processes their mean counts.
             summary: scalars to show; the terms of the loss among them.
+            propagate: called after the loss's backward pass, takes the gradient on to the weights; None: it is there.
 
         Returns:
-            the summary as numbers; None if the step was skipped.
+            the summary, on several processes the mean of theirs, and the metric loss's statistics, as numbers; None if
+            the step was skipped.
 
         Raises:
             NonFiniteError: for a NaN or infinite term or gradient, where the run's options say ``"stop"``.
@@ -155,13 +220,15 @@ class MetricEngine(Resumable):
             one = torch.ones_like(loss)
             summary["scale"] = self.scaler.scale(one)
             self.scaler.scale(loss).backward()
+        if propagate is not None:
+            propagate()
+        if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
             self.scaler.update()  # and not step(), which waits for the GPU to see whether there is an overflow
             summary["lowered"] = self.scaler.scale(one) < summary["scale"]
         summary["gradient"] = _gradient_norm(self.optimizer)
         # One trip to the CPU for all values, since each is a wait for the GPU; and before the weights change.
-        stacked = torch.stack([value.detach().float().reshape(()) for value in summary.values()])
-        values = dict(zip(summary, stacked.tolist()))
+        values = self._numbers(summary, getattr(self._metric_loss, "sums", {}) if self.weight_m > 0 else {})
         gradient = values.pop("gradient")
         # The scaler is looking for the largest scale that float16 takes; below 1 there is none.
         overflow = values.pop("lowered", 0.0) > 0 and values["scale"] > 1
@@ -176,6 +243,13 @@ class MetricEngine(Resumable):
             self.optimizer.step()
         return values
 
+    def _numbers(self, summary: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, float]:
+        scalars = [value.detach().float().reshape(1) for value in summary.values()]
+        together = distributed.add_up(torch.cat([*scalars, *sums.values()]))
+        means, totals = together[: len(summary)] / distributed.world_size(), together[len(summary) :].view(-1, 2)
+        statistics = quotients(dict(zip(sums, totals)))
+        return dict(zip([*summary, *statistics], torch.cat([means, *(x[None] for x in statistics.values())]).tolist()))
+
     def _warn_of_collapse(self, spread: float) -> None:
         if spread < _COLLAPSED and not self._collapsed:
             self._collapsed = True
@@ -183,6 +257,33 @@ class MetricEngine(Resumable):
                 f"** The features collapse to one point: images are {spread:.1e} feature lengths apart. Try a smaller "
                 "learning rate, a larger weight_x, or another scale, sigma or beta of the loss"
             )
+
+
+class _Outputs(nn.Module):
+    """A model's ``(logits, features)``, of which one that the loss leaves out has no graph."""
+
+    def __init__(self, model: nn.Module, with_logits: bool, with_features: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.used: tuple[bool, bool] = (with_logits, with_features)
+
+    def forward(self, images: Tensor) -> tuple[Any, ...]:
+        outputs = self.model(images)
+        if not (isinstance(outputs, (tuple, list)) and len(outputs) == 2):
+            raise TypeError(
+                f"in training the model must return (logits, features), got {type(outputs).__name__}; "
+                "build a torchreid model with loss='triplet'"
+            )
+        return tuple(output if used else _detached(output) for output, used in zip(outputs, self.used))
+
+
+def _detached(output: Any) -> Any:
+    return output.detach() if isinstance(output, Tensor) else [tensor.detach() for tensor in output]
+
+
+def _number_of(path: str) -> int:
+    """The same for a path in every process and run."""
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _at_least_float32(output: Any) -> Any:
@@ -211,6 +312,13 @@ def check_weights(**weights: float) -> None:
         raise ValueError(f"{' and '.join(weights)} must be at least 0 and not both 0, got {given}")
 
 
+_OWN_OPTIONS = {
+    name: parameter
+    for name, parameter in inspect.signature(MetricEngine).parameters.items()
+    if name not in ("datamanager", "model", "optimizer", "criterion")
+}
+
+
 class LossEngine(MetricEngine):
     """A :class:`MetricEngine` that builds its loss, ``loss_class``, from the loss's own keywords.
 
@@ -220,45 +328,16 @@ class LossEngine(MetricEngine):
 
     loss_class: ClassVar[type[MetricLoss]]
 
-    def __init__(
-        self,
-        datamanager: Any,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        weight_m: float = 1.0,
-        weight_x: float = 1.0,
-        scheduler: Any = None,
-        use_gpu: bool = True,
-        label_smooth: bool = True,
-        amp: Amp = "off",
-        channels_last: bool = False,
-        compile: bool = False,
-        **loss_options: Any,
-    ) -> None:
-        super().__init__(
-            datamanager,
-            model,
-            optimizer,
-            criterion=self.loss_class(**loss_options),
-            weight_m=weight_m,
-            weight_x=weight_x,
-            scheduler=scheduler,
-            use_gpu=use_gpu,
-            label_smooth=label_smooth,
-            amp=amp,
-            channels_last=channels_last,
-            compile=compile,
-        )
+    def __init__(self, datamanager: Any, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        own = {name: options.pop(name) for name in _OWN_OPTIONS if name in options}
+        super().__init__(datamanager, model, optimizer, criterion=self.loss_class(**options), **own)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not hasattr(cls, "loss_class"):  # a base for others, as one for video
             return
-        own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        loss = [
-            p.replace(kind=p.KEYWORD_ONLY)
-            for name, p in inspect.signature(cls.loss_class).parameters.items()
-            if name != "reduction"
-        ]
-        cls.__signature__ = inspect.Signature([*own[1:], *loss])
+        places = [p for p in inspect.signature(LossEngine.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        loss = {name: p for name, p in inspect.signature(cls.loss_class).parameters.items() if name != "reduction"}
+        options = [p.replace(kind=p.KEYWORD_ONLY) for p in {**_OWN_OPTIONS, **own, **loss}.values()]
+        cls.__signature__ = inspect.Signature([*places[1:], *options])

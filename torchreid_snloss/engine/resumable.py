@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torchreid import engine, utils
 
+from torchreid_snloss import distributed
 from torchreid_snloss.checkpoint import remove_unfinished, restore, save_checkpoint
 from torchreid_snloss.data.readable import all_loaders
+from torchreid_snloss.data.shards import Shards, own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
 from torchreid_snloss.evaluation import noted_rankings
 
@@ -82,6 +85,9 @@ class Resumable(engine.Engine):
     never was. An epoch's random states follow from the seed and the epoch's number alone. After a kill the epoch under
     way starts again; after Ctrl-C or SIGTERM it goes on with the batch that comes next.
 
+    On several processes (:mod:`torchreid_snloss.distributed`) each extracts its share of the features of an evaluation;
+    the first one evaluates them, prints, and writes checkpoints. A resume goes on with any number of processes.
+
     The seed is torch's when the engine is made; torchreid's ``set_random_seed`` sets it.
 
     Args:
@@ -97,8 +103,11 @@ class Resumable(engine.Engine):
     """
 
     train_loader: Any
+    writer: Any
     scaler: Any = None
     """The loss's ``GradScaler``, for an engine that trains in float16; checkpoints hold its state."""
+    memory: Any = None
+    """The loss's ``Memory``, where it has one; likewise."""
 
     def __init__(self, *args: Any, channels_last: bool = False, compile: bool = False, **kwargs: Any) -> None:
         self._channels_last, self._compile = channels_last, compile
@@ -112,7 +121,9 @@ class Resumable(engine.Engine):
         self._unsaved = False
         self._skipped = 0  # batches of the epoch under way that a run before this one did
         self._batch_idx = 0
-        self._signal = 0
+        self._noted_signal = 0  # that came to this process
+        self._signal = 0  # that all processes know of
+        self._extracted = False  # while what is evaluated are features, and no images
 
     def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
         # A checkpoint holds a scheduler's state, also where none was given.
@@ -145,11 +156,20 @@ class Resumable(engine.Engine):
             self._progress.written = []  # names in another folder
         for loader in all_loaders(self):
             loader.worker_init_fn = loader.worker_init_fn or _leave_signals_to_the_parent
-        with _noted_signals(self), _named_compile_errors():
+        first = distributed.rank() == 0
+        if not first:
+            self.writer = _NoWriter()
+        with (
+            _noted_signals(self),
+            _named_compile_errors(),
+            distributed.named_failures(),
+            distributed.silent_but_first(),
+        ):
             if kwargs.get("test_only"):
                 super().run(save_dir=save_dir, **kwargs)
                 return
-            remove_unfinished(self._folder)
+            if first:
+                remove_unfinished(self._folder)
             if not (self._progress.evaluated or self._progress.batch):
                 self._evaluate_where_it_was_due(start_epoch, max_epoch, **kwargs)
             super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
@@ -164,10 +184,13 @@ class Resumable(engine.Engine):
             self.save_model(epoch - 1, rank1, str(self._folder.parent))
 
     def train(self, *args: Any, **kwargs: Any) -> None:
-        utils.set_random_seed(int(np.random.SeedSequence([self._progress.seed, self.epoch]).generate_state(1)[0]))
-        sampler = self.train_loader.sampler
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(self.epoch)
+        batches = self.train_loader.batch_sampler
+        self._set_random_seed(self.epoch)
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(self.epoch)
+        if isinstance(batches, Shards):
+            batches.draw()
+            self._set_random_seed(self.epoch, distributed.rank())
         whole, self._skipped = self.train_loader, self._progress.batch
         self.train_loader = _Steps(self, whole)
         try:
@@ -175,9 +198,17 @@ class Resumable(engine.Engine):
         finally:
             self.train_loader, self._skipped = whole, 0
         self._progress.batch, self._progress.evaluated, self._unsaved = 0, False, True
-        if (self.epoch + 1) % self.options.save_freq == 0 or self.epoch + 1 == self.max_epoch or self._signal:
+        distributed.average_buffers(self.model)
+        if (
+            (self.epoch + 1) % self.options.save_freq == 0
+            or self.epoch + 1 == self.max_epoch
+            or self._all_asked_to_stop()
+        ):
             self._write(self.epoch + 1)
         self._stop_if_asked()
+
+    def _set_random_seed(self, *of: int) -> None:
+        utils.set_random_seed(int(np.random.SeedSequence([self._progress.seed, *of]).generate_state(1)[0]))
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Called by torchreid after an evaluation."""
@@ -190,7 +221,7 @@ class Resumable(engine.Engine):
         self._progress.best = max(mean_ap, self._progress.best)
         if is_best:  # before the checkpoint that says it is done
             best = self._folder / "model-best.pth.tar"
-            save_checkpoint(self._state(epoch + 1), best)
+            self._save(self._state(epoch + 1), best)
             kind = "held-out identities" if chosen_by == VALIDATION else f"the test set {chosen_by}"
             print(f'Best so far, by its mAP of {mean_ap:.1%} on {kind}: "{best}"')
         self._write(epoch + 1)
@@ -211,6 +242,8 @@ class Resumable(engine.Engine):
         if "progress" in checkpoint:
             self._progress = _Progress(**checkpoint["progress"])
             self._random_states = checkpoint["random_states"]
+        if self.memory is not None and checkpoint.get("memory"):  # one of a run without has none
+            self.memory.load_state_dict(checkpoint["memory"])
         if self.scaler is not None and checkpoint.get("scaler"):  # one of another precision has none
             self.scaler.load_state_dict(checkpoint["scaler"])
         self._newest = Path(path)
@@ -219,9 +252,27 @@ class Resumable(engine.Engine):
         print(f'=> Going on from "{path}", after {epoch} epochs{batches}')
         return epoch
 
-    def _evaluate(self, dataset_name: str = "", *args: Any, **kwargs: Any) -> Any:
+    def _evaluate(
+        self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **kwargs: Any
+    ) -> Any:
+        loaders = {"query_loader": query_loader, "gallery_loader": gallery_loader}
+        if distributed.world_size() == 1:
+            return self._evaluate_here(dataset_name, **loaders, **kwargs)
+        loaders = {name: self._extract(loader) for name, loader in loaders.items()}
+        results: Any = None
+        if distributed.rank() == 0:
+            self._extracted = True
+            try:
+                results = self._evaluate_here(dataset_name, **loaders, **kwargs)
+            finally:
+                self._extracted = False
+        rank1, mean_ap = distributed.from_first(results)
+        self._map[dataset_name] = float(mean_ap)
+        return rank1, mean_ap
+
+    def _evaluate_here(self, dataset_name: str, **kwargs: Any) -> Any:
         with noted_rankings() as rankings:
-            rank1, mean_ap = super()._evaluate(dataset_name, *args, **kwargs)
+            rank1, mean_ap = super()._evaluate(dataset_name, **kwargs)
         self._map[dataset_name] = float(mean_ap)
         for ranking in rankings:  # one, or none where register() was not called
             print(f"mINP: {ranking.mean_inp:.1%}")
@@ -229,8 +280,28 @@ class Resumable(engine.Engine):
                 self.writer.add_scalar(f"Test/{dataset_name}/mINP", ranking.mean_inp, self.epoch)
         return rank1, mean_ap
 
-    def parse_data_for_eval(self, data: Any) -> Any:
+    @torch.no_grad()
+    def _extract(self, loader: Any) -> list[dict[str, Any]]:
+        """On the first process a test loader's batches with features for images, of which each process extracts some.
+
+        A batch stays whole, so that its features are those of one process.
+        """
+        own = []
+        for data in own_test_batches(loader):
+            images, pids, camids = super().parse_data_for_eval(data)
+            features = super().extract_features(images.cuda() if self.use_gpu else images)
+            own.append({"img": features.cpu(), "pid": pids, "camid": camids})
         self._stop_if_asked()
+        parts = distributed.all_of(own)
+        turns = itertools.zip_longest(*parts)
+        return [batch for turn in turns for batch in turn if batch is not None]
+
+    def extract_features(self, input: Any) -> Any:
+        return input if self._extracted else super().extract_features(input)
+
+    def parse_data_for_eval(self, data: Any) -> Any:
+        if distributed.world_size() == 1:
+            self._stop_if_asked()
         return super().parse_data_for_eval(data)
 
     def check_finite(self, terms: dict[str, float]) -> bool:
@@ -244,10 +315,16 @@ class Resumable(engine.Engine):
             print(f"** Skipped: {what}")
         return not broken
 
+    def _all_asked_to_stop(self) -> bool:
+        """Whether a signal came to any process; all get the same answer."""
+        self._signal = distributed.largest(self._noted_signal)
+        return self._signal != 0
+
     def _stop_if_asked(self) -> None:
-        if self._signal:
+        if self._all_asked_to_stop():
             if self._unsaved:
                 self._write(self.epoch + 1)
+            distributed.largest(0)  # none leaves before the first process has written
             raise Stopped(self._signal, self._newest)
 
     def _state(self, epoch: int) -> dict[str, Any]:
@@ -267,6 +344,7 @@ class Resumable(engine.Engine):
             "progress": dataclasses.asdict(self._progress),
             "random_states": _random_states() if self._progress.batch else None,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
         }
 
     def _write(self, epoch: int) -> None:
@@ -275,11 +353,24 @@ class Resumable(engine.Engine):
         self._progress.written = [old for old in self._progress.written if old != name] + [name]
         dropped = self._progress.written[: -self.options.keep] if self.options.keep else []
         self._progress.written = self._progress.written[len(dropped) :]
-        save_checkpoint(self._state(epoch), self._folder / name)
+        self._save(self._state(epoch), self._folder / name)
         self._newest, self._unsaved = self._folder / name, False
         print(f'Checkpoint saved to "{self._newest}"')
-        for old in dropped:
+        for old in dropped if distributed.rank() == 0 else ():
             (self._folder / old).unlink(missing_ok=True)
+
+    @staticmethod
+    def _save(state: dict[str, Any], path: Path) -> None:
+        if distributed.rank() == 0:
+            save_checkpoint(state, path)
+
+
+class _NoWriter:
+    """TensorBoard's writer, for a process that writes nothing."""
+
+    def add_scalar(self, *_: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def resumable(cls: type[Any]) -> type[Resumable]:
@@ -315,12 +406,16 @@ class _Steps:
         for batch, data in enumerate(self._loader, start=1):
             if batch <= done_before:
                 if batch == done_before and training._random_states is not None:
-                    _set_random_states(training._random_states)  # as they were before the next batch was drawn
+                    if distributed.world_size() == 1:
+                        _set_random_states(training._random_states)  # as they were before the next batch was drawn
+                    else:
+                        training._set_random_seed(training.epoch, distributed.rank(), batch)
                     training._random_states = None
                 continue
             yield data
             progress.batch = batch
-            if training._signal and batch < len(self._loader):
+            if training._all_asked_to_stop() and batch < len(self._loader):
+                distributed.average_buffers(training.model)
                 training._write(training.epoch)
                 training._stop_if_asked()
 
@@ -334,22 +429,22 @@ class _noted_signals:  # noqa: N801 - used like a function
         self._process = os.getpid()
 
     def __enter__(self) -> None:
-        self._training._signal = 0
+        self._training._noted_signal = 0
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:
-        self._training._signal = 0
+        self._training._noted_signal = 0
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
         if os.getpid() != self._process:  # a worker that a loader's own worker_init_fn left with this handler
             os._exit(128 + number)
-        if self._training._signal:
+        if self._training._noted_signal:
             raise KeyboardInterrupt
-        self._training._signal = number
+        self._training._noted_signal = number
 
 
 @contextlib.contextmanager

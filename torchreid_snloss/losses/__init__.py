@@ -1,11 +1,24 @@
 """The losses: SN, HAP2S and FIDI, each a formula on top of :class:`MetricLoss`."""
 
-from torchreid_snloss.losses.base import MetricLoss, check_number
+from torchreid_snloss.losses.base import MetricLoss, check_integer, check_number, quotients
 from torchreid_snloss.losses.fidi import FIDILoss
+from torchreid_snloss.losses.global_batch import GlobalBatchLoss
 from torchreid_snloss.losses.hap2s import HAP2SLoss
+from torchreid_snloss.losses.memory import Memory
 from torchreid_snloss.losses.sn import SNLoss
 
-__all__ = ["LOSSES", "FIDILoss", "HAP2SLoss", "MetricLoss", "SNLoss", "check_number"]
+__all__ = [
+    "LOSSES",
+    "FIDILoss",
+    "GlobalBatchLoss",
+    "HAP2SLoss",
+    "Memory",
+    "MetricLoss",
+    "SNLoss",
+    "check_integer",
+    "check_number",
+    "quotients",
+]
 
 LOSSES: dict[str, type[MetricLoss]] = {"sn": SNLoss, "hap2s": HAP2SLoss, "fidi": FIDILoss}
 """The losses by their name in a config, ``loss.name``."""

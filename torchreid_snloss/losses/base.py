@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchreid_snloss.losses.blocks import in_blocks
 from torchreid_snloss.losses.distance import Pairs, centre, squared_distances, values_of_distances
 
-__all__ = ["MetricLoss", "Reduction", "check_choice", "check_integer", "check_number"]
+__all__ = ["MetricLoss", "Reduction", "check_choice", "check_integer", "check_number", "quotients"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -39,10 +40,8 @@ class MetricLoss(nn.Module, ABC):
     Attributes:
         collect_statistics: whether a call in training mode fills ``statistics``, at the cost of some passes over the
             distances. Default is False; the engines set it.
-        statistics: of the last batch in training mode, scalars without gradient: ``d_pos`` and ``d_neg``, the mean
-            distances of positive and of negative pairs; ``anchors``, the share of anchors that count; ``spread``, the
-            mean distance in mean feature lengths, 0 where all features are one point; and what the loss itself
-            watches. NaN where there is nothing to take a mean of; empty for an empty batch.
+        sums: of the last batch in training mode, what ``statistics`` are quotients of: (2,) float32 each, a total and a
+            number. Those of several processes add up.
 
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
@@ -63,9 +62,19 @@ class MetricLoss(nn.Module, ABC):
         self.reduction = reduction
         self.block_size = check_integer("block_size", block_size, at_least=0)
         self.collect_statistics = False
-        self.statistics: dict[str, Tensor] = {}
-        self._collected: dict[str, Tensor] | None = None  # sums and numbers, while a call collects statistics
+        self.sums: dict[str, Tensor] = {}
+        self._collected: dict[str, Tensor] | None = None  # the sums, while a call collects them
         self._counting: Tensor | None = None  # meanwhile, which anchors count
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Of the last batch in training mode, scalars without gradient.
+
+        ``d_pos`` and ``d_neg``, the mean distances of positive and of negative pairs; ``anchors``, the share of anchors
+        that count; ``spread``, the mean distance in mean feature lengths, 0 where all features are one point; and what
+        the loss itself watches. NaN where there is nothing to take a mean of; empty for an empty batch.
+        """
+        return quotients(self.sums)
 
     def columns(self, squares: Tensor, positive: Tensor, negative: Tensor) -> Tensor | None:
         """The few references of each anchor that its value depends on.
@@ -169,6 +178,7 @@ class MetricLoss(nn.Module, ABC):
         references: Tensor,
         reference_targets: Tensor,
         own_column: int | None = None,
+        images: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What each anchor adds to the loss, before the reduction.
 
@@ -179,6 +189,8 @@ class MetricLoss(nn.Module, ABC):
             reference_targets: (M,).
             own_column: where the anchors are among the references, in order, the column of the first. The pair of an
                 anchor with itself is left out. None: they are not.
+            images: int64 (N,) and (M,), numbers of the images that anchors and references are of. A pair of one number
+                is left out too. None: there is none.
 
         Returns:
             (N,) values, 0 for an anchor that does not count, and int (N,) how many terms each adds to the mean.
@@ -202,19 +214,28 @@ class MetricLoss(nn.Module, ABC):
                 block = None if centred is None else (centred[0][rows], centred[1])
                 with _float32_at_least(anchors.device):  # in_blocks calls it in the backward pass, too
                     pairs = squared_distances(anchors, others, normalize, own, block)
-                    return self._terms_of(pairs, targets[rows], reference_targets, own)
+                    block_images = None if images is None else (images[0][rows], images[1])
+                    return self._terms_of(pairs, targets[rows], reference_targets, own, block_images)
 
             self._collected = {} if self.collect_statistics and self.training else None
             try:
                 result = of_some(anchors, others, 0) if in_one else in_blocks(of_some, anchors, others, at_once)
                 if self._collected is not None:
-                    self._finish_statistics(self._collected, inputs)
+                    self.sums = self._collected
+                    if not self.normalize and "spread" in self.sums:
+                        lengths = torch.linalg.vector_norm(inputs.detach().float(), dim=1)
+                        self.sums["spread"] *= torch.stack([torch.ones_like(lengths[0]), lengths.mean()])
             finally:
                 self._collected = self._counting = None
             return result
 
     def _terms_of(
-        self, pairs: Pairs, targets: Tensor, reference_targets: Tensor, own_column: int | None
+        self,
+        pairs: Pairs,
+        targets: Tensor,
+        reference_targets: Tensor,
+        own_column: int | None,
+        images: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`terms` of some anchors."""
         same = targets[:, None] == reference_targets
@@ -224,6 +245,10 @@ class MetricLoss(nn.Module, ABC):
         if own_column is not None:
             positive.diagonal(own_column).fill_(False)
             positives = positives - 1
+        if images is not None:
+            same_image = (images[0][:, None] == images[1]).logical_and_(positive)
+            positive.logical_xor_(same_image)
+            positives = positives - same_image.sum(dim=1, dtype=torch.int32)
         counts = self.term_counts(positives, negatives)
         if pairs.squares.numel() == 0:
             return pairs.x.sum(dim=1) * 0 + pairs.y.sum() * 0, counts
@@ -250,12 +275,6 @@ class MetricLoss(nn.Module, ABC):
         _add(sums, "anchors", self._counting.sum(), len(counts))
         _add(sums, "spread", distances.sum(), distances.numel())
 
-    def _finish_statistics(self, sums: dict[str, Tensor], inputs: Tensor) -> None:
-        self.statistics = {name: total / number for name, (total, number) in sums.items()}
-        if not self.normalize and "spread" in sums:
-            length = torch.linalg.vector_norm(inputs.detach().float(), dim=1).mean()
-            self.statistics["spread"] /= length.clamp(min=torch.finfo(length.dtype).tiny)
-
     def reduce(self, values: Tensor, counts: Tensor) -> Tensor:
         """The loss of anchors' :meth:`terms`, as ``reduction`` says."""
         if self.reduction == "none":
@@ -267,6 +286,11 @@ class MetricLoss(nn.Module, ABC):
 
 def _float32_at_least(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
+
+
+def quotients(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``statistics`` of a loss's ``sums``."""
+    return {name: total / number for name, (total, number) in sums.items()}
 
 
 def _add(sums: dict[str, Tensor], name: str, total: Tensor, number: Tensor | int) -> None:

@@ -1,0 +1,109 @@
+"""Training on several processes of one thread each: throughput, what of a step is communication, and its bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+from torchreid import data, models, optim
+
+import torchreid_snloss
+from benchmarks.timing import Row
+from torchreid_snloss import distributed
+
+__all__ = ["measure"]
+
+MODEL, HEIGHT, WIDTH, BATCH = "resnet50", 256, 128, 32
+_ROUNDS, _STEPS = 3, 4
+
+
+def measure() -> list[Row]:
+    """``ImageSNEngine.forward_backward`` of one global batch on 1 and on 2 processes, and on 2 that do not talk."""
+    times: dict[str, list[float]] = {"1 process": [], "2 processes": [], "2 processes apart, half a batch each": []}
+    bytes_sent = 0.0
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
+        _manager(root)  # draws the data set
+        for _ in range(_ROUNDS):
+            for name, (processes, together) in zip(times, [(1, True), (2, True), (2, False)]):
+                seconds, sent = _run(processes, together, root)
+                times[name].append(seconds)
+                bytes_sent = sent if (processes, together) == (2, True) else bytes_sent
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    one, two, apart = seconds.values()
+    case = f"{MODEL}, {HEIGHT}x{WIDTH}, global batch {BATCH}, one thread a process"
+    rows = [Row("processes", case, name, BATCH / value, "im/s", one / value) for name, value in seconds.items()]
+    rows.append(Row("processes", case, "communication, share of a step", 100 * (two - apart) / two, "%", two / apart))
+    # Features there and back (two copies in an all-reduce), and the weights' gradients, an all-reduce.
+    parameters = sum(p.numel() for p in models.build_model(MODEL, 200, loss="triplet", pretrained=False).parameters())
+    expected = 4 * (BATCH * 2048 // 2 + BATCH * 2048 + parameters) / 2**20
+    rows.append(Row("processes", case, "sent by a process, a step", bytes_sent, "MiB", bytes_sent / expected))
+    return rows
+
+
+def _run(processes: int, together: bool, root: str) -> tuple[float, float]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    multiprocessing.spawn(_work, (processes, together, port, root), nprocs=processes)
+    results = [torch.load(f"{root}/{rank}") for rank in range(processes)]
+    return max(seconds for seconds, _ in results), results[0][1] / processes
+
+
+def _manager(root: str) -> Any:
+    torchreid_snloss.register()
+    return data.ImageDataManager(
+        root=root,
+        sources="synthetic",
+        height=HEIGHT,
+        width=WIDTH,
+        batch_size_train=BATCH,
+        num_instances=4,
+        train_sampler="IdentitySampler",
+        workers=0,
+        use_gpu=False,
+    )
+
+
+def _work(rank: int, processes: int, together: bool, port: int, root: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    if together and processes > 1:
+        distributed.start(use_gpu=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        manager = _manager(root)
+        model = models.build_model(MODEL, manager.num_train_pids, loss="triplet", pretrained=False)
+    batch = next(iter(manager.train_loader))
+    half = slice(rank * BATCH // processes, (rank + 1) * BATCH // processes)
+    part = {"img": batch["img"][half], "pid": batch["pid"][half]}
+    training = torchreid_snloss.ImageSNEngine(
+        manager, model, optim.build_optimizer(model, optim="sgd", lr=1e-4), use_gpu=False
+    )
+    training.set_model_mode("train")
+    for _ in range(2):
+        training.forward_backward(part)
+    times, before = [], _sent()
+    for _ in range(_STEPS):
+        start = time.perf_counter()
+        training.forward_backward(part)
+        times.append(time.perf_counter() - start)
+    if dist.is_initialized():
+        dist.barrier()
+    torch.save((statistics.median(times), (_sent() - before) / _STEPS / 2**20), f"{root}/{rank}")
+    distributed.stop()
+
+
+def _sent() -> float:
+    """Bytes that went over the loopback interface (on Linux)."""
+    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return float(line.split()[9])

@@ -1,0 +1,281 @@
+"""Several processes on this machine give what one gives; and stop, or go on, when one is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing, nn
+from torch.utils.data import DataLoader
+from torchreid import data
+
+import torchreid_snloss
+from torchreid_snloss import IdentitySampler, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss, distributed
+from torchreid_snloss.checks import check_config
+from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.data.shards import shard_training
+from torchreid_snloss.losses import GlobalBatchLoss
+
+PROCESSES = [2, 3, 4]
+# A loss, its engine's options, and how many steps.
+CASES: dict[str, tuple[type[Any], dict[str, Any], int]] = {
+    "sn": (ImageSNEngine, {"num_neighbors": 4}, 1),
+    "hap2s alone": (ImageHAP2SEngine, {"weight_x": 0}, 1),
+    "fidi": (ImageFIDIEngine, {}, 1),
+    "softmax alone": (ImageFIDIEngine, {"weight_m": 0}, 1),
+    "sn, micro-batches": (ImageSNEngine, {"micro_batch": 3}, 1),
+    "hap2s, memory": (ImageHAP2SEngine, {"memory_size": 40}, 3),
+    "fidi, micro-batches, memory": (ImageFIDIEngine, {"micro_batch": 2, "memory_size": 1000}, 3),
+}
+
+
+class SmallModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh(), nn.Dropout(0.0))
+        self.embedding, self.classifier = nn.Linear(8, 6), nn.Linear(6, 16)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.embedding(self.base(images).mean(dim=(2, 3)))
+        return self.classifier(features), features
+
+
+def batches(steps: int) -> list[dict[str, Any]]:
+    """Of 24 images: 8 in pairs of one identity, the last 8 of identities of their own; each step the same images."""
+    generator = torch.Generator().manual_seed(3)
+    pids = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 1, 8, 9, 10, 11, 12, 13, 14, 15])
+    paths = [f"image {i}" for i in range(24)]
+    images = torch.randn(24, 3, 12, 8, generator=generator, dtype=torch.float64)
+    return [{"img": images + step, "pid": pids, "impath": paths} for step in range(steps)]
+
+
+def make(name: str, root: str) -> tuple[Any, int]:
+    torchreid_snloss.register()
+    manager = data.ImageDataManager(
+        root=root, sources="market1501", height=64, width=32, batch_size_train=32,
+        train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = SmallModel().double().eval()
+    cls, options, steps = CASES[name]
+    model.unused.requires_grad_(False)
+    return cls(manager, model, torch.optim.SGD(model.parameters(), lr=0.05), use_gpu=False, **options), steps
+
+
+def train(name: str, root: str, rows: slice) -> tuple[list[dict[str, float]], list[Tensor], Any]:
+    """Shown numbers of each step, the last step's gradients and the memory."""
+    engine, steps = make(name, root)
+    shown = []
+    for batch in batches(steps):
+        part = {key: value[rows] for key, value in batch.items()}
+        shown.append(engine.forward_backward(part))
+    gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in engine.model.parameters()]
+    return shown, gradients, engine.memory and engine.memory.state_dict()
+
+
+def on_one_of_several(rank: int, processes: int, port: int, root: str, results: str) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.start(use_gpu=False)
+    # Uneven parts; the last process's anchors have no positive.
+    cuts = [0, *([9, 12, 13][: processes - 1] if processes < 4 else [5, 11, 16]), 24]
+    rows = slice(cuts[rank], cuts[rank + 1])
+    torch.save({name: train(name, root, rows) for name in CASES}, f"{results}/{rank}")
+    with pytest.raises(ValueError, match="every process must have images"):
+        GlobalBatchLoss(SNLoss())(torch.zeros(rank, 2), torch.zeros(rank, dtype=torch.int64))
+    distributed.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_loss_and_gradients_are_those_of_the_whole_batch(processes: int, reid_data: Path, tmp_path: Path) -> None:
+    arguments = (processes, free_port(), str(reid_data), str(tmp_path))
+    multiprocessing.spawn(on_one_of_several, arguments, nprocs=processes)
+    results = [torch.load(tmp_path / str(rank), weights_only=False) for rank in range(processes)]
+    for name in CASES:
+        shown, gradients, memory = train(name, str(reid_data), slice(None))
+        for result in results:
+            there, their_gradients, their_memory = result[name]
+            for step, their_step in zip(shown, there):
+                # The numbers shown are summed up in float32, the gradients are not.
+                assert their_step == pytest.approx(step, rel=1e-5, abs=1e-6), name
+            for ours, theirs in zip(gradients, their_gradients):
+                torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-13)
+            assert (memory is None) == (their_memory is None)
+            if memory is not None:
+                torch.testing.assert_close(their_memory, memory, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_parts_of_an_epoch_make_up_the_epoch(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [("", pid, 0) for pid in range(30) for _ in range(pid % 7 + 2)]
+    sampler = IdentitySampler(items, batch_size=40, num_instances=4, seed=1)
+    loader = DataLoader(range(len(items)), sampler=sampler, batch_size=40, drop_last=True)  # type: ignore[arg-type]
+    sampler.set_epoch(3)
+    whole = list(loader.batch_sampler)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    parts = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        sampler.set_epoch(3)
+        shards = shard_training(loader).batch_sampler
+        parts.append(list(shards))
+        assert len(shards) == len(parts[-1]) == len(whole)
+    for batch, *of_batch in zip(whole, *parts):
+        assert [index for part in of_batch for index in part] == batch
+        identities = [{items[index][1] for index in part} for part in of_batch]
+        assert sum(map(len, identities)) == len(set.union(*identities)) == 10
+        sizes = list(map(len, of_batch))
+        assert max(sizes) - min(sizes) <= 4
+
+
+def test_a_last_batch_too_small_for_all_is_left_out_and_a_batch_too_small_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    parts = shard_training(DataLoader(range(14), batch_size=6))  # type: ignore[arg-type]
+    assert [part.tolist() for part in parts] == [[2, 3], [8, 9]]
+    assert len(parts) == 2
+    parts = shard_training(DataLoader(range(16), batch_size=6))  # type: ignore[arg-type]
+    assert [part.tolist() for part in parts] == [[2, 3], [8, 9], [13]]
+    assert len(parts) == 3
+    with pytest.raises(ValueError, match=r"2 images has 2 groups of 1 .*, too few for 3 processes"):
+        shard_training(DataLoader(range(14), batch_size=2))  # type: ignore[arg-type]
+
+
+def torchrun(processes: int, *options: str, cwd: Path, wait: bool = True, restarts: int = 0) -> Any:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += [f"--master-port={free_port()}", f"--max-restarts={restarts}", "-m", "torchreid_snloss", *options]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if not wait:
+        return started
+    output, _ = started.communicate(timeout=120)
+    return started.returncode, output
+
+
+def options(reid_data: Path, epochs: int) -> list[str]:
+    return [
+        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
+        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", str(epochs),
+        "train.print_freq", "1", "train.lr_scheduler", "cosine", "test.normalize_feature", "True", "loss.name", "sn",
+    ]  # fmt: skip
+
+
+def results_in(output: str) -> list[str]:
+    return re.findall(r"^(?:mAP|mINP|Rank-\d+ *): .*", output, flags=re.MULTILINE)
+
+
+def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_number(
+    reid_data: Path, tmp_path: Path
+) -> None:
+    code, output = torchrun(3, *options(reid_data, 2), cwd=tmp_path)
+    assert code == 0, output
+    assert output.count("epoch: [2/2][3/3]") == 1, "one process prints"
+    assert len(results_in(output)) == 6
+    assert sorted(path.name for path in (tmp_path / "log" / "model").iterdir()) == [
+        "model-best.pth.tar", "model.pth.tar-1", "model.pth.tar-2",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "log").glob("events.out*"))) == len(list((tmp_path / "log").glob("train.log*"))) == 1
+
+    test = [*options(reid_data, 2), "model.load_weights", "log/model/model.pth.tar-2", "test.evaluate", "True"]
+    alone = subprocess.run(
+        [sys.executable, "-m", "torchreid_snloss", *test], cwd=tmp_path, text=True, capture_output=True, timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert results_in(alone.stdout) == results_in(output)
+
+    code, output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", cwd=tmp_path)
+    assert code == 0, output
+    assert "after 2 epochs" in output
+    assert "epoch: [3/3][3/3]" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["train.batch_size", 8], "train.batch_size 8 with 4 images .* is 2 identities, too few for 3 processes"),
+        (["loss.name", "triplet"], "training on 3 processes needs loss sn, hap2s, fidi, got 'triplet'"),
+        (["train.sync_batchnorm", True], "train.sync_batchnorm True needs GPUs"),
+        (["train.micro_batch", -1], "train.micro_batch must be at least 0; got train.micro_batch -1"),
+        (["loss.memory.size", -1], "loss.memory.size .* must be at least 0; got loss.memory.size -1"),
+        (["loss.memory.size", 8, "data.type", "video"], "trains on data.type 'image' only|loss.memory.size above 0"),
+    ],
+)
+def test_what_several_processes_can_not_do_is_told(
+    changes: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match=message):
+        check_config(load_config(options=["loss.name", "sn", "use_gpu", False, *changes]))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0"}, r"the environment has \['RANK'\] alone"),
+        (
+            {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "1000"},
+            "process 1000 .from 0. on this machine, which has . GPUs",
+        ),
+    ],
+)
+def test_what_torchrun_did_not_set_is_told(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        distributed.start(use_gpu=True)
+
+
+def kill_one_of_two(started: Any, number: signal.Signals) -> str:
+    """Kills the second process, once a checkpoint is there; returns what was printed so far."""
+    printed = ""
+    for line in started.stdout:
+        printed += line
+        if "epoch: [2/" in line:
+            break
+    children = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True).stdout.split()
+    second = [pid for pid in children if b"RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(second[0]), number)
+    return printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_lost_process_ends_the_others_and_a_restart_goes_on(reid_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    started = torchrun(2, *options(reid_data, 40), cwd=tmp_path, wait=False)
+    kill_one_of_two(started, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = started.communicate(timeout=60)
+    assert time.monotonic() - killed < 40
+    assert started.returncode != 0
+    assert re.search(r"rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9", output), output
+
+    started = torchrun(2, *options(reid_data, 4), cwd=tmp_path / "again", wait=False, restarts=1)
+    before = kill_one_of_two(started, signal.SIGKILL)
+    output, _ = started.communicate(timeout=120)
+    assert "Going on from" not in before
+    assert started.returncode == 0, output
+    assert re.search(r'Going on from "log/model/model.pth.tar-\d+", after', output), output
+    assert "epoch: [4/4][3/3]" in output

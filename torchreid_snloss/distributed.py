@@ -1,0 +1,257 @@
+"""Several processes, one for each GPU, as ``torchrun`` starts them: what they tell each other.
+
+Everything here does without a process group too; there is one process then, of rank 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+__all__ = [
+    "PeerError",
+    "add_up",
+    "all_of",
+    "average_buffers",
+    "check_environment",
+    "from_first",
+    "gather_counts",
+    "gather_rows",
+    "in_turn",
+    "largest",
+    "named_failures",
+    "rank",
+    "rows_of",
+    "silent_but_first",
+    "start",
+    "stop",
+    "world_size",
+]
+
+_T = TypeVar("_T")
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a process waits for the others: longer than the first one takes to rank a gallery."""
+
+
+class PeerError(RuntimeError):
+    """Another process failed, or is gone; what was wrong stands in its own message."""
+
+
+def check_environment(use_gpu: bool) -> None:
+    """Checks what torchrun has set before anything waits for anything.
+
+    Raises:
+        ValueError: if some of it is missing, or there is no GPU for this process.
+    """
+    given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
+    if 0 < len(given) < 3:
+        raise ValueError(f"the environment has {given} alone: several processes are started by torchrun")
+    if given and use_gpu and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        raise ValueError(
+            f"torchrun started process {os.environ['LOCAL_RANK']} (from 0) on this machine, which has "
+            f"{torch.cuda.device_count()} GPUs: start at most as many, or set use_gpu False"
+        )
+
+
+def start(use_gpu: bool | None = None) -> None:
+    """Joins the other processes where ``torchrun`` started this one; else does nothing.
+
+    Call it first in a script of your own, and :func:`stop` last. The engines then train on all processes.
+
+    Args:
+        use_gpu: talk over NCCL between GPUs, one a process, besides Gloo; None: where there are GPUs.
+
+    Raises:
+        ValueError: as :func:`check_environment`.
+    """
+    use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+    check_environment(use_gpu)
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    if use_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, world_size = next(
+        dist.rendezvous(  # type: ignore[attr-defined]
+            "env://", timeout=TIMEOUT
+        )
+    )
+    # torchrun's store may outlive a restart, with the addresses of processes that are gone.
+    attempt = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+    )
+    # Numbers on the CPU go over Gloo, so that to tell them is not to wait for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=TIMEOUT)
+
+
+def stop() -> None:
+    """Leaves the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum over all processes of a tensor, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def from_first(value: _T) -> _T:
+    """The first process's value, which may be any that can be pickled."""
+    if world_size() > 1:
+        values = [value]
+        dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+    return value
+
+
+def all_of(value: _T) -> list[_T]:
+    """The values of all processes on the first, in their order; an empty list on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def gather_counts(count: int) -> list[int]:
+    """Every process's number of rows."""
+    if world_size() == 1:
+        return [count]
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    counts[rank()] = count
+    return [int(number) for number in add_up(counts)]
+
+
+def rows_of(counts: list[int]) -> slice:
+    """Where this process's rows lie among all."""
+    before = sum(counts[: rank()])
+    return slice(before, before + counts[rank()])
+
+
+def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """The rows of all processes, one process after the other, on each; with gradient.
+
+    A row's gradient is the sum of what it gets on all processes.
+
+    Args:
+        rows: (n, ...), n as many as ``counts`` says of this process.
+        counts: of :func:`gather_counts`.
+
+    Returns:
+        (sum of counts, ...); ``rows`` itself where there is one process.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, counts)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        most = max(counts)
+        padded = rows.contiguous()
+        if len(rows) < most:
+            padded = torch.cat([padded, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return add_up(grad.contiguous().clone())[rows_of(ctx.counts)], None
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Gives every process the mean of the processes' buffers: batch norm's running statistics."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                add_up(buffer).div_(world_size())
+
+
+def in_turn(function: Callable[[], _T]) -> _T:
+    """Calls a function that makes or downloads files: on the first process, then on one of each machine, then on all.
+
+    Raises:
+        PeerError: if it raised on another process.
+    """
+    if world_size() == 1:
+        return function()
+    mine = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+    result: list[_T] = []
+    for turn in range(3):
+        error: Exception | None = None
+        if turn == mine:
+            try:
+                result.append(function())
+            except Exception as raised:  # told to the others, who would wait, and raised again
+                error = raised
+        if largest(error is not None):
+            raise error or PeerError("another process failed")
+    return result[0]
+
+
+@contextlib.contextmanager
+def silent_but_first() -> Iterator[None]:
+    """Within it only the first process prints."""
+    if rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+# What Gloo and NCCL say of a process that is gone, without a class of its own.
+_OF_A_PEER = (
+    "gloo",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL",
+    "Broken pipe",
+    "Timed out waiting",
+)
+
+
+@contextlib.contextmanager
+def named_failures() -> Iterator[None]:
+    """Within it an error of the communication is a :class:`PeerError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(words in str(error) for words in _OF_A_PEER)
+        if world_size() == 1 or not lost or isinstance(error, PeerError):
+            raise
+        raise PeerError(
+            f"rank {rank()} of {world_size()} lost another process, which torchrun names as the first failure: "
+            + " ".join(str(error).split())[:200]
+        ) from error

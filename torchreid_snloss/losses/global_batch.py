@@ -1,0 +1,81 @@
+"""A loss on the batch of all processes, and on a memory of earlier batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torchreid_snloss import distributed
+from torchreid_snloss.losses.base import MetricLoss
+from torchreid_snloss.losses.memory import Memory
+
+__all__ = ["GlobalBatchLoss"]
+
+
+class GlobalBatchLoss(nn.Module):
+    """Compares this process's anchors with the features of all processes, and with those of a memory.
+
+    The mean over processes of what it gives is the loss of the whole batch, and so is the mean of the parameters'
+    gradients that ``DistributedDataParallel`` makes, whatever each process holds. Where there is one process and no
+    memory it is the loss itself.
+
+    Args:
+        criterion: called ``criterion(features, pids)``; a :class:`MetricLoss` with the reduction ``"mean"`` computes a
+            part on each process, anything else the whole loss on all.
+        memory: features of earlier batches, in the order of the processes, the same on all of them. An image's own old
+            feature is no reference of it. None: none.
+
+    Raises:
+        ValueError: for another reduction, and for a memory with a criterion that is no :class:`MetricLoss`.
+    """
+
+    def __init__(self, criterion: nn.Module, memory: Memory | None = None) -> None:
+        super().__init__()
+        if isinstance(criterion, MetricLoss) and criterion.reduction != "mean":
+            raise ValueError(f"over several batches the reduction must be 'mean', got {criterion.reduction!r}")
+        if memory is not None and not isinstance(criterion, MetricLoss):
+            raise ValueError(f"a memory takes one of this package's losses, got {type(criterion).__name__}")
+        self.criterion = criterion
+        self.memory = memory
+
+    def forward(self, features: Tensor, pids: Tensor, images: Tensor | None = None) -> Tensor:
+        """Computes this process's share of the loss.
+
+        Args:
+            features: (n, D), of this process.
+            pids: (n,).
+            images: int64 (n,), numbers of the images; needed with a memory.
+
+        Returns:
+            a scalar.
+
+        Raises:
+            ValueError: on all processes, if one of them has no image; or with a memory, if ``images`` are missing.
+        """
+        counts = distributed.gather_counts(len(features))
+        if len(counts) > 1 and 0 in counts:
+            raise ValueError(f"every process must have images, got {counts} on the {len(counts)} processes")
+        all_features = distributed.gather_rows(features, counts)
+        all_pids = distributed.gather_rows(pids, counts)
+        if not isinstance(self.criterion, MetricLoss):
+            whole: Tensor = self.criterion(all_features, all_pids)
+            return whole
+
+        references, reference_pids, own_images = all_features, all_pids, None
+        memory = self.memory if self.memory is not None and self.memory.in_use else None
+        if memory is not None:
+            if images is None:
+                raise ValueError("a memory needs to know which images the features are of, but images is None")
+            all_images = distributed.gather_rows(images, counts)
+            if memory.features is not None and memory.pids is not None and memory.images is not None:
+                references = torch.cat([references, memory.features.to(features)])
+                reference_pids = torch.cat([reference_pids, memory.pids.to(pids)])
+                # Two of one image in one batch are two images, as without a memory.
+                in_batch = torch.full_like(all_images, -1)
+                own_images = images, torch.cat([in_batch, memory.images.to(images)])
+            memory.add(all_features, all_pids, all_images)
+        values, numbers = self.criterion.terms(
+            features, pids, references, reference_pids, distributed.rows_of(counts).start, own_images
+        )
+        total = distributed.add_up(numbers.sum())
+        return values.sum() * len(counts) / total.clamp(min=1)

@@ -1,0 +1,70 @@
+"""Cross-batch memory: features of earlier batches as further references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchreid_snloss.losses.base import check_integer
+
+__all__ = ["Memory"]
+
+
+class Memory:
+    """The last features, with their identities and the images they are of (Wang et al., CVPR 2020, arXiv:1912.06798).
+
+    Args:
+        size: how many features, >= 1; older ones make room.
+
+    Attributes:
+        features: (n, D), n up to ``size``, oldest first; None while nothing was added.
+        pids: (n,) integers.
+        images: int64 (n,).
+        in_use: whether losses read and fill it; an engine says from when. Default is True.
+
+    Raises:
+        TypeError, ValueError: for a size that is no integer, or below 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = check_integer("size", size, at_least=1)
+        self.in_use = True
+        self.features: Tensor | None = None
+        self.pids: Tensor | None = None
+        self.images: Tensor | None = None
+
+    def add(self, features: Tensor, pids: Tensor, images: Tensor) -> None:
+        """Takes in a batch.
+
+        Args:
+            features: (N, D), kept without gradient.
+            pids: (N,) integers.
+            images: int64 (N,), numbers of the images.
+
+        Raises:
+            ValueError: for features of another dimension than those that it holds.
+        """
+        if self.features is not None and features.shape[1] != self.features.shape[1]:
+            raise ValueError(
+                f"the memory holds features of dimension {self.features.shape[1]}, got {features.shape[1]}; a model "
+                "with several features an image has no memory"
+            )
+        self.features = self._newest(self.features, features.detach())
+        self.pids = self._newest(self.pids, pids)
+        self.images = self._newest(self.images, images)
+
+    def _newest(self, old: Tensor | None, new: Tensor) -> Tensor:
+        kept = new if old is None else torch.cat([old.to(new.device, new.dtype), new])
+        return kept[-self.size :].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"features": self.features, "pids": self.pids, "images": self.images}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts a checkpoint's content back, of which it keeps the newest."""
+        parts = (state[name] for name in ("features", "pids", "images"))
+        self.features, self.pids, self.images = (None if part is None else part[-self.size :] for part in parts)
