@@ -25,8 +25,8 @@ setup(
     package_data={"torchreid_snloss": ["py.typed"]},
     install_requires=["torchreid", "torch>=2.2", "torchvision", "gdown>=5", "yacs", "PyYAML", "tqdm", *torchreid_needs],
     extras_require={
-        "test": ["pytest", "hypothesis"],
-        "bench": ["pytest", "pytorch-metric-learning"],
+        "test": ["pytest", "pytest-xdist", "hypothesis"],
+        "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
         "dev": ["mypy", "ruff", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["torchreid-snloss = torchreid_snloss.cli:main"]},

@@ -9,6 +9,7 @@ import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import multiprocessing
 from torchreid import data, models, optim
 
 import torchreid_snloss
+from benchmarks.alone import run_alone
 from benchmarks.timing import Row
 from torchreid_snloss import distributed
 
-__all__ = ["measure"]
+__all__ = ["measure", "prepare"]
 
 MODEL, HEIGHT, WIDTH, BATCH = "resnet50", 256, 128, 32
 _ROUNDS, _STEPS = 3, 4
@@ -47,7 +49,32 @@ def measure() -> list[Row]:
     parameters = sum(p.numel() for p in models.build_model(MODEL, 200, loss="triplet", pretrained=False).parameters())
     expected = 4 * (BATCH * 2048 // 2 + BATCH * 2048 + parameters) / 2**20
     rows.append(Row("processes", case, "sent by a process, a step", bytes_sent, "MiB", bytes_sent / expected))
-    return rows
+    return rows + _measure_micro_batches()
+
+
+def _measure_micro_batches() -> list[Row]:
+    rows: list[Row] = []
+    for batch, micro_batch in ((64, 0), (1024, 64), (1024, 0)):
+        usage = run_alone(__name__, batch, micro_batch, exact_memory=True)
+        name = f"batch {batch}" + (f", micro_batch {micro_batch}" if micro_batch else "")
+        for unit, value in (("MiB", usage.mib), ("im/s", batch / usage.seconds)):
+            baseline = next((row.value for row in rows if row.unit == unit), value)
+            rows.append(Row(f"micro-batches, {unit}", "osnet_x0_25, 128x64", name, value, unit, value / baseline))
+    return sorted(rows, key=lambda row: row.suite)
+
+
+def prepare(batch: str, micro_batch: str) -> Callable[[], object]:
+    """A training step in a process of its own."""
+    images, size = torch.randn(int(batch), 3, 128, 64), int(batch)
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
+        manager = _manager(root)
+        model = models.build_model("osnet_x0_25", size // 4, loss="triplet", pretrained=False)
+    optimizer = optim.build_optimizer(model, optim="sgd", lr=1e-4)
+    training = torchreid_snloss.ImageSNEngine(manager, model, optimizer, use_gpu=False, micro_batch=int(micro_batch))
+    training.set_model_mode("train")
+    small = {"img": images[:8], "pid": torch.arange(8) // 4}
+    training.forward_backward(small)  # buffers that every size needs
+    return lambda: training.forward_backward({"img": images, "pid": torch.arange(size) // 4})
 
 
 def _run(processes: int, together: bool, root: str) -> tuple[float, float]:

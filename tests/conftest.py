@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread a test at a time, or they wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
-import torch
 import torchreid
 from torchreid import data, utils
 
@@ -63,8 +65,3 @@ def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> sub
         text=True,
         timeout=300,
     )
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)

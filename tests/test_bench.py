@@ -1,4 +1,4 @@
-"""Guards the measured ratios: a quarter more fails. On a quiet machine alone: python -m pytest -m bench."""
+"""Guards the measured ratios: a quarter more fails. On a quiet machine alone: python -m pytest -m bench -n 0."""
 
 from __future__ import annotations
 

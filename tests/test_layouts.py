@@ -10,7 +10,15 @@ from conftest import ROOT, run
 
 def test_engines_under_upstreams_layout(upstream_layout: Path) -> None:
     done = run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests/test_engines.py"), path=upstream_layout
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests/test_engines.py"),
+        path=upstream_layout,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     where = run("-c", "import torchreid.engine, torchreid_snloss; print(torchreid.__file__)", path=upstream_layout)

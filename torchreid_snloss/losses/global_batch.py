@@ -67,13 +67,14 @@ class GlobalBatchLoss(nn.Module):
             if images is None:
                 raise ValueError("a memory needs to know which images the features are of, but images is None")
             all_images = distributed.gather_rows(images, counts)
-            if memory.features is not None and memory.pids is not None and memory.images is not None:
-                references = torch.cat([references, memory.features.to(features)])
-                reference_pids = torch.cat([reference_pids, memory.pids.to(pids)])
+            old_features, old_pids, old_images = memory.features, memory.pids, memory.images
+            memory.add(all_features, all_pids, all_images)
+            if old_features is not None and old_pids is not None and old_images is not None:
+                references = torch.cat([references, old_features.to(features)])
+                reference_pids = torch.cat([reference_pids, old_pids.to(pids)])
                 # Two of one image in one batch are two images, as without a memory.
                 in_batch = torch.full_like(all_images, -1)
-                own_images = images, torch.cat([in_batch, memory.images.to(images)])
-            memory.add(all_features, all_pids, all_images)
+                own_images = images, torch.cat([in_batch, old_images.to(images)])
         values, numbers = self.criterion.terms(
             features, pids, references, reference_pids, distributed.rows_of(counts).start, own_images
         )
