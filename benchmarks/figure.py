@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.timing import Row
 
@@ -38,7 +39,8 @@ def draw(rows: list[Row], machine: str, path: Path) -> None:
         axis.set_xscale("log")
         low, high = min(row.value for row in group), max(row.value for row in group)
         axis.set_xlim(low / 2, high * 4)
-        axis.set_title(f"{suite}: {case}", fontsize=10)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(f"{suite}\n{case}", fontsize=10)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(cases) :]:
