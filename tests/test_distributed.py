@@ -93,7 +93,7 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
     rows = slice(cuts[rank], cuts[rank + 1])
     torch.save({name: train(name, root, rows) for name in CASES}, f"{results}/{rank}")
     with pytest.raises(ValueError, match="every process must have images"):
-        GlobalBatchLoss(SNLoss())(torch.zeros(rank, 2), torch.zeros(rank, dtype=torch.int64))
+        GlobalBatchLoss({"sn": SNLoss()})(torch.zeros(rank, 2), torch.zeros(rank, dtype=torch.int64))
     distributed.stop()
 
 

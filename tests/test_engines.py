@@ -59,10 +59,11 @@ def test_runs_to_results_and_a_checkpoint_that_loads(
 
 def test_losses_keywords_reach_the_loss(datamanager: Any) -> None:
     training = make(ImageSNEngine, datamanager, num_neighbors=3, squeeze="all", weight_m=0.5)
-    assert isinstance(training.criterion_m, SNLoss)
-    assert (training.criterion_m.num_neighbors, training.criterion_m.squeeze) == (3, "all")
-    assert (training.weight_m, training.weight_x) == (0.5, 1)
-    assert isinstance(make(ImageFIDIEngine, datamanager, alpha=1.5).criterion_m, FIDILoss)
+    loss = training.criteria.losses["m"]
+    assert isinstance(loss, SNLoss)
+    assert (loss.num_neighbors, loss.squeeze) == (3, "all")
+    assert (training.weights, training.weight_x) == ({"m": 0.5}, 1)
+    assert isinstance(make(ImageFIDIEngine, datamanager, alpha=1.5).criteria.losses["m"], FIDILoss)
 
 
 @pytest.mark.parametrize("smooth", [True, False])

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchreid import models, utils
 
-import torchreid_snloss
-from torchreid_snloss import FIDILoss, ImageFIDIEngine, ImageSNEngine
+from torchreid_snloss import FIDILoss, ImageFIDIEngine, ImageSNEngine, SNLoss
 from torchreid_snloss.losses import GlobalBatchLoss, Memory
 
 
@@ -28,13 +27,13 @@ def fidi_term(x: Tensor, y: Tensor, same: bool, alpha: float = 1.05, beta: float
 
 def test_memory_is_further_references_without_an_image_s_own_old_copy() -> None:
     torch.manual_seed(0)
-    loss = GlobalBatchLoss(FIDILoss(), Memory(size=7))
+    loss = GlobalBatchLoss({"fidi": FIDILoss()}, Memory(size=7))
     batches = [torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     pids = [torch.tensor(values) for values in ([0, 0, 1, 1], [0, 2, 2, 0], [1, 1, 0, 0], [0, 0, 2, 2])]
     images = [torch.tensor(values) for values in ([0, 1, 2, 3], [0, 5, 6, 1], [2, 2, 0, 1], [1, 1, 5, 6])]
     old: list[tuple[Tensor, int, int]] = []
     for x, labels, numbers in zip(batches, pids, images):
-        value = loss(x, labels, numbers)
+        value = loss(x, labels, numbers)["fidi"]
         (gradient,) = torch.autograd.grad(value, x)
         terms = []
         for i in range(4):
@@ -55,29 +54,29 @@ def test_memory_in_row_blocks_is_the_same() -> None:
     torch.manual_seed(0)
     values = []
     for block_size in (0, 3):
-        loss = GlobalBatchLoss(torchreid_snloss.SNLoss(num_neighbors=3, block_size=block_size), Memory(100))
+        loss = GlobalBatchLoss({"sn": SNLoss(num_neighbors=3, block_size=block_size)}, Memory(100))
         generator = torch.Generator().manual_seed(1)
         for step in range(3):
             features = torch.randn(8, 5, generator=generator, dtype=torch.float64)
             images = torch.arange(8) + step * 4
-            values.append(loss(features, images // 4 % 3, images % 16))
+            values.append(loss(features, images // 4 % 3, images % 16)["sn"])
     torch.testing.assert_close(values[:3], values[3:])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((nn.MSELoss(), Memory(4)), "takes one of this package's losses, got MSELoss"),
+        ((nn.MSELoss(), Memory(4)), "takes this package's losses alone, got MSELoss"),
         ((FIDILoss(reduction="sum"), None), "must be 'mean', got 'sum'"),
     ],
 )
 def test_a_wrong_loss_is_told(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GlobalBatchLoss(*arguments)
+        GlobalBatchLoss({"one": arguments[0]}, arguments[1])
 
 
 def test_a_memory_without_images_or_of_another_dimension_is_told() -> None:
-    loss = GlobalBatchLoss(FIDILoss(), Memory(4))
+    loss = GlobalBatchLoss({"fidi": FIDILoss()}, Memory(4))
     with pytest.raises(ValueError, match="images is None"):
         loss(torch.zeros(2, 3), torch.arange(2))
     loss(torch.zeros(2, 3), torch.arange(2), torch.arange(2))

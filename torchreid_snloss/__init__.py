@@ -6,8 +6,17 @@
 from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
 from torchreid_snloss.checkpoint import CheckpointError, load_checkpoint, load_weights
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
-from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians
-from torchreid_snloss.engine import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
+from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians, SyntheticTracklets
+from torchreid_snloss.engine import (
+    ImageFIDIEngine,
+    ImageHAP2SEngine,
+    ImageMetricEngine,
+    ImageSNEngine,
+    VideoFIDIEngine,
+    VideoHAP2SEngine,
+    VideoMetricEngine,
+    VideoSNEngine,
+)
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.register import register
 
@@ -21,9 +30,15 @@ __all__ = [
     "IdentitySampler",
     "ImageFIDIEngine",
     "ImageHAP2SEngine",
+    "ImageMetricEngine",
     "ImageSNEngine",
     "SNLoss",
     "SyntheticPedestrians",
+    "SyntheticTracklets",
+    "VideoFIDIEngine",
+    "VideoHAP2SEngine",
+    "VideoMetricEngine",
+    "VideoSNEngine",
     "build_datamanager",
     "build_engine",
     "build_model",

@@ -5,29 +5,33 @@ For main scripts of one's own. :func:`build_datamanager` and :func:`build_model`
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import gdown.exceptions
 import torch
-from torch import nn
-from torchreid import data, engine, models, optim
+from torch import Tensor, nn
+from torchreid import data, engine, losses, models, optim
 from yacs.config import CfgNode
 
 from torchreid_snloss import distributed
 from torchreid_snloss.config import (
     ConfigError,
     imagedata_kwargs,
-    loss_weights,
+    loss_names,
     lr_scheduler_kwargs,
+    metric_weights,
     optimizer_kwargs,
+    softmax_weight,
     videodata_kwargs,
 )
 from torchreid_snloss.data import IdentitySampler, hold_out, name_unreadable_images
-from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, resumable
-from torchreid_snloss.losses import LOSSES
+from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, VideoMetricEngine, resumable
+from torchreid_snloss.losses import LOSSES, Criterion
 from torchreid_snloss.register import register
 
-__all__ = ["build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
+__all__ = ["build_criteria", "build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
 
 
 def build_datamanager(cfg: CfgNode) -> Any:
@@ -40,8 +44,7 @@ def build_datamanager(cfg: CfgNode) -> Any:
     """
     register()
     kwargs = imagedata_kwargs(cfg) if cfg.data.type == "image" else videodata_kwargs(cfg)
-    metric_weight, _ = loss_weights(cfg)
-    if kwargs["train_sampler"] == "RandomSampler" and metric_weight > 0 and not cfg.test.evaluate:
+    if kwargs["train_sampler"] == "RandomSampler" and any(metric_weights(cfg).values()) and not cfg.test.evaluate:
         kwargs["train_sampler"] = IdentitySampler.__name__
         print(
             f"=> sampler.train_sampler: IdentitySampler in place of RandomSampler, since loss {cfg.loss.name!r} needs "
@@ -87,7 +90,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
         model: nn.Module = models.build_model(
             name=cfg.model.name,
             num_classes=num_classes,
-            loss=cfg.loss.name,
+            loss="softmax" if cfg.loss.name == "softmax" else "triplet",  # the one that gives (logits, features)
             pretrained=cfg.model.pretrained,
             use_gpu=cfg.use_gpu,
         )
@@ -100,14 +103,73 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     return model
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+def build_criteria(cfg: CfgNode) -> dict[str, Criterion]:
+    """The losses that ``loss.name`` names.
+
+    Raises:
+        ConfigError: for one that can't be imported or made.
+    """
+    return {name: _build_criterion(cfg, name) for name in loss_names(cfg) if name != "softmax"}
+
+
+def _build_criterion(cfg: CfgNode, name: str) -> Criterion:
+    node = cfg.loss[name]
+    try:
+        if name == "triplet":
+            return cast(Criterion, losses.TripletLoss(margin=node.margin))
+        if name != "custom":
+            return LOSSES[name](**{key: value for key, value in node.items() if not key.startswith("weight_")})
+        criterion = _imported("loss.custom.target", node.target)(**_plain(node.kwargs))
+        if not node.miner:
+            return cast(Criterion, criterion)
+        return MinedLoss(criterion, _imported("loss.custom.miner", node.miner)(**_plain(node.miner_kwargs)))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"loss.{name}: {error}") from error
+
+
+def _imported(key: str, path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: can't import {path!r}: {error}") from error
+
+
+def _plain(node: Any) -> Any:
+    return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+
+class MinedLoss(nn.Module):
+    """``loss(features, pids, miner(features, pids))``, as pytorch-metric-learning's losses and miners go together."""
+
+    def __init__(self, loss: Callable[..., Tensor], miner: Callable[..., Any]) -> None:
+        super().__init__()
+        self.loss, self.miner = loss, miner
+
+    def forward(self, features: Tensor, pids: Tensor) -> Tensor:
+        return self.loss(features, pids, self.miner(features, pids))
+
+
+def build_optimizer(
+    cfg: CfgNode, model: nn.Module, criteria: Mapping[str, Criterion] | None = None
+) -> tuple[torch.optim.Optimizer, Any]:
     """torchreid's optimizer and learning rate scheduler.
+
+    Args:
+        cfg: the config.
+        model: what is trained.
+        criteria: losses, whose own parameters are trained with it.
 
     Raises:
         ConfigError: for a value that torch or torchreid refuses.
     """
     try:
         optimizer = optim.build_optimizer(model, **optimizer_kwargs(cfg))
+        for criterion in (criteria or {}).values():
+            if isinstance(criterion, nn.Module) and (own := list(criterion.parameters())):
+                optimizer.add_param_group({"params": own})
         return optimizer, optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
     except (TypeError, ValueError) as error:
         raise ConfigError(
@@ -128,7 +190,7 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
         ("video", "triplet"): engine.VideoTripletEngine,
         **ENGINES,
     }
-    kind, name = cfg.data.type, cfg.loss.name
+    kind, name = cfg.data.type, "custom" if len(loss_names(cfg)) > 1 else cfg.loss.name
     if (kind, name) not in engines:
         kinds = [other for other, loss in engines if loss == name]
         raise ConfigError(f"loss {name!r} trains on data.type {' or '.join(map(repr, kinds))} only, got {kind!r}")
@@ -142,29 +204,53 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
     }
     for what, wanted in ours.items():
         if wanted and not issubclass(cls, MetricEngine):
-            raise ConfigError(f"{what} needs loss {', '.join(LOSSES)}, got {name!r}")
+            raise ConfigError(f"{what} needs loss {', '.join(LOSSES)} or custom, got {name!r}")
     return cls
 
 
 def build_engine(
-    cfg: CfgNode, datamanager: Any, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
+    cfg: CfgNode,
+    datamanager: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    criteria: Mapping[str, Criterion] | None = None,
 ) -> Resumable:
     """An engine of :func:`engine_class`, with the loss and the weights of the config, and :class:`Resumable`.
+
+    Args:
+        cfg: the config.
+        datamanager: of :func:`build_datamanager`.
+        model: of :func:`build_model`.
+        optimizer: of :func:`build_optimizer`.
+        scheduler: likewise.
+        criteria: what :func:`build_criteria` made, where the optimizer trains their parameters; None: it is called.
 
     Raises:
         ConfigError: for a loss without an engine, or with a value out of range.
     """
-    options = {"label_smooth": cfg.loss.softmax.label_smooth, **cfg.loss[cfg.loss.name]}
+    options: dict[str, Any] = {"label_smooth": cfg.loss.softmax.label_smooth}
     if cfg.data.type == "video":
         options["pooling_method"] = cfg.video.pooling_method
     options |= {"channels_last": cfg.train.channels_last, "compile": cfg.train.compile}
     cls = resumable(engine_class(cfg))
-    if issubclass(cls, MetricEngine):
+    if not issubclass(cls, MetricEngine):
+        options |= cfg.loss[cfg.loss.name]
+    else:
+        criteria = build_criteria(cfg) if criteria is None else criteria
+        weights = metric_weights(cfg)
+        if len(criteria) == 1:
+            options |= {"criterion": next(iter(criteria.values())), "weight_m": next(iter(weights.values()))}
+        else:
+            options |= {"criterion": criteria, "weight_m": weights}
+        options |= {"weight_x": softmax_weight(cfg)}
+        # An engine that is named after its loss only builds it.
+        cls = VideoMetricEngine if cfg.data.type == "video" else MetricEngine
         options |= {name: cfg.train[name] for name in ("amp", "micro_batch", "sync_batchnorm")}
         options |= {"memory_size": cfg.loss.memory.size, "memory_start_epoch": cfg.loss.memory.start_epoch}
     try:
         built: Resumable = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"can't build the engine for loss {cfg.loss.name}: {error}") from error
     built.options = TrainOptions(cfg.train.save_freq, cfg.train.keep, cfg.train.nonfinite)
     return built

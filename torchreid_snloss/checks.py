@@ -16,9 +16,9 @@ from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
 from torchreid_snloss import distributed
-from torchreid_snloss.build import engine_class
-from torchreid_snloss.config import ConfigError, loss_weights
-from torchreid_snloss.engine import check_weights
+from torchreid_snloss.build import build_criteria, engine_class
+from torchreid_snloss.config import ConfigError, loss_names, metric_weights, softmax_weight
+from torchreid_snloss.engine import MetricEngine, check_weights
 from torchreid_snloss.engine.amp import check_amp
 from torchreid_snloss.losses import LOSSES
 
@@ -34,7 +34,12 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: says which key, what it holds and what it may hold.
     """
-    _check_choice("loss.name", cfg.loss.name, ["softmax", "triplet", *LOSSES])
+    names = loss_names(cfg)
+    for name in names:
+        choices = ["triplet", *LOSSES, "custom"]
+        _check_choice("loss.name", name, choices if len(names) > 1 else ["softmax", *choices])
+    if len(set(names)) < len(names):
+        raise ConfigError(f"loss.name must name each loss once, got {cfg.loss.name!r}")
     _check_choice("data.type", cfg.data.type, ["image", "video"])
     _check_choice("train.optim", cfg.train.optim, optim.optimizer.AVAI_OPTIMS)
     _check_choice("train.lr_scheduler", cfg.train.lr_scheduler, optim.lr_scheduler.AVAI_SCH)
@@ -76,7 +81,8 @@ def _check_numbers(cfg: CfgNode) -> None:
         and min(cfg.data.norm_std or [1]) > 0,
         "data.val_fraction must be at least 0 and below 1": 0 <= cfg.data.val_fraction < 1,
         "train.save_freq must be at least 1 and train.keep at least 0": train.save_freq >= 1 and train.keep >= 0,
-        "train.nonfinite skip needs loss sn, hap2s or fidi": train.nonfinite == "stop" or cfg.loss.name in LOSSES,
+        "train.nonfinite skip needs loss sn, hap2s, fidi or custom": train.nonfinite == "stop"
+        or issubclass(engine_class(cfg), MetricEngine),
         "train.amp bf16 trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES": train.amp != "bf16"
         or not several_gpus,
         "train.compile trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES": not train.compile
@@ -113,20 +119,19 @@ def _value(cfg: CfgNode, key: str) -> Any:
 
 
 def _check_loss(cfg: CfgNode) -> None:
-    name, node = cfg.loss.name, cfg.loss[cfg.loss.name]
-    metric_weight, _ = loss_weights(cfg)
+    weights = metric_weights(cfg)
+    keys = {f"loss.{name}.weight_{'t' if name == 'triplet' else 'm'}": weight for name, weight in weights.items()}
     try:
-        if name != "softmax":
-            check_weights(**{key: value for key, value in node.items() if key.startswith("weight_")})
-        if name in LOSSES:
-            LOSSES[name](**{key: value for key, value in node.items() if not key.startswith("weight_")})
+        if weights:
+            check_weights(**keys, **{f"loss.{loss_names(cfg)[0]}.weight_x": softmax_weight(cfg)})
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss.{name}: {error}") from error
-    if metric_weight > 0 and not cfg.test.evaluate:
+        raise ConfigError(str(error)) from error
+    build_criteria(cfg)
+    if any(weights.values()) and not cfg.test.evaluate:
         batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
         if instances < 2 or batch < 2 * instances:
             raise ConfigError(
-                f"a batch for loss {name!r} must hold at least 2 identities with at least 2 images each: "
+                f"a batch for loss {cfg.loss.name!r} must hold at least 2 identities with at least 2 images each: "
                 "train.batch_size = identities x sampler.num_instances, "
                 f"got train.batch_size {batch} and sampler.num_instances {instances}"
             )
@@ -205,13 +210,12 @@ def check_model(cfg: CfgNode, model: nn.Module) -> None:
     reid_utils.open_specified_layers(trial, layers)
     outputs = trial(torch.zeros(2, 3, cfg.data.height, cfg.data.width))
     logits, features = (outputs, ()) if cfg.loss.name == "softmax" else outputs
-    metric_weight, softmax_weight = loss_weights(cfg)
-    used = ([features] if metric_weight > 0 else []) + ([logits] if softmax_weight > 0 else [])
+    used = ([features] if any(metric_weights(cfg).values()) else []) + ([logits] if softmax_weight(cfg) > 0 else [])
     if not any(tensor.requires_grad for output in used for tensor in _tensors(output)):
         raise ConfigError(
             f"train.fixbase_epoch {cfg.train.fixbase_epoch} trains {layers} alone at first, but nothing in loss "
-            f"{cfg.loss.name!r} depends on them (is loss.{cfg.loss.name}.weight_x 0?); set train.fixbase_epoch 0, give "
-            "the softmax term a weight, or open other layers"
+            f"{cfg.loss.name!r} depends on them (is loss.{loss_names(cfg)[0]}.weight_x 0?); set train.fixbase_epoch "
+            "0, give the softmax term a weight, or open other layers"
         )
 
 

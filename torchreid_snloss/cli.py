@@ -16,7 +16,7 @@ from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
 from torchreid_snloss import distributed
-from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
+from torchreid_snloss.build import build_criteria, build_datamanager, build_engine, build_model, build_optimizer
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights
 from torchreid_snloss.checks import check_config, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
@@ -147,9 +147,10 @@ def _train_or_test(cfg: CfgNode) -> None:
         if torch.cuda.device_count() > 1 and distributed.world_size() == 1:
             model = nn.DataParallel(model)
 
-    optimizer, scheduler = build_optimizer(cfg, model)
+    criteria = build_criteria(cfg)
+    optimizer, scheduler = build_optimizer(cfg, model, criteria)
     print(f"Building {cfg.loss.name}-engine for {cfg.data.type}-reid")
-    engine = build_engine(cfg, datamanager, model, optimizer, scheduler)
+    engine = build_engine(cfg, datamanager, model, optimizer, scheduler, criteria)
     _resume(cfg, engine)
     kwargs = engine_run_kwargs(cfg)
     if cfg.test.evaluate:

@@ -7,6 +7,7 @@ here instead.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import inspect
@@ -26,9 +27,11 @@ __all__ = [
     "get_default_config",
     "imagedata_kwargs",
     "load_config",
-    "loss_weights",
+    "loss_names",
     "lr_scheduler_kwargs",
+    "metric_weights",
     "optimizer_kwargs",
+    "softmax_weight",
     "videodata_kwargs",
 ]
 
@@ -93,7 +96,7 @@ _TORCHREID: dict[str, dict[str, Any]] = {
     "rmsprop": {"alpha": 0.99},
     "adam": {"beta1": 0.9, "beta2": 0.999},
     "loss": {
-        "name": "softmax",  # softmax, triplet, sn, hap2s, fidi
+        "name": "softmax",  # softmax, triplet, sn, hap2s, fidi, custom, or several of the last five, as sn+triplet
         "softmax": {"label_smooth": True},
         "triplet": {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.0},
     },
@@ -125,6 +128,14 @@ _OURS: dict[str, dict[str, Any]] = {
         "sync_batchnorm": False,  # batch norm over all processes' images
     },
     "loss": {
+        "custom": {  # any criterion, by where it is imported from
+            "target": "",  # as pytorch_metric_learning.losses.CircleLoss
+            "kwargs": {},
+            "miner": "",  # as pytorch_metric_learning.miners.MultiSimilarityMiner; empty: none
+            "miner_kwargs": {},
+            "weight_m": 1.0,
+            "weight_x": 1.0,
+        },
         "memory": {  # features of earlier batches as further references
             "size": 0,  # how many; 0: none
             "start_epoch": 0,  # the epoch, from 0, in which they are first used
@@ -133,6 +144,7 @@ _OURS: dict[str, dict[str, Any]] = {
 }
 # Keys that older configs of torchreid's have: what they are called now, None: no more.
 _OLD_KEYS = {"data.use_unlabeled_targets": "data.load_train_targets", "test.visactmap": None}
+_KEYWORDS = ("loss.custom.kwargs", "loss.custom.miner_kwargs")  # nodes whose keys are anything
 _MAY_BE_NONE = ("loss.hap2s.margin", "data.norm_mean", "data.norm_std")
 _ENGINE_WEIGHTS = ("weight_m", "weight_x")
 
@@ -185,7 +197,7 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
 
 def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{path}{key}" not in _KEYWORDS:
             yield from _leaves(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
@@ -213,6 +225,8 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         # yacs takes no 1 where the default is 1.0.
         with contextlib.suppress(TypeError, ValueError):  # what is no number yacs finds out below
             value = float(value)
+    if key in _KEYWORDS:
+        value = _keywords(key, value)
     try:
         cfg.merge_from_list([key, value])
     except (ValueError, TypeError) as error:
@@ -221,12 +235,30 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         ) from error
 
 
-def loss_weights(cfg: CfgNode) -> tuple[float, float]:
-    """Weights of the metric term, which compares images with each other, and of the softmax term."""
-    if cfg.loss.name == "softmax":
-        return 0.0, 1.0
-    node = cfg.loss[cfg.loss.name]
-    return node["weight_t" if cfg.loss.name == "triplet" else "weight_m"], node.weight_x
+def _keywords(key: str, value: Any) -> CfgNode:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, SyntaxError):  # what is no literal is told below
+            value = ast.literal_eval(value)
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{key} must hold keywords, as \"{{'gamma': 80}}\", got {value!r}")
+    return CfgNode(dict(value), new_allowed=True)
+
+
+def loss_names(cfg: CfgNode) -> list[str]:
+    """The losses that ``loss.name`` names, one or several."""
+    return str(cfg.loss.name).split("+")
+
+
+def metric_weights(cfg: CfgNode) -> dict[str, float]:
+    """The weight of each metric term, which compares images with each other; none for softmax alone."""
+    names = [name for name in loss_names(cfg) if name != "softmax"]
+    return {name: cfg.loss[name]["weight_t" if name == "triplet" else "weight_m"] for name in names}
+
+
+def softmax_weight(cfg: CfgNode) -> float:
+    """The weight of the softmax term; of several losses the first one's counts."""
+    first = loss_names(cfg)[0]
+    return 1.0 if first == "softmax" else float(cfg.loss[first].weight_x)
 
 
 _DATA = {

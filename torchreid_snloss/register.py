@@ -10,7 +10,7 @@ from typing import Any
 from torchreid import data, engine, losses, metrics, models, utils
 
 from torchreid_snloss import evaluation, rerank
-from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians
+from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians, SyntheticTracklets
 from torchreid_snloss.engine import ENGINES
 from torchreid_snloss.losses import LOSSES
 
@@ -25,7 +25,8 @@ def register() -> None:
 
     - ``torchreid.losses`` and ``torchreid.engine`` have the classes, ``SNLoss``, ``ImageSNEngine`` and so on;
     - ``torchreid.models.build_model`` takes ``loss='sn'``, ``'hap2s'`` and ``'fidi'``;
-    - data managers take ``train_sampler='IdentitySampler'`` and the dataset ``'synthetic'``;
+    - data managers take ``train_sampler='IdentitySampler'`` and the datasets ``'synthetic'`` and
+      ``'synthetic_video'``;
     - ``torchreid.metrics.evaluate_rank`` is :func:`torchreid_snloss.evaluation.evaluate_rank` where torchreid has no
       compiled one, and that one where it has; within ``noted_rankings()`` either notes mINP as well;
     - ``torchreid.utils.re_ranking`` is :func:`torchreid_snloss.rerank.re_ranking`.
@@ -44,6 +45,7 @@ def register() -> None:
 
     try:
         data.register_image_dataset("synthetic", SyntheticPedestrians)
+        data.register_video_dataset("synthetic_video", SyntheticTracklets)
     except ValueError as error:
         raise RuntimeError(
             "torchreid has a data set named 'synthetic' already, this package can't add its own"

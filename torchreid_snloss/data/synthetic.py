@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from torchreid_snloss.data.pedestrians import Camera, Person, draw, make_camera, make_person, make_twin
 
-__all__ = ["SyntheticPedestrians", "make_pedestrians"]
+__all__ = ["SyntheticPedestrians", "SyntheticTracklets", "make_pedestrians"]
 
 _FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 _NUM_CAMERAS = 6
 _IMAGES_A_CAMERA = 2
+_FRAMES = 8
 
 
 class SyntheticPedestrians(data.datasets.Market1501):
@@ -45,7 +46,37 @@ class SyntheticPedestrians(data.datasets.Market1501):
         return sorted(super().process_dir(dir_path, relabel=relabel))
 
 
-def make_pedestrians(directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0) -> None:
+class SyntheticTracklets(data.VideoDataset):
+    """The drawn people as video: a tracklet is a person under a camera, of 8 frames.
+
+    60 training identities under 3 to 5 cameras, 40 others under 4 to test, whose first tracklet is the query. The first
+    use writes about 3,200 images to ``<root>/synthetic-video-v1``.
+    """
+
+    dataset_dir = "synthetic-video-v1"
+
+    def __init__(self, root: str = "", **kwargs: Any) -> None:
+        directory = Path(root).expanduser().absolute() / self.dataset_dir
+        if not directory.exists():
+            make_pedestrians(directory, num_train_pids=60, num_test_pids=40, frames=_FRAMES)
+        train, query, gallery = (_tracklets(directory / "Market-1501-v15.09.15" / folder) for folder in _FOLDERS)
+        labels = {pid: label for label, pid in enumerate(sorted({pid for _, pid, _ in train}))}
+        train = [(paths, labels[pid], camid) for paths, pid, camid in train]
+        super().__init__(train, query, gallery, **kwargs)
+
+
+def _tracklets(folder: Path) -> list[tuple[tuple[str, ...], int, int]]:
+    """Frames of an identity under a camera, ``0001_c3s1_000000_00.jpg`` and so on, in order."""
+    frames: dict[tuple[int, int], list[str]] = {}
+    for path in sorted(folder.glob("*.jpg")):
+        pid, camera, *_ = path.name.split("_")
+        frames.setdefault((int(pid), int(camera[1]) - 1), []).append(str(path))
+    return [(tuple(paths), pid, camid) for (pid, camid), paths in frames.items()]
+
+
+def make_pedestrians(
+    directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0, frames: int = 0
+) -> None:
     """Draws people and writes them in Market-1501 layout.
 
     The same arguments give the same bytes with the same versions of NumPy and Pillow. The folder appears only once it
@@ -57,6 +88,8 @@ def make_pedestrians(directory: str | Path, num_train_pids: int = 120, num_test_
         num_train_pids: training identities.
         num_test_pids: identities in query and gallery, other people than in training.
         seed: of everything random.
+        frames: of a tracklet, for video: an identity has so many images under each of its cameras, and of those to test
+            the first one's are the query; 0: no video, two images under a camera, and a query each from two cameras.
 
     Raises:
         FileExistsError: if ``directory`` exists.
@@ -74,7 +107,7 @@ def make_pedestrians(directory: str | Path, num_train_pids: int = 120, num_test_
             folder.mkdir(parents=True)
         people = _people(num_train_pids + num_test_pids, seed)
         for pid, person in tqdm(people, total=num_train_pids + num_test_pids, unit="person", disable=None):
-            _write_person(folders, pid, person, cameras, seed, is_train=pid <= num_train_pids)
+            _write_person(folders, pid, person, cameras, seed, pid <= num_train_pids, frames)
         try:
             made.rename(directory)
         except OSError:
@@ -91,15 +124,16 @@ def _people(number: int, seed: int) -> Iterator[tuple[int, Person]]:
 
 
 def _write_person(
-    folders: dict[str, Path], pid: int, person: Person, cameras: list[Camera], seed: int, is_train: bool
+    folders: dict[str, Path], pid: int, person: Person, cameras: list[Camera], seed: int, is_train: bool, frames: int
 ) -> None:
     rng = np.random.default_rng([seed, 3, pid])
     seen_by = rng.permutation(_NUM_CAMERAS)[: rng.integers(3, 6) if is_train else 4]
     for order, camera in enumerate(seen_by):
-        for frame in range(_IMAGES_A_CAMERA):
+        for frame in range(frames or _IMAGES_A_CAMERA):
             if is_train:
                 folder = folders["bounding_box_train"]
             else:  # a query from each of two cameras, the rest is gallery
-                folder = folders["query" if order < 2 and frame == 0 else "bounding_box_test"]
+                is_query = order == 0 if frames else order < 2 and frame == 0
+                folder = folders["query" if is_query else "bounding_box_test"]
             image = draw(person, cameras[camera], rng)
             image.save(folder / f"{pid:04d}_c{camera + 1}s1_{frame:06d}_00.jpg", quality=90)

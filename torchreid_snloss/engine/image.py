@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torchreid_snloss.engine.metric import LossEngine
+from torchreid_snloss.engine.metric import LossEngine, MetricEngine
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
 
-__all__ = ["ImageFIDIEngine", "ImageHAP2SEngine", "ImageSNEngine"]
+__all__ = ["ImageFIDIEngine", "ImageHAP2SEngine", "ImageMetricEngine", "ImageSNEngine"]
 
 
 class ImageSNEngine(LossEngine):
@@ -44,3 +44,23 @@ class ImageFIDIEngine(LossEngine):
     """Trains with :class:`FIDILoss` and softmax; used like :class:`ImageSNEngine`."""
 
     loss_class = FIDILoss
+
+
+class ImageMetricEngine(MetricEngine):
+    """Trains with any criterion and softmax, or with several criteria. Arguments: :class:`MetricEngine`'s.
+
+    Example::
+
+        from pytorch_metric_learning import losses, miners
+
+        circle, miner = losses.CircleLoss(), miners.MultiSimilarityMiner()
+        engine = torchreid_snloss.ImageMetricEngine(
+            datamanager, model, optimizer, scheduler=scheduler,
+            criterion=lambda features, pids: circle(features, pids, miner(features, pids)),
+        )
+        both = torchreid_snloss.ImageMetricEngine(
+            datamanager, model, optimizer, scheduler=scheduler,
+            criterion={'sn': torchreid_snloss.SNLoss(), 'triplet': torchreid.losses.TripletLoss()},
+            weight_m={'sn': 1.0, 'triplet': 0.5},
+        )
+    """

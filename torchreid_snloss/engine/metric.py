@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +18,15 @@ from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.amp import Amp, autocast, check_amp, grad_scaler
 from torchreid_snloss.engine.caching import cached_forward
 from torchreid_snloss.engine.resumable import Resumable
-from torchreid_snloss.losses import GlobalBatchLoss, Memory, MetricLoss, check_integer, check_number, quotients
+from torchreid_snloss.losses import (
+    Criterion,
+    GlobalBatchLoss,
+    Memory,
+    MetricLoss,
+    check_integer,
+    check_number,
+    quotients,
+)
 
 __all__ = ["LossEngine", "MetricEngine", "check_weights"]
 
@@ -27,10 +34,11 @@ _COLLAPSED = 1e-2  # mean distance between features, in feature lengths
 
 
 class MetricEngine(Resumable):
-    """torchreid's engine with a metric loss on the features and a softmax loss on the logits.
+    """torchreid's engine with any losses on the features and a softmax loss on the logits.
 
     ``run``, ``train``, ``test`` and the evaluation are torchreid's own, and training is :class:`Resumable`. The
-    progress line and TensorBoard show ``loss_m``, ``loss_x``, ``acc`` and the loss's ``statistics``.
+    progress line and TensorBoard show ``loss_m`` (or a name each, of several), ``loss_x``, ``acc`` and the
+    ``statistics`` of this package's losses.
 
     On several processes (:mod:`torchreid_snloss.distributed`) a batch of the data manager's is the batch of all: each
     process trains on its part, and its anchors are compared with the features of all. Loss and gradients are those of
@@ -43,8 +51,10 @@ class MetricEngine(Resumable):
             ``loss='triplet'`` (or ``'sn'``, ``'hap2s'``, ``'fidi'`` after :func:`torchreid_snloss.register`). Either
             may be a tuple or list of tensors (PCB, HACNN): the loss is the mean over them.
         optimizer: an optimizer over the model's parameters.
-        criterion: the metric loss, called ``criterion(features, pids)`` with (batch, dimension) and (batch,).
-        weight_m: weight of the metric term, >= 0; at 0 it is left out.
+        criterion: the metric loss, called ``criterion(features, pids)`` with (batch, dimension) and (batch,), which
+            gives a scalar: this package's, torchreid's, pytorch-metric-learning's, a function. Or several, by names.
+            Parameters of its own must be in the optimizer.
+        weight_m: weight of the metric term, >= 0; at 0 it is left out. Of several, by the same names.
         weight_x: weight of the softmax term, likewise. Not both may be 0.
         scheduler: a learning rate scheduler, stepped once an epoch; None: the learning rate stays.
         use_gpu: use the GPU where there is one.
@@ -64,7 +74,7 @@ class MetricEngine(Resumable):
         TypeError, ValueError: for a negative weight, two weights of 0, a model that gives no features, one that is on
             the CPU while ``use_gpu`` and a GPU say otherwise, an ``amp`` that is unknown or can't be had, a size that
             is no integer of at least 0, a batch that is too small for the processes, a memory with a criterion of
-            another kind.
+            another kind, parameters of a criterion that nothing trains.
     """
 
     def __init__(
@@ -72,8 +82,8 @@ class MetricEngine(Resumable):
         datamanager: Any,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        criterion: nn.Module,
-        weight_m: float = 1.0,
+        criterion: Criterion | Mapping[str, Criterion],
+        weight_m: float | Mapping[str, float] = 1.0,
         weight_x: float = 1.0,
         scheduler: Any = None,
         use_gpu: bool = True,
@@ -87,7 +97,11 @@ class MetricEngine(Resumable):
         compile: bool = False,
     ) -> None:
         super().__init__(datamanager, use_gpu, channels_last=channels_last, compile=compile)
-        check_weights(weight_m=weight_m, weight_x=weight_x)
+        criteria = dict(criterion) if isinstance(criterion, Mapping) else {"m": criterion}
+        weights = dict(weight_m) if isinstance(weight_m, Mapping) else {"m": weight_m}
+        if weights.keys() != criteria.keys() or not criteria:
+            raise ValueError(f"weight_m must have the criteria's names {list(criteria)}, got {weight_m}")
+        check_weights(**{f"weight_{name}": weight for name, weight in {**weights, "x": weight_x}.items()})
         self.micro_batch = check_integer("micro_batch", micro_batch, at_least=0)
         self.memory_start_epoch = check_integer("memory_start_epoch", memory_start_epoch, at_least=0)
         memory = Memory(memory_size) if check_integer("memory_size", memory_size, at_least=0) else None
@@ -110,17 +124,19 @@ class MetricEngine(Resumable):
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         self.optimizer = optimizer
         self.register_model("model", self.model, optimizer, scheduler)
-        self.weight_m = weight_m
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.weight_x = weight_x
-        self._outputs = _Outputs(self.model, weight_x > 0, weight_m > 0)
-        self.criterion_m = criterion
-        if memory is not None or distributed.world_size() > 1:
-            self.criterion_m = GlobalBatchLoss(criterion, memory)
-            self.memory = memory
-        self._metric_loss = criterion
+        self._outputs = _Outputs(self.model, weight_x > 0, bool(self.weights))
+        self.memory = memory
+        self.criteria = GlobalBatchLoss({name: criteria[name] for name in self.weights}, memory).to(device)
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        untrained = [name for name, p in self.criteria.named_parameters() if p.requires_grad and id(p) not in held]
+        if untrained:
+            raise ValueError(f"the criterion has parameters that the optimizer does not: {untrained}")
         self._parallel: tuple[DistributedDataParallel, list[bool]] | None = None
-        if isinstance(criterion, MetricLoss):
-            criterion.collect_statistics = True
+        for loss in criteria.values():
+            if isinstance(loss, MetricLoss):
+                loss.collect_statistics = True
         self._collapsed = False
         self.criterion_x = nn.CrossEntropyLoss(label_smoothing=0.1 if label_smooth else 0.0)
 
@@ -155,9 +171,9 @@ class MetricEngine(Resumable):
         share = len(imgs) * len(counts) / sum(counts)
         loss = torch.zeros((), device=imgs.device)
         summary: dict[str, Tensor] = {}
-        if self.weight_m > 0:
-            summary["loss_m"] = self.compute_loss(self._criterion_of(data, features), features, pids)
-            loss = loss + self.weight_m * summary["loss_m"]
+        for name, value in self._metric_terms(data, features, pids).items():
+            summary[f"loss_{name}"] = value
+            loss = loss + self.weights[name] * value
         if self.weight_x > 0:
             summary["loss_x"] = self.compute_loss(self.criterion_x, logits, pids) * share
             loss = loss + self.weight_x * summary["loss_x"]
@@ -168,7 +184,8 @@ class MetricEngine(Resumable):
             for buffer, before in zip(self.model.buffers(), buffers):
                 buffer.copy_(before)
             return {}
-        self._warn_of_collapse(values.pop("spread", 1.0))
+        for name in [name for name in values if name.endswith("spread")]:
+            self._warn_of_collapse(values.pop(name))
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _trained(self) -> nn.Module:
@@ -179,22 +196,28 @@ class MetricEngine(Resumable):
         if self._parallel is None or self._parallel[1] != trainable:
             # Buffers are averaged where they are used, which is not in training.
             wrapped = DistributedDataParallel(
-                self._outputs, broadcast_buffers=False, find_unused_parameters=0 in (self.weight_x, self.weight_m)
+                self._outputs, broadcast_buffers=False, find_unused_parameters=self.weight_x == 0 or not self.weights
             )
             self._parallel = wrapped, trainable
         return self._parallel[0]
 
-    def _criterion_of(self, data: dict[str, Any], features: Any) -> Callable[..., Tensor]:
-        """The metric loss for a batch; with a memory, it knows the images."""
-        if self.memory is None:
-            return self.criterion_m
-        if not isinstance(features, Tensor):
-            raise TypeError("a memory takes a model with one feature an image, this one has several")
-        if "impath" not in data:
-            raise TypeError("a memory takes image batches with the images' paths, 'impath'")
-        numbers = [_number_of(path) for path in data["impath"]]
-        self.memory.in_use = self.epoch >= self.memory_start_epoch
-        return functools.partial(self.criterion_m, images=torch.tensor(numbers, device=features.device))
+    def _metric_terms(self, data: dict[str, Any], features: Any, pids: Tensor) -> dict[str, Tensor]:
+        """The metric losses; of a model with several features an image, their mean over these."""
+        images = None
+        if self.memory is not None and self.weights:
+            if not isinstance(features, Tensor):
+                raise TypeError("a memory takes a model with one feature an image, this one has several")
+            if "impath" not in data:
+                raise TypeError("a memory takes image batches with the images' paths, 'impath'")
+            images = torch.tensor([_number_of(path) for path in data["impath"]], device=features.device)
+            self.memory.in_use = self.epoch >= self.memory_start_epoch
+        several = [features] if isinstance(features, Tensor) else features
+        terms = [self.criteria(feature, pids, images) for feature in several] if self.weights else []
+        for name, value in terms[0].items() if terms else ():
+            if not (isinstance(value, Tensor) and value.numel() == 1):
+                what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"the criterion {name!r} must give a scalar tensor, got {what}")
+        return {name: torch.stack([term[name].reshape(()) for term in terms]).mean() for name in self.weights}
 
     def optimize(
         self, loss: Tensor, summary: dict[str, Tensor], propagate: Callable[[], None] | None = None
@@ -228,11 +251,11 @@ class MetricEngine(Resumable):
             summary["lowered"] = self.scaler.scale(one) < summary["scale"]
         summary["gradient"] = _gradient_norm(self.optimizer)
         # One trip to the CPU for all values, since each is a wait for the GPU; and before the weights change.
-        values = self._numbers(summary, getattr(self._metric_loss, "sums", {}) if self.weight_m > 0 else {})
+        values = self._numbers(summary, self._sums())
         gradient = values.pop("gradient")
         # The scaler is looking for the largest scale that float16 takes; below 1 there is none.
         overflow = values.pop("lowered", 0.0) > 0 and values["scale"] > 1
-        terms = {name: value for name, value in values.items() if name in ("loss_m", "loss_x")}
+        terms = {name: value for name, value in values.items() if name.startswith("loss_")}
         if not overflow:
             terms["gradient"] = gradient
         if not self.check_finite(terms):
@@ -242,6 +265,15 @@ class MetricEngine(Resumable):
         if not overflow:
             self.optimizer.step()
         return values
+
+    def _sums(self) -> dict[str, Tensor]:
+        """Of all losses, with a loss's name before each where there are several."""
+        several = len(self.weights) > 1
+        return {
+            f"{name}_{key}" if several else key: value
+            for name, loss in self.criteria.losses.items()
+            for key, value in getattr(loss, "sums", {}).items()
+        }
 
     def _numbers(self, summary: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, float]:
         scalars = [value.detach().float().reshape(1) for value in summary.values()]
@@ -309,7 +341,8 @@ def check_weights(**weights: float) -> None:
         check_number(name, value)
     if min(weights.values()) < 0 or sum(weights.values()) == 0:
         given = ", ".join(f"{name}={value}" for name, value in weights.items())
-        raise ValueError(f"{' and '.join(weights)} must be at least 0 and not both 0, got {given}")
+        all_of_them = "both" if len(weights) == 2 else "all"
+        raise ValueError(f"{' and '.join(weights)} must be at least 0 and not {all_of_them} 0, got {given}")
 
 
 _OWN_OPTIONS = {

@@ -104,10 +104,13 @@ class Resumable(engine.Engine):
 
     train_loader: Any
     writer: Any
+    extract_features: Any
     scaler: Any = None
     """The loss's ``GradScaler``, for an engine that trains in float16; checkpoints hold its state."""
     memory: Any = None
     """The loss's ``Memory``, where it has one; likewise."""
+    criteria: Any = None
+    """Losses, of which some may have parameters of their own; likewise."""
 
     def __init__(self, *args: Any, channels_last: bool = False, compile: bool = False, **kwargs: Any) -> None:
         self._channels_last, self._compile = channels_last, compile
@@ -123,7 +126,6 @@ class Resumable(engine.Engine):
         self._batch_idx = 0
         self._noted_signal = 0  # that came to this process
         self._signal = 0  # that all processes know of
-        self._extracted = False  # while what is evaluated are features, and no images
 
     def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
         # A checkpoint holds a scheduler's state, also where none was given.
@@ -242,6 +244,8 @@ class Resumable(engine.Engine):
         if "progress" in checkpoint:
             self._progress = _Progress(**checkpoint["progress"])
             self._random_states = checkpoint["random_states"]
+        if self.criteria is not None and checkpoint.get("criterion"):
+            self.criteria.load_state_dict(checkpoint["criterion"])
         if self.memory is not None and checkpoint.get("memory"):  # one of a run without has none
             self.memory.load_state_dict(checkpoint["memory"])
         if self.scaler is not None and checkpoint.get("scaler"):  # one of another precision has none
@@ -261,11 +265,11 @@ class Resumable(engine.Engine):
         loaders = {name: self._extract(loader) for name, loader in loaders.items()}
         results: Any = None
         if distributed.rank() == 0:
-            self._extracted = True
+            self.extract_features = _unchanged  # they are features already
             try:
                 results = self._evaluate_here(dataset_name, **loaders, **kwargs)
             finally:
-                self._extracted = False
+                del self.extract_features
         rank1, mean_ap = distributed.from_first(results)
         self._map[dataset_name] = float(mean_ap)
         return rank1, mean_ap
@@ -288,16 +292,13 @@ class Resumable(engine.Engine):
         """
         own = []
         for data in own_test_batches(loader):
-            images, pids, camids = super().parse_data_for_eval(data)
-            features = super().extract_features(images.cuda() if self.use_gpu else images)
+            images, pids, camids = self.parse_data_for_eval(data)
+            features = self.extract_features(images.cuda() if self.use_gpu else images)
             own.append({"img": features.cpu(), "pid": pids, "camid": camids})
         self._stop_if_asked()
         parts = distributed.all_of(own)
         turns = itertools.zip_longest(*parts)
         return [batch for turn in turns for batch in turn if batch is not None]
-
-    def extract_features(self, input: Any) -> Any:
-        return input if self._extracted else super().extract_features(input)
 
     def parse_data_for_eval(self, data: Any) -> Any:
         if distributed.world_size() == 1:
@@ -344,8 +345,12 @@ class Resumable(engine.Engine):
             "progress": dataclasses.asdict(self._progress),
             "random_states": _random_states() if self._progress.batch else None,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "criterion": self._criterion_state(),
             "memory": None if self.memory is None else self.memory.state_dict(),
         }
+
+    def _criterion_state(self) -> dict[str, Any] | None:
+        return (self.criteria is not None and self.criteria.state_dict()) or None
 
     def _write(self, epoch: int) -> None:
         batch = f".{self._progress.batch}" if self._progress.batch else ""
@@ -460,6 +465,10 @@ def _named_compile_errors() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split("\n\n")[0].split())[:300]
         raise CompileError(f"torch.compile can't compile the model: {reason}") from error
+
+
+def _unchanged(features: torch.Tensor) -> torch.Tensor:
+    return features
 
 
 def _in_channels_last(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -2,13 +2,14 @@
 
 from torchreid_snloss.losses.base import MetricLoss, check_integer, check_number, quotients
 from torchreid_snloss.losses.fidi import FIDILoss
-from torchreid_snloss.losses.global_batch import GlobalBatchLoss
+from torchreid_snloss.losses.global_batch import Criterion, GlobalBatchLoss
 from torchreid_snloss.losses.hap2s import HAP2SLoss
 from torchreid_snloss.losses.memory import Memory
 from torchreid_snloss.losses.sn import SNLoss
 
 __all__ = [
     "LOSSES",
+    "Criterion",
     "FIDILoss",
     "GlobalBatchLoss",
     "HAP2SLoss",

@@ -178,7 +178,7 @@ class MetricLoss(nn.Module, ABC):
         references: Tensor,
         reference_targets: Tensor,
         own_column: int | None = None,
-        images: tuple[Tensor, Tensor] | None = None,
+        left_out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What each anchor adds to the loss, before the reduction.
 
@@ -189,8 +189,7 @@ class MetricLoss(nn.Module, ABC):
             reference_targets: (M,).
             own_column: where the anchors are among the references, in order, the column of the first. The pair of an
                 anchor with itself is left out. None: they are not.
-            images: int64 (N,) and (M,), numbers of the images that anchors and references are of. A pair of one number
-                is left out too. None: there is none.
+            left_out: bool (N, M), further pairs to leave out. None: there are none.
 
         Returns:
             (N,) values, 0 for an anchor that does not count, and int (N,) how many terms each adds to the mean.
@@ -214,8 +213,8 @@ class MetricLoss(nn.Module, ABC):
                 block = None if centred is None else (centred[0][rows], centred[1])
                 with _float32_at_least(anchors.device):  # in_blocks calls it in the backward pass, too
                     pairs = squared_distances(anchors, others, normalize, own, block)
-                    block_images = None if images is None else (images[0][rows], images[1])
-                    return self._terms_of(pairs, targets[rows], reference_targets, own, block_images)
+                    block_left_out = None if left_out is None else left_out[rows]
+                    return self._terms_of(pairs, targets[rows], reference_targets, own, block_left_out)
 
             self._collected = {} if self.collect_statistics and self.training else None
             try:
@@ -235,7 +234,7 @@ class MetricLoss(nn.Module, ABC):
         targets: Tensor,
         reference_targets: Tensor,
         own_column: int | None,
-        images: tuple[Tensor, Tensor] | None,
+        left_out: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`terms` of some anchors."""
         same = targets[:, None] == reference_targets
@@ -245,10 +244,9 @@ class MetricLoss(nn.Module, ABC):
         if own_column is not None:
             positive.diagonal(own_column).fill_(False)
             positives = positives - 1
-        if images is not None:
-            same_image = (images[0][:, None] == images[1]).logical_and_(positive)
-            positive.logical_xor_(same_image)
-            positives = positives - same_image.sum(dim=1, dtype=torch.int32)
+        if left_out is not None:
+            positive, negative = positive & ~left_out, negative & ~left_out
+            positives, negatives = (mask.sum(dim=1, dtype=torch.int32) for mask in (positive, negative))
         counts = self.term_counts(positives, negatives)
         if pairs.squares.numel() == 0:
             return pairs.x.sum(dim=1) * 0 + pairs.y.sum() * 0, counts

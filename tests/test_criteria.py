@@ -1,0 +1,210 @@
+"""Any criterion in the engines, from Python and from a config; and this package's losses in pytorch-metric-learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run
+from torch import Tensor
+from torchreid import losses as reid_losses
+from torchreid import models, utils
+
+from torchreid_snloss import FIDILoss, HAP2SLoss, ImageMetricEngine, SNLoss
+from torchreid_snloss.build import MinedLoss
+
+pml = pytest.importorskip("pytorch_metric_learning")
+from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
+
+from torchreid_snloss.pml import CrossBatchMemory, PairwiseLoss  # noqa: E402
+
+
+def centre(features: Tensor, pids: Tensor) -> Tensor:
+    """A criterion of a user's own."""
+    return torch.stack([features[pids == pid].var(dim=0).sum() for pid in pids.unique()]).mean()
+
+
+CRITERIA: dict[str, Any] = {
+    "a function": centre,
+    "torchreid's triplet": reid_losses.TripletLoss(),
+    "contrastive": losses.ContrastiveLoss(),
+    "circle": losses.CircleLoss(),
+    "multi-similarity, mined": MinedLoss(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
+    "triplet, mined": MinedLoss(
+        losses.TripletMarginLoss(margin=0.3), miners.BatchHardMiner(distance=distances.LpDistance())
+    ),
+    "NT-Xent": losses.NTXentLoss(),
+    "supervised contrastive": losses.SupConLoss(),
+    "lifted": losses.LiftedStructureLoss(),
+    "NCA": losses.NCALoss(),
+    "tuplet": losses.TupletMarginLoss(),
+    "proxy anchor": losses.ProxyAnchorLoss(num_classes=16, embedding_size=512),
+    "ours": PairwiseLoss(HAP2SLoss()),
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_any_criterion_trains(name: str, datamanager: Any) -> None:
+    utils.set_random_seed(1)
+    criterion = CRITERIA[name]
+    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
+    if name == "proxy anchor":
+        with pytest.raises(ValueError, match=r"parameters that the optimizer does not: .*proxies"):
+            ImageMetricEngine(datamanager, model, optimizer, criterion, use_gpu=False)
+        optimizer.add_param_group({"params": list(criterion.parameters())})
+    engine = ImageMetricEngine(datamanager, model, optimizer, criterion, weight_x=0, use_gpu=False)
+    engine.set_model_mode("train")
+    batch = next(iter(datamanager.train_loader))
+    features = model(batch["img"])[1]
+    shown = [engine.forward_backward(batch)["loss_m"] for _ in range(6)]
+    assert shown[-1] < shown[0]
+    assert features.shape == (32, 512)
+
+
+def test_several_criteria_are_a_column_each_and_add_up(datamanager: Any) -> None:
+    torch.manual_seed(0)
+    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+    criteria = {"sn": SNLoss(), "triplet": reid_losses.TripletLoss(), "off": centre}
+    engine = ImageMetricEngine(
+        datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), criteria,
+        weight_m={"sn": 0.5, "triplet": 2.0, "off": 0.0}, use_gpu=False, label_smooth=False,
+    )  # fmt: skip
+    batch = next(iter(datamanager.train_loader))
+    shown = engine.forward_backward(batch)
+    ours = [parameter.grad.clone() for parameter in model.parameters()]
+    assert {name for name in shown if name.startswith("loss")} == {"loss_sn", "loss_triplet", "loss_x"}
+    assert "sn_d_pos" in shown
+
+    images, pids = batch["img"], batch["pid"]
+    model.zero_grad()
+    logits, features = model(images)
+    terms = SNLoss()(features, pids), reid_losses.TripletLoss()(features, pids)
+    softmax = torch.nn.functional.cross_entropy(logits, pids)
+    assert shown["loss_sn"] == pytest.approx(float(terms[0].detach()), rel=1e-5)
+    assert shown["loss_triplet"] == pytest.approx(float(terms[1].detach()), rel=1e-5)
+    assert shown["loss_x"] == pytest.approx(float(softmax.detach()), rel=1e-5)
+    (0.5 * terms[0] + 2 * terms[1] + softmax).backward()
+    for gradient, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_no_criterion_is_told(datamanager: Any) -> None:
+    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = ImageMetricEngine(datamanager, model, optimizer, lambda features, pids: features, use_gpu=False)
+    with pytest.raises(TypeError, match=r"'m' must give a scalar tensor, got \(32, 512\)"):
+        engine.forward_backward(next(iter(datamanager.train_loader)))
+    with pytest.raises(ValueError, match="weight_m must have the criteria's names"):
+        ImageMetricEngine(datamanager, model, optimizer, {"a": centre}, weight_m={"b": 1.0}, use_gpu=False)
+
+
+def options(reid_data: Path) -> list[str]:
+    return [
+        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
+        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", "1",
+        "train.print_freq", "3", "use_gpu", "False",
+    ]  # fmt: skip
+
+
+def test_from_the_command_line(reid_data: Path, tmp_path: Path) -> None:
+    custom = ["loss.custom.target", "pytorch_metric_learning.losses.ProxyAnchorLoss", "loss.custom.kwargs"]
+    custom += ["{'num_classes': 16, 'embedding_size': 512}", "loss.custom.weight_m", "0.1"]
+    done = run("-m", "torchreid_snloss", *options(reid_data), "loss.name", "hap2s+custom", *custom, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "loss_hap2s" in done.stdout
+    assert "loss_custom" in done.stdout
+    held = torch.load(tmp_path / "log/model/model.pth.tar-1", weights_only=True)["criterion"]
+    assert any("proxies" in name for name in held)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "can't import ''"),
+        (["loss.custom.target", "nowhere.Loss"], "can't import 'nowhere.Loss': No module named 'nowhere'"),
+        (["loss.custom.target", "torchreid.losses.NoLoss"], "can't import 'torchreid.losses.NoLoss'"),
+        (
+            [
+                "loss.custom.target",
+                "pytorch_metric_learning.losses.CircleLoss",
+                "loss.custom.kwargs",
+                "{'m': 1, 'z': 2}",
+            ],
+            "loss.custom: .*unexpected keyword argument 'z'",
+        ),
+        (["loss.name", "sn+softmax"], "loss.name must be one of triplet, sn, hap2s, fidi, custom, got 'softmax'"),
+        (["loss.name", "sn+sn"], "must name each loss once"),
+    ],
+)
+def test_a_custom_loss_that_is_none_is_told(changes: list[str], message: str) -> None:
+    from torchreid_snloss.checks import check_config
+    from torchreid_snloss.config import ConfigError, load_config
+
+    with pytest.raises(ConfigError, match=message):
+        check_config(load_config(options=["loss.name", "custom", "use_gpu", "False", *changes]))
+
+
+def test_keywords_come_from_a_file_too(tmp_path: Path) -> None:
+    from torchreid_snloss.build import build_criteria
+    from torchreid_snloss.config import load_config
+
+    (tmp_path / "my.yaml").write_text(
+        "loss:\n  name: custom\n  custom:\n    target: pytorch_metric_learning.losses.CircleLoss\n"
+        "    kwargs: {m: 0.3, gamma: 64}\n"
+    )
+    loss: Any = build_criteria(load_config(str(tmp_path / "my.yaml")))["custom"]
+    assert (loss.m, loss.gamma) == (0.3, 64)
+
+
+@pytest.mark.parametrize("loss", [SNLoss(scale=10.0), HAP2SLoss(), FIDILoss()])
+def test_in_pytorch_metric_learning_a_loss_is_itself(loss: Any) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(12, 5, requires_grad=True)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4])
+    adapted = PairwiseLoss(type(loss)(), collect_stats=True)
+    own = type(loss)()
+    torch.testing.assert_close(adapted(features, labels), own(features, labels))
+    assert adapted.d_neg > 0
+    references, reference_labels = torch.randn(9, 5), torch.arange(9) % 5
+    torch.testing.assert_close(
+        adapted(features, labels, None, references, reference_labels),
+        own(features, labels, references, reference_labels),
+    )
+    # All pairs, named, are all pairs.
+    pairs = pml.utils.loss_and_miner_utils.get_all_pairs_indices(labels)
+    torch.testing.assert_close(adapted(features, labels, pairs), own(features, labels))
+    total = PairwiseLoss(type(loss)(), reducer=reducers.SumReducer())
+    assert torch.isfinite(total(features, labels))
+    total(features, labels, miners.BatchHardMiner()(features, labels)).backward()
+    assert torch.isfinite(features.grad).all()
+    assert adapted(features[:1], labels[:1]).item() == 0
+
+
+def test_named_pairs_alone_count() -> None:
+    torch.manual_seed(1)
+    features, labels = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 1])
+    tensors = (torch.tensor(values) for values in ([0, 4], [1, 5], [0, 0, 4], [3, 4, 2]))
+    value = PairwiseLoss(HAP2SLoss(sigma=0.2))(features, labels, tuple(tensors))
+    unit = torch.nn.functional.normalize(features)
+    d = torch.cdist(unit, unit)
+    near = torch.softmax(-d[0, 3:5] / 0.2, 0) @ d[0, 3:5]
+    expected = torch.stack([d[0, 1] - near + 0.3, d[4, 5] - d[4, 2] + 0.3]).relu().mean()
+    torch.testing.assert_close(value, expected)
+
+
+def test_in_pytorch_metric_learnings_memory() -> None:
+    torch.manual_seed(2)
+    memory = CrossBatchMemory(PairwiseLoss(SNLoss(num_neighbors=3)), embedding_size=4, memory_size=20)
+    own = SNLoss(num_neighbors=3)
+    batches = [(torch.randn(6, 4, requires_grad=True), torch.tensor([0, 0, 1, 1, 2, 2])) for _ in range(3)]
+    seen: list[Tensor] = []
+    for features, labels in batches:
+        value = memory(features, labels)
+        seen.append(features.detach())
+        references = torch.cat([features.detach(), *seen[:-1]])
+        values, numbers = own.terms(features, labels, references, labels.repeat(len(seen)), own_column=0)
+        torch.testing.assert_close(value, values.sum() / numbers.sum())
+        value.backward()

@@ -1,0 +1,72 @@
+"""Engines for video re-identification, one a loss."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torchreid import engine
+
+from torchreid_snloss.engine.metric import LossEngine, MetricEngine
+from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
+from torchreid_snloss.losses.base import check_choice
+
+__all__ = ["VideoFIDIEngine", "VideoHAP2SEngine", "VideoMetricEngine", "VideoSNEngine"]
+
+
+class _Tracklets:
+    """Trains on each frame of a tracklet as on an image, and tests on the tracklet's pooled features.
+
+    Both are torchreid's.
+
+    Args:
+        *args: the engine's.
+        pooling_method: ``"avg"`` or ``"max"`` over a tracklet's frames.
+        **options: the engine's.
+
+    Raises:
+        ValueError: for another pooling method.
+    """
+
+    parse_data_for_train = engine.VideoSoftmaxEngine.parse_data_for_train
+    extract_features = engine.VideoSoftmaxEngine.extract_features
+
+    def __init__(self, *args: Any, pooling_method: Literal["avg", "max"] = "avg", **options: Any) -> None:
+        check_choice("pooling_method", pooling_method, ("avg", "max"))
+        self.pooling_method = pooling_method
+        super().__init__(*args, **options)
+
+
+class VideoMetricEngine(_Tracklets, MetricEngine):
+    """:class:`ImageMetricEngine` for torchreid's ``VideoDataManager``, with its engines' ``pooling_method``."""
+
+
+class VideoSNEngine(_Tracklets, LossEngine):
+    """Trains with :class:`SNLoss` and softmax; :class:`ImageSNEngine` for torchreid's ``VideoDataManager``.
+
+    A batch of P x K tracklets is a batch of P x K x ``seq_len`` images. Arguments: :class:`MetricEngine`'s,
+    ``pooling_method``, and :class:`SNLoss`'s keywords.
+
+    Example::
+
+        datamanager = data.VideoDataManager(
+            root='reid-data', sources='synthetic_video', height=128, width=64, seq_len=4,
+            batch_size_train=16, num_instances=4, train_sampler='IdentitySampler'
+        )
+        engine = torchreid_snloss.VideoSNEngine(
+            datamanager, model, optimizer, scale=10.0, pooling_method='avg', scheduler=scheduler
+        )
+    """
+
+    loss_class = SNLoss
+
+
+class VideoHAP2SEngine(_Tracklets, LossEngine):
+    """Trains with :class:`HAP2SLoss` and softmax; used like :class:`VideoSNEngine`."""
+
+    loss_class = HAP2SLoss
+
+
+class VideoFIDIEngine(_Tracklets, LossEngine):
+    """Trains with :class:`FIDILoss` and softmax; used like :class:`VideoSNEngine`."""
+
+    loss_class = FIDILoss
