@@ -34,7 +34,7 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], int]] = {
     "softmax alone": (ImageFIDIEngine, {"weight_m": 0}, 1),
     "sn, micro-batches": (ImageSNEngine, {"micro_batch": 3}, 1),
     "hap2s, memory": (ImageHAP2SEngine, {"memory_size": 40}, 3),
-    "fidi, micro-batches, memory": (ImageFIDIEngine, {"micro_batch": 2, "memory_size": 1000}, 3),
+    "fidi, micro-batches, memory": (ImageFIDIEngine, {"micro_batch": 4, "memory_size": 1000}, 3),
 }
 
 
@@ -89,12 +89,29 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
     torch.set_num_threads(1)
     distributed.start(use_gpu=False)
     # Uneven parts; the last process's anchors have no positive.
-    cuts = [0, *([9, 12, 13][: processes - 1] if processes < 4 else [5, 11, 16]), 24]
+    cuts = [0, *([8, 13][: processes - 1] if processes < 4 else [5, 11, 16]), 24]
     rows = slice(cuts[rank], cuts[rank + 1])
     torch.save({name: train(name, root, rows) for name in CASES}, f"{results}/{rank}")
+    engine, _ = make("sn", root)
+    engine.model.unused.requires_grad_()
+    with pytest.raises(ValueError, match=r"nothing in the loss depends on \['unused.weight', 'unused.bias'\]"):
+        engine.forward_backward({key: value[rows] for key, value in batches(1)[0].items()})
     with pytest.raises(ValueError, match="every process must have images"):
         GlobalBatchLoss({"sn": SNLoss()})(torch.zeros(rank, 2), torch.zeros(rank, dtype=torch.int64))
+    if rank == 0:
+        assert distributed.in_turn(lambda: "made") == "made"
+        with pytest.raises(distributed.PeerError, match="rank 1: no disk"):
+            distributed.in_turn(lambda: None)
+    else:
+        assert distributed.in_turn(lambda: "read") == "read"
+        with pytest.raises(OSError if rank == 1 else distributed.PeerError, match="no disk"):
+            distributed.in_turn(no_disk_on_the_second)
     distributed.stop()
+
+
+def no_disk_on_the_second() -> None:
+    if distributed.rank() == 1:
+        raise OSError("no disk")
 
 
 def free_port() -> int:
@@ -214,7 +231,7 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     ("changes", "message"),
     [
         (["train.batch_size", 8], "train.batch_size 8 with 4 images .* is 2 identities, too few for 3 processes"),
-        (["loss.name", "triplet"], "training on 3 processes needs loss sn, hap2s, fidi, got 'triplet'"),
+        (["loss.name", "triplet"], "training on 3 processes needs loss sn, hap2s, fidi or custom, got 'triplet'"),
         (["train.sync_batchnorm", True], "train.sync_batchnorm True needs GPUs"),
         (["train.micro_batch", -1], "train.micro_batch must be at least 0; got train.micro_batch -1"),
         (["loss.memory.size", -1], "loss.memory.size .* must be at least 0; got loss.memory.size -1"),

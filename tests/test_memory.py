@@ -113,6 +113,20 @@ def test_memory_starts_when_told_and_is_in_checkpoints(datamanager: Any, tmp_pat
     assert torch.equal(fewer.memory.images, whole.memory.images[-5:])
 
 
+def test_a_skipped_batch_is_not_remembered(datamanager: Any) -> None:
+    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False)
+    engine = ImageSNEngine(
+        datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False, memory_size=64
+    )
+    engine.options.nonfinite = "skip"
+    batch = next(iter(datamanager.train_loader))
+    assert engine.forward_backward(batch)
+    broken = {**batch, "img": torch.full_like(batch["img"], torch.nan)}
+    assert engine.forward_backward(broken) == {}
+    assert len(engine.memory.features) == 32
+    assert engine.forward_backward(batch)
+
+
 class WithDropout(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +156,7 @@ def test_micro_batches_have_one_dropout_and_batch_norm_sees_an_image_once(datama
     model.load_state_dict(start)
     model.zero_grad()
     torch.manual_seed(7)
-    outputs = [model(part) for part in images.split(4)]
+    outputs = [model(part) for part in images.tensor_split(3)]
     assert torch.equal(torch.rand(1), after), "the generator is left as the whole batch leaves it"
     logits = torch.cat([logits for logits, _ in outputs])
     features = [torch.cat(same) for same in zip(*(features for _, features in outputs))]

@@ -454,3 +454,14 @@ def test_feature_extractor_loads_our_checkpoint(datamanager: Any, tmp_path: Path
     stored = torch.load(path, weights_only=True)["state_dict"]
     loaded = extractor.model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in stored.items() if not name.startswith("classifier"))
+
+
+def test_a_restart_passes_over_checkpoints_of_another_run(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_checkpoint(
+            {"state_dict": {"w": torch.zeros(number)}, "epoch": number}, tmp_path / f"model.pth.tar-{number}"
+        )
+        os.utime(tmp_path / f"model.pth.tar-{number}", ns=(number * 1000, number * 1000))
+    assert find_newest(tmp_path) == tmp_path / "model.pth.tar-2"
+    assert find_newest(tmp_path, since=2000) == tmp_path / "model.pth.tar-2"
+    assert find_newest(tmp_path, since=2001) is None

@@ -194,14 +194,21 @@ def _without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
 _NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
 
 
-def find_newest(folder: str | Path) -> Path | None:
-    """The checkpoint in ``folder`` written last that loads whole, or None; damaged ones are named and passed over."""
+def find_newest(folder: str | Path, since: int = 0) -> Path | None:
+    """The checkpoint in ``folder`` written last that loads whole, or None; damaged ones are named and passed over.
+
+    Args:
+        folder: where.
+        since: only those written since, in nanoseconds.
+    """
     files = [
         (path.stat().st_mtime_ns, int(name[1]), int(name[2] or 0), path)
         for path in Path(folder).glob("model.pth.tar-*")
         if (name := _NAME.fullmatch(path.name))
     ]
-    for *_, path in sorted(files, reverse=True):
+    for written, *_, path in sorted(files, reverse=True):
+        if written < since:
+            break
         try:
             load_checkpoint(path)
         except CheckpointError as error:

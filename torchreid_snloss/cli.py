@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, TextIO, cast
 
 import torch
@@ -140,7 +141,7 @@ def _train_or_test(cfg: CfgNode) -> None:
         raise ConfigError(f"{cfg.model.name} does not take images of {size}: {error}") from error
     print(f"Model complexity: params={params:,} flops={flops:,}")
     if cfg.model.load_weights:
-        load_weights(model, cfg.model.load_weights)
+        distributed.in_turn(lambda: load_weights(model, cfg.model.load_weights))
     check_model(cfg, model)
     if cfg.use_gpu:
         model = model.cuda()
@@ -163,15 +164,29 @@ def _train_or_test(cfg: CfgNode) -> None:
 
 
 def _resume(cfg: CfgNode, engine: Resumable) -> None:
-    """Goes on from ``model.resume``; after a restart by torchrun, from what the run before has written."""
-    folder = os.path.join(cfg.data.save_dir, "model")
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Goes on from ``model.resume``; after a restart by torchrun, from what this run has written before."""
+    folder = Path(cfg.data.save_dir) / "model"
     checkpoint = "" if cfg.model.resume == "auto" else cfg.model.resume
+    restarted = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))) > 0
     if cfg.model.resume == "auto" or restarted:
-        newest = find_newest(folder) if distributed.rank() == 0 else None
+        newest = None
+        if distributed.rank() == 0:
+            newest = find_newest(folder, since=0 if cfg.model.resume == "auto" else _start_of_run(folder))
         checkpoint = distributed.from_first(newest) or checkpoint
         if not checkpoint:
             reason = "restarted" if restarted else "model.resume auto"
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
+    elif int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 and distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _STARTED).touch()
     if checkpoint:
-        cfg.train.start_epoch = engine.resume(checkpoint)
+        cfg.train.start_epoch = distributed.in_turn(lambda: engine.resume(checkpoint))
+
+
+_STARTED = ".started"
+
+
+def _start_of_run(folder: Path) -> int:
+    """When torchrun started this run, before its restarts, in nanoseconds; checkpoints before are another run's."""
+    mark = folder / _STARTED
+    return mark.stat().st_mtime_ns if mark.exists() else time.time_ns()

@@ -21,6 +21,7 @@ __all__ = [
     "all_of",
     "average_buffers",
     "check_environment",
+    "copy_from_first",
     "from_first",
     "gather_counts",
     "gather_rows",
@@ -82,9 +83,11 @@ def start(use_gpu: bool | None = None) -> None:
             "env://", timeout=TIMEOUT
         )
     )
-    # torchrun's store may outlive a restart, with the addresses of processes that are gone.
+    # On one machine torchrun's store may outlive a restart, with the addresses of processes that are gone. On several
+    # each round has a store of its own, and the machines count restarts differently.
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
     attempt = dist.PrefixStore(  # type: ignore[attr-defined]
-        f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+        f"attempt-{restarts}", store
     )
     # Numbers on the CPU go over Gloo, so that to tell them is not to wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
@@ -217,8 +220,16 @@ def in_turn(function: Callable[[], _T]) -> _T:
             except Exception as raised:  # told to the others, who would wait, and raised again
                 error = raised
         if largest(error is not None):
-            raise error or PeerError("another process failed")
+            told = from_first([(number, text) for number, text in enumerate(all_of(error and str(error))) if text])
+            raise error or PeerError("; ".join(f"rank {number}: {text}" for number, text in told))
     return result[0]
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Gives every process the first one's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
 
 
 @contextlib.contextmanager

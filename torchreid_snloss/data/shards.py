@@ -50,7 +50,8 @@ class Shards(Sampler[list[int]]):
         return len(self.batches) - left_out
 
     def __iter__(self) -> Iterator[list[int]]:
-        drawn, self._drawn = self._drawn or list(self.batches), None
+        drawn = list(self.batches) if self._drawn is None else self._drawn
+        self._drawn = None
         processes, rank = distributed.world_size(), distributed.rank()
         for batch in drawn:
             groups = self._groups(len(batch))

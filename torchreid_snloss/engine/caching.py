@@ -17,9 +17,9 @@ Outputs = list[Any]
 
 
 def cached_forward(
-    model: nn.Module, bare: nn.Module, images: Tensor, micro_batch: int, amp: Amp
+    model: nn.Module, bare: nn.Module, images: Tensor, micro_batches: int, amp: Amp
 ) -> tuple[Outputs, Callable[[], None]]:
-    """A model's outputs for a batch, of which only ``micro_batch`` images are in a graph at a time.
+    """A model's outputs for a batch, of which only one of its ``micro_batches`` is in a graph at a time.
 
     The batch goes through the model without a graph first; the loss gives gradients on the outputs; then each
     micro-batch goes through again, with one, and takes its part of them on to the weights (Gao et al., RepL4NLP 2021,
@@ -30,14 +30,14 @@ def cached_forward(
         model: the model, or its ``DistributedDataParallel``, which then averages gradients once.
         bare: the model.
         images: (batch, 3, height, width), on the model's device.
-        micro_batch: images at a time, >= 1.
+        micro_batches: how many, from 1 to the batch's size.
         amp: the precision.
 
     Returns:
         the outputs, tensors or lists of tensors, leaves of the loss's graph; and what to call once they have their
         gradients.
     """
-    parts = images.split(micro_batch)
+    parts = images.tensor_split(micro_batches)
     buffers = [buffer.clone() for buffer in bare.buffers()]
     states, computed = [], []
     with torch.no_grad(), autocast(amp, images.device.type):
@@ -51,16 +51,15 @@ def cached_forward(
     del computed
 
     def propagate() -> None:
-        gradients = [leaf.grad for leaf in leaves]
+        gradients = [None if leaf.grad is None else leaf.grad.tensor_split(micro_batches) for leaf in leaves]
         for number, (part, state) in enumerate(zip(parts, states)):
             _set_random_state(images, state)
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last or model is bare else model.no_sync():  # type: ignore[operator]
                 with autocast(amp, images.device.type):
                     outputs = _tensors(model(part))
-                rows = slice(number * micro_batch, number * micro_batch + len(part))
                 pairs = [
-                    (output, gradient[rows])
+                    (output, gradient[number])
                     for output, gradient in zip(outputs, gradients)
                     if gradient is not None and output.requires_grad
                 ]

@@ -42,7 +42,7 @@ class MetricEngine(Resumable):
 
     On several processes (:mod:`torchreid_snloss.distributed`) a batch of the data manager's is the batch of all: each
     process trains on its part, and its anchors are compared with the features of all. Loss and gradients are those of
-    one process with the whole batch.
+    one process with the whole batch, but for batch norm, which sees a process's own images without ``sync_batchnorm``.
 
     Args:
         datamanager: torchreid's ``ImageDataManager``. Its batches should hold several images an identity
@@ -62,8 +62,8 @@ class MetricEngine(Resumable):
         amp: what the model is trained in: ``"off"`` float32, ``"bf16"`` or ``"fp16"`` mixed precision. The losses and
             the test stay in float32. With ``"fp16"`` the loss is scaled by what the progress line shows as ``scale``;
             a step whose gradient overflows is left out and halves it, and only at a scale of 1 counts as not finite.
-        micro_batch: images of a process that the model takes at a time, with the exact gradient of the whole batch (see
-            :func:`cached_forward`), for batches larger than the memory holds; 0: all.
+        micro_batch: the most images of a process that the model takes at a time, with the gradient of the whole batch
+            (exact but for batch norm, see :func:`cached_forward`), for batches larger than the memory holds; 0: all.
         memory_size: features of earlier batches that the loss has as further references; 0: none.
         memory_start_epoch: the epoch, from 0, in which the memory starts.
         sync_batchnorm: normalise by the statistics of all processes' images; on GPUs.
@@ -119,16 +119,19 @@ class MetricEngine(Resumable):
             # Its threads take autocast over, but not the dtype, and would compute in float16.
             raise ValueError("amp bf16 does not work with nn.DataParallel on several GPUs; fp16 does")
         self.amp: Amp = amp
+        if micro_batch and isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError("micro_batch does not work with nn.DataParallel on several GPUs; start it with torchrun")
         self.scaler = grad_scaler(amp, device)
         # The modules are new, the parameters in them, which the optimizer has, are not.
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         self.optimizer = optimizer
         self.register_model("model", self.model, optimizer, scheduler)
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        self.weights = weights
         self.weight_x = weight_x
-        self._outputs = _Outputs(self.model, weight_x > 0, bool(self.weights))
+        self._outputs = _Outputs(self.model)
         self.memory = memory
-        self.criteria = GlobalBatchLoss({name: criteria[name] for name in self.weights}, memory).to(device)
+        self.criteria = GlobalBatchLoss(criteria, memory).to(device)
+        distributed.copy_from_first(self.criteria)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         untrained = [name for name, p in self.criteria.named_parameters() if p.requires_grad and id(p) not in held]
         if untrained:
@@ -159,19 +162,25 @@ class MetricEngine(Resumable):
 
         # Batch norm's running means take a broken image in before the loss shows it.
         buffers = [buffer.clone() for buffer in self.model.buffers()] if self.options.nonfinite == "skip" else []
-        if 0 < self.micro_batch < len(imgs):
-            outputs, propagate = cached_forward(self._trained(), self._outputs, imgs, self.micro_batch, self.amp)
+        counts = distributed.gather_counts(len(imgs))
+        self._outputs.used = self.weight_x > 0, any(self.weights.values())
+        # As many on every process, since each takes part in what all do.
+        micro_batches = -(-max(counts) // self.micro_batch) if self.micro_batch else 1
+        if micro_batches > 1:
+            if micro_batches > min(counts):
+                raise ValueError(f"{micro_batches} micro-batches of a process, but one has {min(counts)} images alone")
+            outputs, propagate = cached_forward(self._trained(), self._outputs, imgs, micro_batches, self.amp)
         else:
             with autocast(self.amp, imgs.device.type):
                 outputs, propagate = self._trained()(imgs), None
         logits, features = map(_at_least_float32, outputs)
 
         # The mean over processes is the whole batch's, where each has its share of it.
-        counts = distributed.gather_counts(len(imgs))
         share = len(imgs) * len(counts) / sum(counts)
         loss = torch.zeros((), device=imgs.device)
         summary: dict[str, Tensor] = {}
-        for name, value in self._metric_terms(data, features, pids).items():
+        remembered = None if self.memory is None else self.memory.state_dict()
+        for name, value in self._metric_terms(data, features, pids, counts).items():
             summary[f"loss_{name}"] = value
             loss = loss + self.weights[name] * value
         if self.weight_x > 0:
@@ -183,6 +192,8 @@ class MetricEngine(Resumable):
         if values is None:
             for buffer, before in zip(self.model.buffers(), buffers):
                 buffer.copy_(before)
+            if self.memory is not None and remembered is not None:
+                self.memory.load_state_dict(remembered)  # without the broken batch
             return {}
         for name in [name for name in values if name.endswith("spread")]:
             self._warn_of_collapse(values.pop(name))
@@ -192,19 +203,29 @@ class MetricEngine(Resumable):
         """The model, or what averages its gradients over the processes, made anew when layers open or close."""
         if distributed.world_size() == 1:
             return self._outputs
-        trainable = [parameter.requires_grad for parameter in self.model.parameters()]
-        if self._parallel is None or self._parallel[1] != trainable:
+        used = self._outputs.used
+        trained = [*used, *(parameter.requires_grad for parameter in self.model.parameters())]
+        if self._parallel is None or self._parallel[1] != trained:
             # Buffers are averaged where they are used, which is not in training.
             wrapped = DistributedDataParallel(
-                self._outputs, broadcast_buffers=False, find_unused_parameters=self.weight_x == 0 or not self.weights
+                self._outputs, broadcast_buffers=False, find_unused_parameters=not all(used)
             )
-            self._parallel = wrapped, trainable
+            self._parallel = wrapped, trained
         return self._parallel[0]
 
-    def _metric_terms(self, data: dict[str, Any], features: Any, pids: Tensor) -> dict[str, Tensor]:
+    def _check_gradients(self) -> None:
+        """Where one is missing, DistributedDataParallel leaves others as they are, and says so a step later."""
+        if self._parallel is None or not all(self._outputs.used):
+            return
+        missing = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        if missing:
+            raise ValueError(f"nothing in the loss depends on {missing}; on several processes freeze such parameters")
+
+    def _metric_terms(self, data: dict[str, Any], features: Any, pids: Tensor, counts: list[int]) -> dict[str, Tensor]:
         """The metric losses; of a model with several features an image, their mean over these."""
+        names = [name for name, weight in self.weights.items() if weight > 0]
         images = None
-        if self.memory is not None and self.weights:
+        if self.memory is not None and names:
             if not isinstance(features, Tensor):
                 raise TypeError("a memory takes a model with one feature an image, this one has several")
             if "impath" not in data:
@@ -212,12 +233,12 @@ class MetricEngine(Resumable):
             images = torch.tensor([_number_of(path) for path in data["impath"]], device=features.device)
             self.memory.in_use = self.epoch >= self.memory_start_epoch
         several = [features] if isinstance(features, Tensor) else features
-        terms = [self.criteria(feature, pids, images) for feature in several] if self.weights else []
+        terms = [self.criteria(feature, pids, images, names, counts) for feature in several] if names else []
         for name, value in terms[0].items() if terms else ():
             if not (isinstance(value, Tensor) and value.numel() == 1):
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"the criterion {name!r} must give a scalar tensor, got {what}")
-        return {name: torch.stack([term[name].reshape(()) for term in terms]).mean() for name in self.weights}
+        return {name: torch.stack([term[name].reshape(()) for term in terms]).mean() for name in names}
 
     def optimize(
         self, loss: Tensor, summary: dict[str, Tensor], propagate: Callable[[], None] | None = None
@@ -245,6 +266,7 @@ class MetricEngine(Resumable):
             self.scaler.scale(loss).backward()
         if propagate is not None:
             propagate()
+        self._check_gradients()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
             self.scaler.update()  # and not step(), which waits for the GPU to see whether there is an overflow
@@ -268,10 +290,11 @@ class MetricEngine(Resumable):
 
     def _sums(self) -> dict[str, Tensor]:
         """Of all losses, with a loss's name before each where there are several."""
-        several = len(self.weights) > 1
+        several = len(self.criteria.losses) > 1
         return {
             f"{name}_{key}" if several else key: value
             for name, loss in self.criteria.losses.items()
+            if self.weights[name] > 0
             for key, value in getattr(loss, "sums", {}).items()
         }
 
@@ -294,10 +317,10 @@ class MetricEngine(Resumable):
 class _Outputs(nn.Module):
     """A model's ``(logits, features)``, of which one that the loss leaves out has no graph."""
 
-    def __init__(self, model: nn.Module, with_logits: bool, with_features: bool) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.used: tuple[bool, bool] = (with_logits, with_features)
+        self.used = (True, True)
 
     def forward(self, images: Tensor) -> tuple[Any, ...]:
         outputs = self.model(images)

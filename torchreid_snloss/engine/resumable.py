@@ -86,7 +86,8 @@ class Resumable(engine.Engine):
     way starts again; after Ctrl-C or SIGTERM it goes on with the batch that comes next.
 
     On several processes (:mod:`torchreid_snloss.distributed`) each extracts its share of the features of an evaluation;
-    the first one evaluates them, prints, and writes checkpoints. A resume goes on with any number of processes.
+    the first one evaluates them, prints, and writes checkpoints. From the end of an epoch a resume goes on with any
+    number of processes; from within one it does so on several with other random numbers.
 
     The seed is torch's when the engine is made; torchreid's ``set_random_seed`` sets it.
 
@@ -170,6 +171,8 @@ class Resumable(engine.Engine):
             if kwargs.get("test_only"):
                 super().run(save_dir=save_dir, **kwargs)
                 return
+            if distributed.world_size() > 1 and not isinstance(self.train_loader.batch_sampler, Shards):
+                raise ValueError(f"{type(self).__name__} trains on one process, the MetricEngines on several")
             if first:
                 remove_unfinished(self._folder)
             if not (self._progress.evaluated or self._progress.batch):
@@ -187,9 +190,10 @@ class Resumable(engine.Engine):
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         batches = self.train_loader.batch_sampler
+        sampler = batches.sampler if isinstance(batches, Shards) else self.train_loader.sampler
         self._set_random_seed(self.epoch)
-        if hasattr(batches.sampler, "set_epoch"):
-            batches.sampler.set_epoch(self.epoch)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self.epoch)
         if isinstance(batches, Shards):
             batches.draw()
             self._set_random_seed(self.epoch, distributed.rank())
@@ -291,11 +295,15 @@ class Resumable(engine.Engine):
         A batch stays whole, so that its features are those of one process.
         """
         own = []
-        for data in own_test_batches(loader):
+        batches = iter(own_test_batches(loader))
+        for _ in range(-(-len(loader) // distributed.world_size())):  # as often on all
+            self._stop_if_asked()
+            data = next(batches, None)
+            if data is None:
+                continue
             images, pids, camids = self.parse_data_for_eval(data)
             features = self.extract_features(images.cuda() if self.use_gpu else images)
             own.append({"img": features.cpu(), "pid": pids, "camid": camids})
-        self._stop_if_asked()
         parts = distributed.all_of(own)
         turns = itertools.zip_longest(*parts)
         return [batch for turn in turns for batch in turn if batch is not None]
@@ -373,9 +381,8 @@ class Resumable(engine.Engine):
 class _NoWriter:
     """TensorBoard's writer, for a process that writes nothing."""
 
-    def add_scalar(self, *_: Any) -> None: ...
-
-    def close(self) -> None: ...
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
 def resumable(cls: type[Any]) -> type[Resumable]:

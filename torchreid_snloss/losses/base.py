@@ -21,6 +21,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 # Where there are more distances than this, anchors go in blocks of so many rows, or of so many distances.
 _DISTANCES_AT_ONCE, _ROWS_AT_ONCE = 1 << 22, 256
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class MetricLoss(nn.Module, ABC):
@@ -223,7 +224,9 @@ class MetricLoss(nn.Module, ABC):
                     self.sums = self._collected
                     if not self.normalize and "spread" in self.sums:
                         lengths = torch.linalg.vector_norm(inputs.detach().float(), dim=1)
-                        self.sums["spread"] *= torch.stack([torch.ones_like(lengths[0]), lengths.mean()])
+                        self.sums["spread"] *= torch.stack(
+                            [torch.ones_like(lengths[0]), lengths.mean().clamp(min=_TINY)]
+                        )
             finally:
                 self._collected = self._counting = None
             return result

@@ -276,7 +276,8 @@ class _ValuesOfDistances(torch.autograd.Function):
             pairs = None
             if ctx.near is not None:  # their weights are large, and would cancel without digits left in a product
                 near = ctx.near
-                pairs = (near[0], near[1] if columns is None else columns[near], (weights * grad_values[:, None])[near])
+                of_near = weights[near].masked_fill_(distances[near] == 0, 0) * grad_values[near[0]]
+                pairs = (near[0], near[1] if columns is None else columns[near], of_near)
                 weights[near] = 0
             pulls = weights
             row_factors = grad_values

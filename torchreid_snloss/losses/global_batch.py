@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,22 @@ class GlobalBatchLoss(nn.Module):
         self.with_parameters = nn.ModuleDict({name: c for name, c in criteria.items() if isinstance(c, nn.Module)})
         self.memory = memory
 
-    def forward(self, features: Tensor, pids: Tensor, images: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        features: Tensor,
+        pids: Tensor,
+        images: Tensor | None = None,
+        names: Iterable[str] | None = None,
+        counts: list[int] | None = None,
+    ) -> dict[str, Tensor]:
         """Computes this process's share of the losses.
 
         Args:
             features: (n, D), of this process.
             pids: (n,).
             images: int64 (n,), numbers of the images; needed with a memory.
+            names: of the criteria that are wanted; None: all.
+            counts: of :func:`distributed.gather_counts`, where that is known already.
 
         Returns:
             a scalar for each criterion.
@@ -58,10 +67,11 @@ class GlobalBatchLoss(nn.Module):
         Raises:
             ValueError: on all processes, if one of them has no image; or with a memory, if ``images`` are missing.
         """
-        counts = distributed.gather_counts(len(features))
+        losses = {name: self.losses[name] for name in (self.losses if names is None else names)}
+        counts = distributed.gather_counts(len(features)) if counts is None else counts
         memory = self.memory if self.memory is not None and self.memory.in_use else None
         if len(counts) == 1 and memory is None:
-            return {name: criterion(features, pids) for name, criterion in self.losses.items()}
+            return {name: criterion(features, pids) for name, criterion in losses.items()}
         if 0 in counts:
             raise ValueError(f"every process must have images, got {counts} on the {len(counts)} processes")
         all_features = distributed.gather_rows(features, counts)
@@ -86,4 +96,4 @@ class GlobalBatchLoss(nn.Module):
             values, numbers = criterion.terms(features, pids, references, reference_pids, own_column, left_out)
             return values.sum() * len(counts) / distributed.add_up(numbers.sum()).clamp(min=1)
 
-        return {name: share(criterion) for name, criterion in self.losses.items()}
+        return {name: share(criterion) for name, criterion in losses.items()}
