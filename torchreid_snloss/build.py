@@ -28,6 +28,7 @@ from torchreid_snloss.config import (
 )
 from torchreid_snloss.data import IdentitySampler, hold_out, name_unreadable_images
 from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, VideoMetricEngine, resumable
+from torchreid_snloss.heads import Headed, set_last_stride
 from torchreid_snloss.losses import LOSSES, Criterion
 from torchreid_snloss.register import register
 
@@ -76,26 +77,34 @@ def build_datamanager(cfg: CfgNode) -> Any:
 
 
 def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """torchreid's model ``model.name``, on the CPU.
+    """torchreid's model ``model.name``, with the last stride, embedding and neck of the config, on the CPU.
 
     Args:
         cfg: the config.
         num_classes: number of training identities.
 
     Raises:
-        ConfigError: for an unknown model, or ImageNet weights that can't be downloaded.
+        ConfigError: for an unknown model, one that takes no such change, or ImageNet weights that can't be downloaded.
     """
     register()
+    plain = cfg.model.neck == "none" and not cfg.model.embedding
     try:
         model: nn.Module = models.build_model(
             name=cfg.model.name,
             num_classes=num_classes,
-            loss="softmax" if cfg.loss.name == "softmax" else "triplet",  # the one that gives (logits, features)
+            loss="softmax" if plain and cfg.loss.name == "softmax" else "triplet",  # which gives (logits, features)
             pretrained=cfg.model.pretrained,
             use_gpu=cfg.use_gpu,
         )
+        if cfg.model.last_stride:
+            set_last_stride(model, cfg.model.last_stride)
+        if cfg.model.embedding or cfg.model.neck == "bnneck":
+            bnneck, softmax = cfg.model.neck == "bnneck", cfg.loss.name == "softmax"
+            model = Headed(model, num_classes, cfg.model.embedding, bnneck, logits_only=softmax)
     except KeyError as error:
         raise ConfigError(f"model.name: {error.args[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {error}") from error
     except (OSError, gdown.exceptions.FileURLRetrievalError) as error:
         raise ConfigError(
             f"can't download the ImageNet weights of {cfg.model.name}: {error}. Without them: model.pretrained False"
@@ -141,6 +150,10 @@ def _plain(node: Any) -> Any:
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 
+EXPONENTIAL = "exponential"
+"""The SN paper's schedule, a ``train.lr_scheduler`` beside torchreid's."""
+
+
 class MinedLoss(nn.Module):
     """``loss(features, pids, miner(features, pids))``, as pytorch-metric-learning's losses and miners go together."""
 
@@ -170,11 +183,27 @@ def build_optimizer(
         for criterion in (criteria or {}).values():
             if isinstance(criterion, nn.Module) and (own := list(criterion.parameters())):
                 optimizer.add_param_group({"params": own})
-        return optimizer, optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
+        return optimizer, _build_scheduler(cfg, optimizer)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"can't build the optimizer {cfg.train.optim} with {cfg.train.lr_scheduler}: {error}"
         ) from error
+
+
+def _build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+    train = cfg.train
+    if train.lr_scheduler == EXPONENTIAL:
+        # Constant at first, then down to gamma times the learning rate at the end.
+        first, last = train.stepsize[0], train.max_epoch
+        scheduler: Any = torch.optim.lr_scheduler.MultiplicativeLR(
+            optimizer, lambda epoch: train.gamma ** (1 / (last - first)) if epoch > first else 1.0
+        )
+    else:
+        scheduler = optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
+    if train.warmup_epochs == 0:
+        return scheduler
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, train.warmup_factor, 1.0, train.warmup_epochs)
+    return torch.optim.lr_scheduler.ChainedScheduler([scheduler, warmup])
 
 
 def engine_class(cfg: CfgNode) -> type[engine.Engine]:
@@ -252,5 +281,6 @@ def build_engine(
         built: Resumable = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"can't build the engine for loss {cfg.loss.name}: {error}") from error
-    built.options = TrainOptions(cfg.train.save_freq, cfg.train.keep, cfg.train.nonfinite)
+    train, test = cfg.train, cfg.test
+    built.options = TrainOptions(train.save_freq, train.keep, train.nonfinite, test.flip, test.rerank_in_training)
     return built

@@ -16,7 +16,7 @@ from torchreid import utils as reid_utils
 from yacs.config import CfgNode
 
 from torchreid_snloss import distributed
-from torchreid_snloss.build import build_criteria, engine_class
+from torchreid_snloss.build import EXPONENTIAL, build_criteria, engine_class
 from torchreid_snloss.config import ConfigError, loss_names, metric_weights, softmax_weight
 from torchreid_snloss.engine import MetricEngine, check_weights
 from torchreid_snloss.engine.amp import check_amp
@@ -42,7 +42,9 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(f"loss.name must name each loss once, got {cfg.loss.name!r}")
     _check_choice("data.type", cfg.data.type, ["image", "video"])
     _check_choice("train.optim", cfg.train.optim, optim.optimizer.AVAI_OPTIMS)
-    _check_choice("train.lr_scheduler", cfg.train.lr_scheduler, optim.lr_scheduler.AVAI_SCH)
+    _check_choice("train.lr_scheduler", cfg.train.lr_scheduler, [*optim.lr_scheduler.AVAI_SCH, EXPONENTIAL])
+    _check_choice("model.neck", cfg.model.neck, ["none", "bnneck"])
+    _check_choice("video.pooling_method", cfg.video.pooling_method, ["avg", "max"])
     _check_choice("sampler.train_sampler", cfg.sampler.train_sampler, data.sampler.AVAI_SAMPLERS)
     _check_choice("test.dist_metric", cfg.test.dist_metric, ["euclidean", "cosine"])
     _check_choice("train.nonfinite", cfg.train.nonfinite, ["stop", "skip"])
@@ -87,6 +89,13 @@ def _check_numbers(cfg: CfgNode) -> None:
         or not several_gpus,
         "train.compile trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES": not train.compile
         or not several_gpus,
+        "model.last_stride must be 0, 1 or 2": cfg.model.last_stride in (0, 1, 2),
+        "model.embedding must be a list of widths": all(_is_count(width) for width in cfg.model.embedding),
+        "train.warmup_epochs must be at least 0 and below train.max_epoch": 0 <= train.warmup_epochs < train.max_epoch,
+        "train.warmup_factor must be above 0 and at most 1": 0 < train.warmup_factor <= 1,
+        "train.lr_scheduler exponential needs a first train.stepsize below train.max_epoch": (
+            train.lr_scheduler != EXPONENTIAL or stepsize[0] < train.max_epoch
+        ),
         "train.micro_batch must be at least 0": train.micro_batch >= 0,
         "train.sync_batchnorm True needs GPUs, use_gpu True": not train.sync_batchnorm or cfg.use_gpu,
         "loss.memory.size and loss.memory.start_epoch must be at least 0": min(cfg.loss.memory.values()) >= 0,

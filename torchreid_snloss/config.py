@@ -116,6 +116,15 @@ _TORCHREID: dict[str, dict[str, Any]] = {
 
 # Keys that torchreid has not.
 _OURS: dict[str, dict[str, Any]] = {
+    "model": {
+        "last_stride": 0,  # of a ResNet's last stage, 1 or 2; 0: as it is
+        "embedding": [],  # widths of layers after the pooled features, as [1024, 128]
+        "neck": "none",  # or bnneck: a batch norm after the features of the metric loss
+    },
+    "test": {
+        "flip": False,  # features are the mean of an image's and its mirror image's
+        "rerank_in_training": False,  # test.rerank is for test runs alone, as in torchreid
+    },
     "data": {"val_fraction": 0.0},  # share of the training identities held out to choose the best checkpoint by
     "train": {
         "save_freq": 1,  # epochs between checkpoints
@@ -124,6 +133,8 @@ _OURS: dict[str, dict[str, Any]] = {
         "amp": "off",  # or bf16, fp16: mixed precision
         "channels_last": False,  # order of the images and weights in memory
         "compile": False,  # torch.compile the model
+        "warmup_epochs": 0,  # in which the learning rate rises to what the schedule says
+        "warmup_factor": 0.01,  # share of it in the first epoch
         "micro_batch": 0,  # images of a process in the model at a time, for batches beyond its memory; 0: all
         "sync_batchnorm": False,  # batch norm over all processes' images
     },
@@ -192,7 +203,17 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
         raise ConfigError(f"options come in pairs, KEY VALUE, but the last one, {options[-1]!r}, has no value")
     for key, value in zip(options[::2], options[1::2]):
         _set(cfg, key, value)
+    given = {*(changes if config_file else ()), *options[::2]}
+    normalized = [name for name in metric_weights(cfg) if cfg.loss[name].get("normalize")] if _known(cfg) else []
+    if "test.normalize_feature" not in given and normalized and not cfg.test.normalize_feature:
+        cfg.test.normalize_feature = True
+        print(f"=> test.normalize_feature: True, as loss {cfg.loss.name!r} has it in training")
     return cfg
+
+
+def _known(cfg: CfgNode) -> bool:
+    """Whether ``loss.name`` can be looked up; what is wrong with it is told when the config is checked."""
+    return all(name == "softmax" or "weight_x" in cfg.loss.get(name, {}) for name in loss_names(cfg))
 
 
 def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:

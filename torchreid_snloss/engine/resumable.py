@@ -37,11 +37,15 @@ class TrainOptions:
         keep: the newest checkpoints of this run to keep, >= 1; 0: all. The best by mAP is kept beside them.
         nonfinite: at a NaN or infinite loss or gradient ``"stop"`` (the last good checkpoint stays), or ``"skip"`` the
             step; torchreid's own engines can only stop.
+        flip: a test's features are the mean of those of an image and of its mirror image.
+        rerank: re-rank in the evaluations during and after training too.
     """
 
     save_freq: int = 1
     keep: int = 3
     nonfinite: Literal["stop", "skip"] = "stop"
+    flip: bool = False
+    rerank: bool = False
 
 
 class NonFiniteError(ArithmeticError):
@@ -264,16 +268,31 @@ class Resumable(engine.Engine):
         self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **kwargs: Any
     ) -> Any:
         loaders = {"query_loader": query_loader, "gallery_loader": gallery_loader}
-        if distributed.world_size() == 1:
-            return self._evaluate_here(dataset_name, **loaders, **kwargs)
+        kwargs["rerank"] = kwargs.get("rerank", False) or self.options.rerank
+        own = self.extract_features
+        with self._extracting(_of_both_sides(own) if self.options.flip else own):
+            if distributed.world_size() == 1:
+                return self._evaluate_here(dataset_name, **loaders, **kwargs)
+            return self._evaluate_on_all(dataset_name, loaders, **kwargs)
+
+    @contextlib.contextmanager
+    def _extracting(self, function: Any) -> Iterator[None]:
+        """Within it ``extract_features`` is another function."""
+        before = self.__dict__.get("extract_features")
+        self.extract_features = function
+        try:
+            yield
+        finally:
+            del self.extract_features
+            if before is not None:
+                self.extract_features = before
+
+    def _evaluate_on_all(self, dataset_name: str, loaders: dict[str, Any], **kwargs: Any) -> Any:
         loaders = {name: self._extract(loader) for name, loader in loaders.items()}
         results: Any = None
         if distributed.rank() == 0:
-            self.extract_features = _unchanged  # they are features already
-            try:
+            with self._extracting(_unchanged):  # they are features already
                 results = self._evaluate_here(dataset_name, **loaders, **kwargs)
-            finally:
-                del self.extract_features
         rank1, mean_ap = distributed.from_first(results)
         self._map[dataset_name] = float(mean_ap)
         return rank1, mean_ap
@@ -472,6 +491,10 @@ def _named_compile_errors() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split("\n\n")[0].split())[:300]
         raise CompileError(f"torch.compile can't compile the model: {reason}") from error
+
+
+def _of_both_sides(extract: Any) -> Any:
+    return lambda images: (extract(images) + extract(images.flip(-1))) / 2
 
 
 def _unchanged(features: torch.Tensor) -> torch.Tensor:
