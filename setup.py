@@ -25,7 +25,7 @@ setup(
     package_data={"torchreid_snloss": ["py.typed"]},
     install_requires=["torchreid", "torch>=2.2", "torchvision", "gdown>=5", "yacs", "PyYAML", "tqdm", *torchreid_needs],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "pytorch-metric-learning"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "pytorch-metric-learning", "onnx", "onnxruntime"],
         "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
         "dev": ["mypy", "ruff", "types-PyYAML", "types-tqdm"],
     },

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, run
+from torchreid import models, utils
+
+from torchreid_snloss import build_model, load_config
+from torchreid_snloss.checkpoint import save_checkpoint
 
 
 def test_swap_the_loss(reid_data: Path, tmp_path: Path) -> None:
@@ -42,3 +48,60 @@ def test_doctests(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"torchreid_snloss.losses.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a network as a run with the small config leaves them."""
+    path = tmp_path_factory.mktemp("trained") / "model.pth.tar"
+    cfg = load_config(str(ROOT / "configs/small.yaml"), ["use_gpu", False])
+    save_checkpoint({"state_dict": build_model(cfg, 12).state_dict(), "epoch": 1}, path)
+    return path
+
+
+def test_own_images(reid_data: Path, tmp_path: Path) -> None:
+    for source in sorted((reid_data / "market1501/Market-1501-v15.09.15/bounding_box_train").glob("*.jpg")):
+        pid, camera, *_ = source.name.split("_")
+        folder = tmp_path / "images" / f"person {pid}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / f"cam{camera[1]}_{source.stem[-9:]}.jpg")
+    script = [str(ROOT / "examples/own_images.py"), "--images", str(tmp_path / "images"), "--epochs", "1"]
+    done = run(*script, "--batch-size", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mAP:" in done.stdout
+    done = run(*script, "--camera", r"lens(\d)", cwd=tmp_path)
+    assert "no camera in the name of" in done.stderr
+
+
+def test_fine_tune(reid_data: Path, tmp_path: Path) -> None:
+    model = models.build_model("osnet_x1_0", 751, loss="softmax", pretrained=False)
+    torch.save(model.state_dict(), tmp_path / "zoo.pth")  # as the zoo's files are
+    options = ["data.root", str(reid_data), "data.height", "64", "data.width", "32", "data.workers", "0"]
+    options += ["train.max_epoch", "1", "train.print_freq", "1", "use_gpu", "False"]
+    done = run(str(ROOT / "examples/fine_tune.py"), "--weights", "zoo.pth", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mAP:" in done.stdout
+    tuned = torch.load(tmp_path / "log/fine_tune/model/model.pth.tar-1", weights_only=True)["state_dict"]
+    change = (tuned["conv1.conv.weight"] - model.state_dict()["conv1.conv.weight"]).abs().max()
+    assert 0 < change < 1e-3
+    done = run(str(ROOT / "examples/fine_tune.py"), "--weights", "none.pth", cwd=tmp_path)
+    assert "there is no file none.pth, and no --id" in done.stderr
+
+
+def test_extract_features(reid_data: Path, trained: Path, tmp_path: Path) -> None:
+    images = sorted(map(str, (reid_data / "market1501/Market-1501-v15.09.15/query").glob("*.jpg")))[:7]
+    arguments = ["--config-file", str(ROOT / "configs/small.yaml"), "--weights", str(trained), *images]
+    done = run(str(ROOT / "examples/extract_features.py"), *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    features = torch.load(tmp_path / "features.pt", weights_only=True)["features"]
+    # torchreid's own extractor reads the same weights and gives the same features.
+    extractor = utils.FeatureExtractor("osnet_x0_25", str(trained), image_size=(128, 64), device="cpu", verbose=False)
+    torch.testing.assert_close(features, torch.nn.functional.normalize(extractor(images)), rtol=1e-4, atol=1e-5)
+    assert len(done.stdout.splitlines()) >= 6
+
+
+def test_export_onnx(trained: Path, tmp_path: Path) -> None:
+    arguments = ["--config-file", str(ROOT / "configs/small.yaml"), "--weights", str(trained)]
+    done = run(str(ROOT / "examples/export_onnx.py"), *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "model.onnx: 512 features an image, the same as torch's" in done.stdout

@@ -1,0 +1,37 @@
+"""Features of images from a trained model, and the images nearest to the first one.
+
+python examples/extract_features.py --config-file configs/small.yaml \
+    --weights log/small/model/model-best.pth.tar images/*.jpg
+"""
+
+import argparse
+
+import torch
+from torchreid import data, metrics
+from torchvision.io import ImageReadMode, read_image
+from torchvision.transforms.functional import to_pil_image
+
+from torchreid_snloss import build_model, load_config, load_weights
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--config-file", required=True, help="the one the model was trained with")
+parser.add_argument("--weights", required=True)
+parser.add_argument("--output", default="features.pt")
+parser.add_argument("images", nargs="+")
+args = parser.parse_args()
+
+cfg = load_config(args.config_file, ["model.pretrained", False])
+model = build_model(cfg, num_classes=1).eval()  # the classifier is not used
+load_weights(model, args.weights)
+_, transform = data.transforms.build_transforms(
+    cfg.data.height, cfg.data.width, norm_mean=cfg.data.norm_mean, norm_std=cfg.data.norm_std
+)
+images = [transform(to_pil_image(read_image(path, ImageReadMode.RGB))) for path in args.images]
+with torch.no_grad():
+    features = torch.nn.functional.normalize(model(torch.stack(images)))
+torch.save({"images": args.images, "features": features}, args.output)
+print(f"{tuple(features.shape)} features written to {args.output}")
+
+distances = metrics.compute_distance_matrix(features[:1], features)[0]
+for index in distances.argsort()[1:6]:
+    print(f"{distances[index].sqrt():.3f}  {args.images[index]}")

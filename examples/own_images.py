@@ -1,0 +1,63 @@
+"""Trains on a folder of one's own images: a folder for each identity, the camera in the file's name.
+
+    my-images/alice/cam1_0001.jpg
+    my-images/alice/cam2_0007.jpg
+    my-images/bob/cam1_0003.jpg
+
+python examples/own_images.py --images my-images --camera 'cam(\\d+)'
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from torchreid import data, models, optim, utils
+
+import torchreid_snloss
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--images", type=Path, required=True)
+parser.add_argument("--camera", default=r"cam(\d+)", help="a regular expression with the camera's number in a group")
+parser.add_argument("--test-share", type=float, default=0.3, help="share of the identities to test on")
+parser.add_argument("--epochs", type=int, default=30)
+parser.add_argument("--batch-size", type=int, default=64)
+args = parser.parse_args()
+
+
+class OwnImages(data.ImageDataset):
+    """Identities are folders; the last of them are tested on, the first image under each camera a query."""
+
+    def __init__(self, root="", **kwargs):
+        folders = sorted(path for path in args.images.iterdir() if path.is_dir())
+        tested = set(folders[len(folders) - round(args.test_share * len(folders)) :])
+        train, query, gallery = [], [], []
+        for pid, folder in enumerate(folders):
+            cameras = set()
+            for path in sorted(folder.iterdir()):
+                found = re.search(args.camera, path.name)
+                if found is None:
+                    raise SystemExit(f"no camera in the name of {path}: --camera {args.camera!r} does not match")
+                camid = int(found[1])
+                if folder not in tested:
+                    train.append((str(path), pid, camid))
+                else:
+                    (gallery if camid in cameras else query).append((str(path), pid, camid))
+                    cameras.add(camid)
+        # A query finds its own image under another camera, so the queries belong to the gallery too.
+        super().__init__(train, query, query + gallery, **kwargs)
+
+
+torchreid_snloss.register()
+data.register_image_dataset("own_images", OwnImages)
+utils.set_random_seed(1)
+datamanager = data.ImageDataManager(
+    sources="own_images", height=128, width=64, batch_size_train=args.batch_size, num_instances=4,
+    train_sampler="IdentitySampler", workers=2,
+)  # fmt: skip
+model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="hap2s", pretrained=False)
+if datamanager.use_gpu:
+    model = model.cuda()
+optimizer = optim.build_optimizer(model, optim="adam", lr=0.0015)
+scheduler = optim.build_lr_scheduler(optimizer, lr_scheduler="cosine", max_epoch=args.epochs)
+engine = torchreid_snloss.ImageHAP2SEngine(datamanager, model, optimizer, scheduler=scheduler)
+engine.run(save_dir="log/own_images", max_epoch=args.epochs, normalize_feature=True, ranks=[1, 5])
