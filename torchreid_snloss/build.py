@@ -282,5 +282,7 @@ def build_engine(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"can't build the engine for loss {cfg.loss.name}: {error}") from error
     train, test = cfg.train, cfg.test
-    built.options = TrainOptions(train.save_freq, train.keep, train.nonfinite, test.flip, test.rerank_in_training)
+    built.options = TrainOptions(
+        train.save_freq, train.keep, train.nonfinite, test.flip, test.rerank_in_training, test.multi_query
+    )
     return built

@@ -18,8 +18,10 @@ from yacs.config import CfgNode
 from torchreid_snloss import distributed
 from torchreid_snloss.build import EXPONENTIAL, build_criteria, engine_class
 from torchreid_snloss.config import ConfigError, loss_names, metric_weights, softmax_weight
+from torchreid_snloss.data import VALIDATION
 from torchreid_snloss.engine import MetricEngine, check_weights
 from torchreid_snloss.engine.amp import check_amp
+from torchreid_snloss.engine.multi_query import find_more_queries
 from torchreid_snloss.losses import LOSSES
 
 __all__ = ["check_config", "check_datamanager", "check_model"]
@@ -170,6 +172,10 @@ def check_datamanager(cfg: CfgNode, datamanager: Any) -> None:
             f"=> {short} of {datamanager.num_train_pids} training identities have fewer than "
             f"{cfg.sampler.num_instances} images, some of which stand in a batch more than once"
         )
+    if cfg.test.multi_query:
+        for name, splits in datamanager.test_loader.items():
+            if name != VALIDATION and not find_more_queries(splits["query"].dataset):
+                raise ConfigError(f"test.multi_query needs a folder gt_bbox with images beside {name!r}'s query")
     for name, splits in datamanager.test_dataset.items():
         query, gallery = splits["query"], splits["gallery"]
         cameras = collections.defaultdict(set)

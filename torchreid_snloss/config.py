@@ -123,6 +123,7 @@ _OURS: dict[str, dict[str, Any]] = {
     },
     "test": {
         "flip": False,  # features are the mean of an image's and its mirror image's
+        "multi_query": False,  # a query's feature is the mean over Market-1501's gt_bbox images of it
         "rerank_in_training": False,  # test.rerank is for test runs alone, as in torchreid
     },
     "data": {"val_fraction": 0.0},  # share of the training identities held out to choose the best checkpoint by

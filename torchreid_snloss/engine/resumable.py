@@ -23,6 +23,7 @@ from torchreid_snloss.checkpoint import remove_unfinished, restore, save_checkpo
 from torchreid_snloss.data.readable import all_loaders
 from torchreid_snloss.data.shards import Shards, own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
+from torchreid_snloss.engine.multi_query import more_queries, pool_queries
 from torchreid_snloss.evaluation import noted_rankings
 
 __all__ = ["CompileError", "NonFiniteError", "Resumable", "Stopped", "TrainOptions", "resumable"]
@@ -39,6 +40,7 @@ class TrainOptions:
             step; torchreid's own engines can only stop.
         flip: a test's features are the mean of those of an image and of its mirror image.
         rerank: re-rank in the evaluations during and after training too.
+        multi_query: a query's feature is the mean over the images of ``gt_bbox`` (see :func:`pool_queries`).
     """
 
     save_freq: int = 1
@@ -46,6 +48,7 @@ class TrainOptions:
     nonfinite: Literal["stop", "skip"] = "stop"
     flip: bool = False
     rerank: bool = False
+    multi_query: bool = False
 
 
 class NonFiniteError(ArithmeticError):
@@ -269,30 +272,25 @@ class Resumable(engine.Engine):
     ) -> Any:
         loaders = {"query_loader": query_loader, "gallery_loader": gallery_loader}
         kwargs["rerank"] = kwargs.get("rerank", False) or self.options.rerank
-        own = self.extract_features
-        with self._extracting(_of_both_sides(own) if self.options.flip else own):
+        before, own = self.__dict__.get("extract_features"), self.extract_features
+        self.extract_features = _if_images(_of_both_sides(own) if self.options.flip else own)
+        try:
+            if self.options.multi_query:
+                more = self._extract(more_queries(query_loader))
+                loaders["query_loader"] = pool_queries(self._extract(query_loader), more)
             if distributed.world_size() == 1:
                 return self._evaluate_here(dataset_name, **loaders, **kwargs)
             return self._evaluate_on_all(dataset_name, loaders, **kwargs)
-
-    @contextlib.contextmanager
-    def _extracting(self, function: Any) -> Iterator[None]:
-        """Within it ``extract_features`` is another function."""
-        before = self.__dict__.get("extract_features")
-        self.extract_features = function
-        try:
-            yield
         finally:
             del self.extract_features
             if before is not None:
                 self.extract_features = before
 
     def _evaluate_on_all(self, dataset_name: str, loaders: dict[str, Any], **kwargs: Any) -> Any:
-        loaders = {name: self._extract(loader) for name, loader in loaders.items()}
+        loaders = {name: x if isinstance(x, list) else self._extract(x) for name, x in loaders.items()}
         results: Any = None
         if distributed.rank() == 0:
-            with self._extracting(_unchanged):  # they are features already
-                results = self._evaluate_here(dataset_name, **loaders, **kwargs)
+            results = self._evaluate_here(dataset_name, **loaders, **kwargs)
         rank1, mean_ap = distributed.from_first(results)
         self._map[dataset_name] = float(mean_ap)
         return rank1, mean_ap
@@ -497,8 +495,9 @@ def _of_both_sides(extract: Any) -> Any:
     return lambda images: (extract(images) + extract(images.flip(-1))) / 2
 
 
-def _unchanged(features: torch.Tensor) -> torch.Tensor:
-    return features
+def _if_images(extract: Any) -> Any:
+    """Leaves what are features already, (batch, dimension), as they are."""
+    return lambda images: images if images.dim() == 2 else extract(images)
 
 
 def _in_channels_last(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -1,0 +1,91 @@
+"""Multi-query evaluation on Market-1501's layout with its folder of hand-drawn boxes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from torchreid import data, models, utils
+
+import torchreid_snloss
+from torchreid_snloss import ImageSNEngine, evaluation
+from torchreid_snloss.checks import check_datamanager
+from torchreid_snloss.config import ConfigError, load_config
+
+
+def manager(root: Path) -> Any:
+    torchreid_snloss.register()
+    return data.ImageDataManager(
+        root=str(root), sources="market1501", height=64, width=32, batch_size_train=32, batch_size_test=10,
+        train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def with_boxes(reid_data: Path, tmp_path: Path) -> Path:
+    """Two more images for each of the first eleven of 16 queries, under its camera; and some of no query."""
+    shutil.copytree(reid_data / "market1501", tmp_path / "market1501")
+    folder = tmp_path / "market1501/Market-1501-v15.09.15"
+    (folder / "gt_bbox").mkdir()
+    queries = sorted((folder / "query").glob("*.jpg"))
+    for path in queries[:11]:
+        for number in (7, 8):
+            name = "_".join(path.name.split("_")[:2])
+            shutil.copy(
+                queries[(queries.index(path) + number) % 16], folder / "gt_bbox" / f"{name}_00000{number}_00.jpg"
+            )
+    for path in sorted((folder / "bounding_box_train").glob("*.jpg"))[:5]:
+        shutil.copy(path, folder / "gt_bbox" / path.name)
+    return tmp_path
+
+
+def test_by_hand(with_boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    utils.set_random_seed(1)
+    datamanager = manager(with_boxes)
+    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False).eval()
+    engine = ImageSNEngine(datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False)
+    engine.options.multi_query = True
+    with evaluation.noted_rankings():
+        engine.test(ranks=[1])
+    printed = capsys.readouterr().out
+    transform = datamanager.test_loader["market1501"]["query"].dataset.transform
+
+    def features(name: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        paths = sorted((with_boxes / "market1501/Market-1501-v15.09.15" / name).glob("*.jpg"))
+        keys = [(int(path.name[:4]), int(path.name[6]) - 1) for path in paths]
+        from PIL import Image
+
+        with torch.no_grad():
+            return model(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])), keys
+
+    (queries, keys), (boxes, box_keys), (gallery, gallery_keys) = map(
+        features, ("query", "gt_bbox", "bounding_box_test")
+    )
+    pooled = [
+        boxes[[other == key for other in box_keys]].mean(dim=0) if key in box_keys else feature
+        for feature, key in zip(queries, keys)
+    ]
+    assert sum(key in box_keys for key in keys) == 11
+    distances = torch.cdist(torch.stack(pooled), gallery).square().numpy()
+    (pids, camids), (gallery_pids, gallery_camids) = np.array(keys).T, np.array(gallery_keys).T
+    expected = evaluation.rank_gallery(distances, pids, gallery_pids, camids, gallery_camids)
+    assert f"mAP: {expected.mean_ap:.1%}" in printed
+    assert f"Rank-1  : {expected.cmc[0]:.1%}" in printed
+
+
+def test_from_the_command_line_and_without_the_folder(with_boxes: Path, reid_data: Path, tmp_path: Path) -> None:
+    options = [
+        "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32", "loss.name",
+        "hap2s", "data.workers", "0", "test.evaluate", "True", "test.flip", "True", "test.multi_query", "True",
+    ]  # fmt: skip
+    done = run("-m", "torchreid_snloss", "--root", str(with_boxes), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mAP:" in done.stdout
+    cfg = load_config(options=["test.multi_query", True])
+    with pytest.raises(ConfigError, match=r"test\.multi_query needs a folder gt_bbox"):
+        check_datamanager(cfg, manager(reid_data))

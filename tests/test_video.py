@@ -1,0 +1,109 @@
+"""Video: the engines on torchreid's VideoDataManager with drawn tracklets, and its standard evaluator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, run
+from torchreid import data, engine, losses, models, utils
+
+import torchreid_snloss
+from torchreid_snloss import VideoFIDIEngine, VideoHAP2SEngine, VideoMetricEngine, VideoSNEngine
+from torchreid_snloss.data import SyntheticTracklets, make_pedestrians
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torchreid_snloss.register()
+    utils.set_random_seed(1)
+    root = tmp_path_factory.mktemp("video")
+    make_pedestrians(root / SyntheticTracklets.dataset_dir, num_train_pids=10, num_test_pids=5, frames=8)
+    return data.VideoDataManager(
+        root=str(root), sources="synthetic_video", height=64, width=32, batch_size_train=8, batch_size_test=5,
+        seq_len=3, num_instances=2, train_sampler="IdentitySampler", use_gpu=False, workers=0,
+    )  # fmt: skip
+
+
+def make(cls: type[Any], videos: Any, *args: Any, **options: Any) -> Any:
+    utils.set_random_seed(1)
+    model = models.build_model("osnet_x0_25", videos.num_train_pids, loss="triplet", pretrained=False)
+    return cls(videos, model, torch.optim.Adam(model.parameters(), lr=0.002), *args, use_gpu=False, **options)
+
+
+def test_the_tracklets_are_what_they_say(videos: Any) -> None:
+    dataset = videos.train_loader.dataset
+    assert {pid for _, pid, *_ in dataset.train} == set(range(10))
+    assert all(len(paths) == 8 for paths, *_ in [*dataset.train, *dataset.query, *dataset.gallery])
+    assert (len(dataset.query), len(dataset.gallery)) == (5, 15)
+    for paths, pid, camid, *_ in dataset.gallery:
+        assert {(int(Path(path).name[:4]), int(Path(path).name[6]) - 1) for path in paths} == {(pid, camid)}
+    batch = next(iter(videos.train_loader))
+    assert batch["img"].shape == (8, 3, 3, 64, 32)
+
+
+@pytest.mark.parametrize("cls", [VideoSNEngine, VideoHAP2SEngine, VideoFIDIEngine])
+def test_trains_and_evaluates(cls: type[Any], videos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = make(cls, videos, pooling_method="max")
+    batch = next(iter(videos.train_loader))
+    training.set_model_mode("train")
+    shown = [training.forward_backward(batch)["loss_m"] for _ in range(8)]
+    assert shown[-1] < shown[0]
+    training.run(save_dir=str(tmp_path), max_epoch=1, print_freq=1, ranks=[1, 5])
+    printed = capsys.readouterr().out
+    assert "Done, obtained 5-by-512 matrix" in printed
+    assert "mAP:" in printed
+
+
+def test_a_step_is_torchreids_with_the_loss_swapped(videos: Any) -> None:
+    """With torchreid's own triplet loss as the criterion, against its VideoTripletEngine."""
+    batch = next(iter(videos.train_loader))
+    ours = make(VideoMetricEngine, videos, losses.TripletLoss(margin=0.3), weight_x=0.5)
+    theirs = make(engine.VideoTripletEngine, videos, margin=0.3, weight_t=1, weight_x=0.5)
+    for training in (ours, theirs):
+        training.set_model_mode("train")
+    shown, expected = ours.forward_backward(batch), theirs.forward_backward(batch)
+    assert shown["loss_m"] == pytest.approx(expected["loss_t"], rel=1e-5)
+    assert shown["loss_x"] == pytest.approx(expected["loss_x"], rel=1e-5)
+    for a, b in zip(ours.model.parameters(), theirs.model.parameters()):
+        assert (a.grad - b.grad).norm() <= 1e-3 * b.grad.norm() + 1e-5
+    images = next(iter(videos.test_loader["synthetic_video"]["query"]))["img"]
+    for pooling in ("avg", "max"):
+        ours.pooling_method = theirs.pooling_method = pooling
+        ours.set_model_mode("eval")
+        theirs.model.load_state_dict(ours.model.state_dict())
+        theirs.set_model_mode("eval")
+        assert torch.equal(ours.extract_features(images), theirs.extract_features(images))
+
+
+def test_a_wrong_pooling_method_and_a_memory_are_told(videos: Any) -> None:
+    with pytest.raises(ValueError, match="pooling_method must be one of 'avg', 'max', got 'mean'"):
+        make(VideoSNEngine, videos, pooling_method="mean")
+    training = make(VideoSNEngine, videos, memory_size=10)
+    with pytest.raises(TypeError, match="a memory takes image batches"):
+        training.forward_backward(next(iter(videos.train_loader)))
+
+
+def test_small_video_config(tmp_path: Path) -> None:
+    make_pedestrians(tmp_path / "reid-data" / SyntheticTracklets.dataset_dir, 8, 5, frames=8)
+    options = [
+        "train.max_epoch",
+        "1",
+        "train.print_freq",
+        "1",
+        "data.workers",
+        "0",
+        "data.height",
+        "64",
+        "data.width",
+        "32",
+        "test.ranks",
+        "[1]",
+    ]
+    config = str(ROOT / "configs/small_video.yaml")
+    done = run("-m", "torchreid_snloss", "--config-file", config, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "loss_m" in done.stdout
+    assert "mAP:" in done.stdout

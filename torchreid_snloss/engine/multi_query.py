@@ -1,0 +1,70 @@
+"""Several images a query, Market-1501's second protocol."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+__all__ = ["find_more_queries", "more_queries", "pool_queries"]
+
+_NAME = re.compile(r"(\d+)_c(\d)")
+
+Batches = Sequence[dict[str, Any]]
+
+
+def find_more_queries(dataset: Any) -> list[Path]:
+    """The hand-drawn boxes ``gt_bbox`` beside a data set's ``query`` folder; none where there is no such folder."""
+    queries = getattr(dataset, "query_dir", None)
+    return sorted((Path(queries).parent / "gt_bbox").glob("*.jpg")) if queries else []
+
+
+def more_queries(loader: Any) -> Any:
+    """A loader of the images in ``gt_bbox`` that show a query's person under the query's camera.
+
+    Args:
+        loader: of the queries of a data set in Market-1501 layout.
+    """
+    dataset = copy.copy(loader.dataset)
+    wanted = {(pid, camid) for _, pid, camid, *_ in dataset.data}
+    rest = dataset.data[0][3:]
+    data = []
+    for path in find_more_queries(dataset):
+        found = _NAME.match(path.name)
+        if found is not None and (key := (int(found[1]), int(found[2]) - 1)) in wanted:
+            data.append((str(path), *key, *rest))
+    dataset.data = data
+    return DataLoader(
+        dataset, batch_size=loader.batch_size, num_workers=loader.num_workers, worker_init_fn=loader.worker_init_fn
+    )
+
+
+def pool_queries(queries: Batches, more: Batches) -> list[dict[str, Any]]:
+    """A query's feature becomes the mean of those of its person under its camera (Zheng et al., ICCV 2015).
+
+    Args:
+        queries: batches with features in ``img`` and ``pid`` and ``camid``.
+        more: likewise, of :func:`more_queries`. A query without any keeps its own feature.
+    """
+    groups: dict[tuple[int, int], list[Tensor]] = {}
+    for batch in more:
+        for feature, pid, camid in zip(batch["img"], batch["pid"].tolist(), batch["camid"].tolist()):
+            groups.setdefault((pid, camid), []).append(feature)
+
+    def pooled(feature: Tensor, key: tuple[int, int]) -> Tensor:
+        return torch.stack(groups[key]).mean(dim=0) if key in groups else feature
+
+    return [
+        {**batch, "img": torch.stack([pooled(*one) for one in zip(batch["img"], zip(*_keys(batch)))])}
+        for batch in queries
+    ]
+
+
+def _keys(batch: dict[str, Any]) -> tuple[list[int], list[int]]:
+    return batch["pid"].tolist(), batch["camid"].tolist()
