@@ -16,7 +16,7 @@ from torchreid_snloss import FIDILoss, HAP2SLoss, ImageMetricEngine, SNLoss
 from torchreid_snloss.build import MinedLoss
 
 pml = pytest.importorskip("pytorch_metric_learning")
-from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
+from pytorch_metric_learning import distances, losses, miners, reducers, samplers, trainers  # noqa: E402
 
 from torchreid_snloss.pml import CrossBatchMemory, PairwiseLoss  # noqa: E402
 
@@ -208,3 +208,23 @@ def test_in_pytorch_metric_learnings_memory() -> None:
         values, numbers = own.terms(features, labels, references, labels.repeat(len(seen)), own_column=0)
         torch.testing.assert_close(value, values.sum() / numbers.sum())
         value.backward()
+
+
+def test_in_pytorch_metric_learnings_trainer() -> None:
+    torch.manual_seed(3)
+    features, labels = torch.randn(40, 6) + 3 * torch.eye(6)[torch.arange(40) % 5], torch.arange(40) % 5
+    trunk, loss = torch.nn.Linear(6, 4), SNLoss(scale=5.0)
+    before = float(loss(trunk(features), labels).detach())
+    trainer = trainers.MetricLossOnly(
+        models={"trunk": trunk},
+        optimizers={"trunk_optimizer": torch.optim.Adam(trunk.parameters(), lr=0.02)},
+        batch_size=20,
+        loss_funcs={"metric_loss": PairwiseLoss(loss)},
+        dataset=torch.utils.data.TensorDataset(features, labels),
+        mining_funcs={},
+        sampler=samplers.MPerClassSampler(labels, m=4, length_before_new_iter=40),
+        dataloader_num_workers=0,
+        data_device="cpu",
+    )
+    trainer.train(num_epochs=5)
+    assert float(loss(trunk(features), labels).detach()) < 0.9 * before

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, multiprocessing, nn
 from torch.utils.data import DataLoader
 from torchreid import data
@@ -24,6 +25,7 @@ from torchreid_snloss.checks import check_config
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.losses import GlobalBatchLoss
+from torchreid_snloss.pml import PairwiseLoss
 
 PROCESSES = [2, 3, 4]
 # A loss, its engine's options, and how many steps.
@@ -92,6 +94,14 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
     cuts = [0, *([8, 13][: processes - 1] if processes < 4 else [5, 11, 16]), 24]
     rows = slice(cuts[rank], cuts[rank + 1])
     torch.save({name: train(name, root, rows) for name in CASES}, f"{results}/{rank}")
+    # In pytorch-metric-learning's own wrapper, even parts.
+    batch = batches(1)[0]
+    features, even = batch["img"].flatten(1), slice(rank * 24 // processes, (rank + 1) * 24 // processes)
+    wrapped = DistributedLossWrapper(PairwiseLoss(SNLoss(num_neighbors=4)))
+    value = wrapped(features[even], batch["pid"][even])
+    # It multiplies by the number of processes, for the mean that DistributedDataParallel makes.
+    torch.testing.assert_close(value / processes, SNLoss(num_neighbors=4)(features, batch["pid"]))
+
     engine, _ = make("sn", root)
     engine.model.unused.requires_grad_()
     with pytest.raises(ValueError, match=r"nothing in the loss depends on \['unused.weight', 'unused.bias'\]"):
@@ -235,7 +245,7 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
         (["train.sync_batchnorm", True], "train.sync_batchnorm True needs GPUs"),
         (["train.micro_batch", -1], "train.micro_batch must be at least 0; got train.micro_batch -1"),
         (["loss.memory.size", -1], "loss.memory.size .* must be at least 0; got loss.memory.size -1"),
-        (["loss.memory.size", 8, "data.type", "video"], "trains on data.type 'image' only|loss.memory.size above 0"),
+        (["loss.memory.size", 8, "data.type", "video"], "loss.memory.size above 0 needs data.type image"),
     ],
 )
 def test_what_several_processes_can_not_do_is_told(

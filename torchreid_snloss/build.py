@@ -210,7 +210,7 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
     """The engine for ``data.type`` and ``loss.name``, torchreid's own for softmax and triplet.
 
     Raises:
-        ConfigError: if there is none, or none that trains as the config says, or on so many processes.
+        ConfigError: if it does not train as the config says, or on so many processes.
     """
     engines: dict[tuple[str, str], type[engine.Engine]] = {
         ("image", "softmax"): engine.ImageSoftmaxEngine,
@@ -220,9 +220,6 @@ def engine_class(cfg: CfgNode) -> type[engine.Engine]:
         **ENGINES,
     }
     kind, name = cfg.data.type, "custom" if len(loss_names(cfg)) > 1 else cfg.loss.name
-    if (kind, name) not in engines:
-        kinds = [other for other, loss in engines if loss == name]
-        raise ConfigError(f"loss {name!r} trains on data.type {' or '.join(map(repr, kinds))} only, got {kind!r}")
     cls = engines[kind, name]
     ours = {
         f"train.amp {cfg.train.amp}": cfg.train.amp != "off",

@@ -93,7 +93,6 @@ def _check_numbers(cfg: CfgNode) -> None:
         or not several_gpus,
         "model.last_stride must be 0, 1 or 2": cfg.model.last_stride in (0, 1, 2),
         "model.embedding must be a list of widths": all(_is_count(width) for width in cfg.model.embedding),
-        "train.warmup_epochs must be at least 0 and below train.max_epoch": 0 <= train.warmup_epochs < train.max_epoch,
         "train.warmup_factor must be above 0 and at most 1": 0 < train.warmup_factor <= 1,
         "train.lr_scheduler exponential needs a first train.stepsize below train.max_epoch": (
             train.lr_scheduler != EXPONENTIAL or stepsize[0] < train.max_epoch
@@ -107,6 +106,7 @@ def _check_numbers(cfg: CfgNode) -> None:
         "train.print_freq must be at least 1": train.print_freq >= 1,
         "train.batch_size and test.batch_size must be at least 1": min(train.batch_size, test.batch_size) >= 1,
         "train.start_epoch must be at least 0 and below train.max_epoch": 0 <= train.start_epoch < train.max_epoch,
+        "train.warmup_epochs must be at least 0 and below train.max_epoch": 0 <= train.warmup_epochs < train.max_epoch,
         "train.stepsize must be a list of epochs above 0": stepsize and all(_is_count(step) for step in stepsize),
         "train.open_layers must name a layer where train.fixbase_epoch is above 0": train.open_layers
         or train.fixbase_epoch <= 0,
