@@ -28,7 +28,10 @@ _, transform = data.transforms.build_transforms(
 )
 images = [transform(to_pil_image(read_image(path, ImageReadMode.RGB))) for path in args.images]
 with torch.no_grad():
-    features = torch.nn.functional.normalize(model(torch.stack(images)))
+    batch = torch.stack(images)
+    features = (model(batch) + model(batch.flip(-1))) / 2 if cfg.test.flip else model(batch)
+if cfg.test.normalize_feature:  # as in the test
+    features = torch.nn.functional.normalize(features)
 torch.save({"images": args.images, "features": features}, args.output)
 print(f"{tuple(features.shape)} features written to {args.output}")
 

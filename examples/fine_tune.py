@@ -11,6 +11,7 @@ from pathlib import Path
 import gdown
 
 from torchreid_snloss import build_datamanager, build_engine, build_model, build_optimizer, load_config, load_weights
+from torchreid_snloss.build import build_criteria
 from torchreid_snloss.config import engine_run_kwargs
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,5 +36,6 @@ model = build_model(cfg, datamanager.num_train_pids)
 load_weights(model, str(args.weights))  # all but a classifier for other identities
 if cfg.use_gpu:
     model = model.cuda()
-optimizer, scheduler = build_optimizer(cfg, model)
-build_engine(cfg, datamanager, model, optimizer, scheduler).run(**engine_run_kwargs(cfg))
+criteria = build_criteria(cfg)
+optimizer, scheduler = build_optimizer(cfg, model, criteria)
+build_engine(cfg, datamanager, model, optimizer, scheduler, criteria).run(**engine_run_kwargs(cfg))

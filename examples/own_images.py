@@ -22,6 +22,8 @@ parser.add_argument("--test-share", type=float, default=0.3, help="share of the 
 parser.add_argument("--epochs", type=int, default=30)
 parser.add_argument("--batch-size", type=int, default=64)
 args = parser.parse_args()
+if re.compile(args.camera).groups < 1:
+    raise SystemExit(f"--camera {args.camera!r} has no group in parentheses, as 'cam(\\d+)' has")
 
 
 class OwnImages(data.ImageDataset):

@@ -7,13 +7,14 @@ import sys
 
 import torch
 from torch import nn
-from torchreid import models, optim, utils
+from torchreid import utils
 
 # Change 1. Was: from default_config import get_default_config, optimizer_kwargs, ...
-from torchreid_snloss.config import engine_run_kwargs, get_default_config, lr_scheduler_kwargs, optimizer_kwargs
+from torchreid_snloss.config import engine_run_kwargs, get_default_config
 
-# Change 2. Was: a build_datamanager() and a build_engine() in this file
-from torchreid_snloss import build_datamanager, build_engine  # isort: skip
+# Change 2. Was: a build_datamanager() and a build_engine() in this file, and torchreid's build_model() and so on
+from torchreid_snloss import build_datamanager, build_engine, build_model, build_optimizer  # isort: skip
+from torchreid_snloss.build import build_criteria
 
 cfg = get_default_config()
 cfg.use_gpu = torch.cuda.is_available()
@@ -22,10 +23,10 @@ cfg.merge_from_list(sys.argv[2:])
 utils.set_random_seed(cfg.train.seed)
 
 datamanager = build_datamanager(cfg)
-model = models.build_model(cfg.model.name, datamanager.num_train_pids, cfg.loss.name, cfg.model.pretrained)
+model = build_model(cfg, datamanager.num_train_pids)
 if cfg.use_gpu:
     model = nn.DataParallel(model).cuda()
-optimizer = optim.build_optimizer(model, **optimizer_kwargs(cfg))
-scheduler = optim.build_lr_scheduler(optimizer, **lr_scheduler_kwargs(cfg))
-engine = build_engine(cfg, datamanager, model, optimizer, scheduler)
+criteria = build_criteria(cfg)
+optimizer, scheduler = build_optimizer(cfg, model, criteria)
+engine = build_engine(cfg, datamanager, model, optimizer, scheduler, criteria)
 engine.run(**engine_run_kwargs(cfg))

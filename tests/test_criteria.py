@@ -13,7 +13,7 @@ from torchreid import losses as reid_losses
 from torchreid import models, utils
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, ImageMetricEngine, SNLoss
-from torchreid_snloss.build import MinedLoss
+from torchreid_snloss.losses import MinedLoss
 
 pml = pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers, samplers, trainers  # noqa: E402
@@ -135,6 +135,8 @@ def test_from_the_command_line(reid_data: Path, tmp_path: Path) -> None:
             ],
             "loss.custom: .*unexpected keyword argument 'z'",
         ),
+        (["loss.custom.target", "torchreid.__name__"], "must be a class or function, it is a str"),
+        (["loss.custom.kwargs", "{'a': {1, 2}}"], "loss.custom.kwargs must hold numbers"),
         (["loss.name", "sn+softmax"], "loss.name must be one of triplet, sn, hap2s, fidi, custom, got 'softmax'"),
         (["loss.name", "sn+sn"], "must name each loss once"),
     ],
@@ -228,3 +230,60 @@ def test_in_pytorch_metric_learnings_trainer() -> None:
     )
     trainer.train(num_epochs=5)
     assert float(loss(trunk(features), labels).detach()) < 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("target", "keywords", "message"),
+    [
+        ("torch.nn.MSELoss", "{}", "MSELoss with .4, 512. features .*: RuntimeError"),
+        (
+            "pytorch_metric_learning.losses.ArcFaceLoss",
+            "{'num_classes': 3, 'embedding_size': 512}",
+            "identities up to 15",
+        ),
+        ("my_own.Mine", "{}", "it must give a scalar tensor, got 3"),
+        ("torchreid.losses.TripletLoss", "{'margin': '1e-1'}", ""),
+    ],
+)
+def test_a_custom_loss_is_tried_before_training(
+    target: str, keywords: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchreid_snloss import build_model, load_config
+    from torchreid_snloss.build import build_criteria
+    from torchreid_snloss.checks import check_criteria
+    from torchreid_snloss.config import ConfigError
+
+    (tmp_path / "my_own.py").write_text("class Mine:\n    def __call__(self, features, pids):\n        return 3\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["loss.name", "custom", "loss.custom.target", target, "loss.custom.kwargs", keywords, "data.height", 64]
+    options += ["data.width", 32, "model.name", "osnet_x0_25", "model.pretrained", False, "use_gpu", False]
+    cfg = load_config(options=options)
+    model, criteria = build_model(cfg, 16), build_criteria(cfg)
+    if not message:
+        check_criteria(cfg, criteria, model, 16)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_criteria(cfg, criteria, model, 16)
+
+
+@pytest.mark.parametrize("name", ["x", "a.b", "keys"])
+def test_names_that_are_taken_are_told(name: str, datamanager: Any) -> None:
+    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with pytest.raises(ValueError, match="a criterion can't be named"):
+        ImageMetricEngine(datamanager, model, optimizer, {name: centre}, weight_m={name: 1.0}, use_gpu=False)
+
+
+def test_another_criterion_s_checkpoint_is_told(datamanager: Any, tmp_path: Path) -> None:
+    from torchreid_snloss import CheckpointError
+
+    def make(criterion: Any) -> ImageMetricEngine:
+        model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+        parameters = [*model.parameters(), *criterion.parameters()]
+        return ImageMetricEngine(datamanager, model, torch.optim.SGD(parameters, lr=0.01), criterion, use_gpu=False)
+
+    make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=512)).run(save_dir=str(tmp_path), max_epoch=1)
+    path = tmp_path / "model/model.pth.tar-1"
+    make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=512)).resume(path)
+    with pytest.raises(CheckpointError, match="is of another criterion"):
+        make(losses.ArcFaceLoss(num_classes=16, embedding_size=512)).resume(path)

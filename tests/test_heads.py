@@ -48,7 +48,7 @@ def test_bnneck_and_embedding(name: str) -> None:
     plain = model.embedding(model.base(images))
     torch.testing.assert_close(tested, model.neck(plain))
     assert not torch.allclose(tested, plain)
-    assert model.neck.bias.requires_grad is False
+    assert "neck.bias" not in dict(model.named_parameters())
     assert build_model(config("model.name", name, "model.neck", "bnneck", "loss.name", "softmax"), 5)(images).shape == (
         4,
         5,
@@ -171,3 +171,19 @@ def test_flipped_features_are_the_mean(datamanager: Any) -> None:
     flipped = seen[1]
     torch.testing.assert_close(flipped, images.flip(-1))
     assert torch.equal(seen[0], images)
+
+
+def test_layers_opened_alone_and_another_schedule(reid_data: Path, tmp_path: Path) -> None:
+    options = [
+        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
+        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", "2", "loss.name", "hap2s",
+        "model.neck", "bnneck", "model.embedding", "[16]", "train.fixbase_epoch", "1", "train.open_layers",
+        "['classifier','embedding']", "train.warmup_epochs", "1", "train.lr_scheduler",
+    ]  # fmt: skip
+    done = run("-m", "torchreid_snloss", *options, "cosine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = torch.load(tmp_path / "log/model/model.pth.tar-2", weights_only=True)["state_dict"]
+    assert not trained["neck.bias"].any()
+    resumed = run("-m", "torchreid_snloss", *options, "multi_step", "model.resume", "auto", cwd=tmp_path)
+    assert resumed.returncode == 2
+    assert "its scheduler is of another kind" in resumed.stderr

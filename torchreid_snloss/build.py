@@ -5,13 +5,15 @@ For main scripts of one's own. :func:`build_datamanager` and :func:`build_model`
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+import os
+import pkgutil
+import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 import gdown.exceptions
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchreid import data, engine, losses, models, optim
 from yacs.config import CfgNode
 
@@ -29,10 +31,13 @@ from torchreid_snloss.config import (
 from torchreid_snloss.data import IdentitySampler, hold_out, name_unreadable_images
 from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, VideoMetricEngine, resumable
 from torchreid_snloss.heads import Headed, set_last_stride
-from torchreid_snloss.losses import LOSSES, Criterion
+from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
 from torchreid_snloss.register import register
 
 __all__ = ["build_criteria", "build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
+
+EXPONENTIAL = "exponential"
+"""The SN paper's schedule, a ``train.lr_scheduler`` beside torchreid's."""
 
 
 def build_datamanager(cfg: CfgNode) -> Any:
@@ -132,37 +137,26 @@ def _build_criterion(cfg: CfgNode, name: str) -> Criterion:
         if not node.miner:
             return cast(Criterion, criterion)
         return MinedLoss(criterion, _imported("loss.custom.miner", node.miner)(**_plain(node.miner_kwargs)))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"loss.{name}: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of a user's own class
+        raise ConfigError(f"loss.{name}: {error or type(error).__name__}") from error
 
 
 def _imported(key: str, path: str) -> Any:
-    module, _, name = path.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a module of one's own lies
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = pkgutil.resolve_name(path)
+    except Exception as error:  # of a user's own module
         raise ConfigError(f"{key}: can't import {path!r}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{key} {path!r} must be a class or function, it is a {type(found).__name__}")
+    return found
 
 
 def _plain(node: Any) -> Any:
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
-
-
-EXPONENTIAL = "exponential"
-"""The SN paper's schedule, a ``train.lr_scheduler`` beside torchreid's."""
-
-
-class MinedLoss(nn.Module):
-    """``loss(features, pids, miner(features, pids))``, as pytorch-metric-learning's losses and miners go together."""
-
-    def __init__(self, loss: Callable[..., Tensor], miner: Callable[..., Any]) -> None:
-        super().__init__()
-        self.loss, self.miner = loss, miner
-
-    def forward(self, features: Tensor, pids: Tensor) -> Tensor:
-        return self.loss(features, pids, self.miner(features, pids))
 
 
 def build_optimizer(

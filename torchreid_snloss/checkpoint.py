@@ -183,6 +183,8 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def _kind(state: Mapping[str, Any]) -> set[str]:
     """What tells optimizers and schedulers from each other in their states: the names of their settings."""
+    if "_schedulers" in state:  # of a chain, with warm-up
+        return {f"{number}: {key}" for number, part in enumerate(state["_schedulers"]) for key in _kind(part)}
     return set(state["param_groups"][0]) if "param_groups" in state else set(state)
 
 

@@ -6,7 +6,7 @@ import collections
 import copy
 import functools
 import os.path
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from torchreid_snloss.data import VALIDATION
 from torchreid_snloss.engine import MetricEngine, check_weights
 from torchreid_snloss.engine.amp import check_amp
 from torchreid_snloss.engine.multi_query import find_more_queries
-from torchreid_snloss.losses import LOSSES
+from torchreid_snloss.losses import LOSSES, Criterion
 
-__all__ = ["check_config", "check_datamanager", "check_model"]
+__all__ = ["check_config", "check_criteria", "check_datamanager", "check_model"]
 
 # torchreid's build_transforms passes over a name it does not know.
 _TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
@@ -72,7 +72,7 @@ def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
 def _check_numbers(cfg: CfgNode) -> None:
     train, test = cfg.train, cfg.test
     stepsize = train.stepsize if isinstance(train.stepsize, list) else [train.stepsize]
-    norms = [*(cfg.data.norm_mean or ()), *(cfg.data.norm_std or ())]
+    norms = [list(cfg.data.norm_mean or ()), list(cfg.data.norm_std or ())]
     # Then there is an nn.DataParallel.
     several_gpus = cfg.use_gpu and torch.cuda.device_count() > 1 and distributed.world_size() == 1
     tests = {
@@ -80,8 +80,10 @@ def _check_numbers(cfg: CfgNode) -> None:
         "data.height and data.width must be at least 1": min(cfg.data.height, cfg.data.width) >= 1,
         "data.workers must be at least 0": cfg.data.workers >= 0,
         "data.k_tfm must be 1, torchreid's engines take no more": cfg.data.k_tfm == 1,
-        "data.norm_mean and data.norm_std must be 3 numbers each, the latter above 0": len(norms) in (0, 3, 6)
-        and all(isinstance(value, (int, float)) for value in norms)
+        "data.norm_mean and data.norm_std must be 3 numbers each, the latter above 0": all(
+            len(norm) in (0, 3) for norm in norms
+        )
+        and all(isinstance(value, (int, float)) for norm in norms for value in norm)
         and min(cfg.data.norm_std or [1]) > 0,
         "data.val_fraction must be at least 0 and below 1": 0 <= cfg.data.val_fraction < 1,
         "train.save_freq must be at least 1 and train.keep at least 0": train.save_freq >= 1 and train.keep >= 0,
@@ -94,8 +96,9 @@ def _check_numbers(cfg: CfgNode) -> None:
         "model.last_stride must be 0, 1 or 2": cfg.model.last_stride in (0, 1, 2),
         "model.embedding must be a list of widths": all(_is_count(width) for width in cfg.model.embedding),
         "train.warmup_factor must be above 0 and at most 1": 0 < train.warmup_factor <= 1,
-        "train.lr_scheduler exponential needs a first train.stepsize below train.max_epoch": (
-            train.lr_scheduler != EXPONENTIAL or stepsize[0] < train.max_epoch
+        "train.lr_scheduler exponential needs a first train.stepsize below train.max_epoch and train.gamma above 0": (
+            train.lr_scheduler != EXPONENTIAL
+            or (all(map(_is_count, stepsize)) and min(stepsize[:1], default=0) < train.max_epoch and train.gamma > 0)
         ),
         "train.micro_batch must be at least 0": train.micro_batch >= 0,
         "train.sync_batchnorm True needs GPUs, use_gpu True": not train.sync_batchnorm or cfg.use_gpu,
@@ -232,6 +235,31 @@ def check_model(cfg: CfgNode, model: nn.Module) -> None:
             f"{cfg.loss.name!r} depends on them (is loss.{loss_names(cfg)[0]}.weight_x 0?); set train.fixbase_epoch "
             "0, give the softmax term a weight, or open other layers"
         )
+
+
+def check_criteria(cfg: CfgNode, criteria: Mapping[str, Criterion], model: nn.Module, num_classes: int) -> None:
+    """Tries a custom criterion on features such as the model's, since only a call shows what is wrong with it.
+
+    Raises:
+        ConfigError: if it raises, or gives no scalar.
+    """
+    if "custom" not in criteria or cfg.test.evaluate:
+        return
+    trial = copy.deepcopy(model).cpu().train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        _, features = trial(torch.zeros(2, 3, cfg.data.height, cfg.data.width))
+        pids = torch.tensor([0, 0, num_classes - 1, num_classes - 1])
+        try:
+            for feature in _tensors(features):
+                criterion = copy.deepcopy(criteria["custom"])
+                value = criterion(torch.randn(4, feature.shape[1]), pids)
+                if not (isinstance(value, Tensor) and value.numel() == 1):
+                    raise TypeError(f"it must give a scalar tensor, got {value!r}")
+        except Exception as error:  # of a user's own code
+            raise ConfigError(
+                f"loss.custom: {cfg.loss.custom.target} with (4, {feature.shape[1]}) features and identities up to "
+                f"{num_classes - 1}: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _check_channels_last(cfg: CfgNode, model: nn.Module) -> None:

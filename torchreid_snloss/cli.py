@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from torchreid_snloss import distributed
 from torchreid_snloss.build import build_criteria, build_datamanager, build_engine, build_model, build_optimizer
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights
-from torchreid_snloss.checks import check_config, check_datamanager, check_model
+from torchreid_snloss.checks import check_config, check_criteria, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import CompileError, NonFiniteError, Resumable, Stopped
@@ -149,6 +149,7 @@ def _train_or_test(cfg: CfgNode) -> None:
             model = nn.DataParallel(model)
 
     criteria = build_criteria(cfg)
+    check_criteria(cfg, criteria, model, datamanager.num_train_pids)
     optimizer, scheduler = build_optimizer(cfg, model, criteria)
     print(f"Building {cfg.loss.name}-engine for {cfg.data.type}-reid")
     engine = build_engine(cfg, datamanager, model, optimizer, scheduler, criteria)

@@ -11,6 +11,7 @@ import ast
 import contextlib
 import difflib
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,6 +171,8 @@ def get_default_config() -> CfgNode:
     cfg.use_gpu = torch.cuda.is_available()
     for section, keys in _OURS.items():
         cfg[section].update(CfgNode(keys))
+    for key in ("kwargs", "miner_kwargs"):
+        cfg.loss.custom[key] = CfgNode(new_allowed=True)
     weights = inspect.signature(MetricEngine).parameters
     for name, loss in LOSSES.items():
         defaults = {key: parameter.default for key, parameter in inspect.signature(loss).parameters.items()}
@@ -205,7 +208,8 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     for key, value in zip(options[::2], options[1::2]):
         _set(cfg, key, value)
     given = {*(changes if config_file else ()), *options[::2]}
-    normalized = [name for name in metric_weights(cfg) if cfg.loss[name].get("normalize")] if _known(cfg) else []
+    weights = metric_weights(cfg) if _known(cfg) else {}
+    normalized = [name for name, weight in weights.items() if weight != 0 and cfg.loss[name].get("normalize")]
     if "test.normalize_feature" not in given and normalized and not cfg.test.normalize_feature:
         cfg.test.normalize_feature = True
         print(f"=> test.normalize_feature: True, as loss {cfg.loss.name!r} has it in training")
@@ -263,7 +267,13 @@ def _keywords(key: str, value: Any) -> CfgNode:
             value = ast.literal_eval(value)
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"{key} must hold keywords, as \"{{'gamma': 80}}\", got {value!r}")
-    return CfgNode(dict(value), new_allowed=True)
+    # YAML takes 1e-1 for text.
+    floats = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+    plain = {k: float(v) if isinstance(v, str) and floats.fullmatch(v) else v for k, v in value.items()}
+    try:
+        return CfgNode(plain, new_allowed=True)
+    except AssertionError as error:
+        raise ConfigError(f"{key} must hold numbers, text, lists and such: {error}") from error
 
 
 def loss_names(cfg: CfgNode) -> list[str]:

@@ -43,7 +43,8 @@ class Headed(nn.Module):
 
     In training it gives ``(logits, features)`` with the features before the neck, for the metric loss; in testing the
     features after it. Its state dict has the model's own names, so that torchreid's ``FeatureExtractor`` and
-    ``load_pretrained_weights`` load the backbone from its checkpoints, and it loads ImageNet weights and theirs.
+    ``load_pretrained_weights`` load the backbone from its checkpoints (which do not say its ``last_stride``), and it
+    loads ImageNet weights and theirs.
 
     Args:
         model: one of torchreid's with one linear ``classifier``, built with ``loss="triplet"``. It is changed.
@@ -87,14 +88,17 @@ class Headed(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")
                 nn.init.zeros_(layer.bias)
         if isinstance(self.neck, nn.BatchNorm1d):
-            self.neck.bias.requires_grad_(False)
+            bias = self.neck.bias.detach()
+            del self.neck.bias
+            self.neck.register_buffer("bias", bias)  # torchreid opens every parameter for training
         nn.init.normal_(self.classifier.weight, std=0.001)
         if self.classifier.bias is not None:
             nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Any:
         output = self.base(images)
-        features = self.embedding(output[1] if self.training else output)
+        # The base is in eval mode while torchreid trains other layers alone.
+        features = self.embedding(output[1] if isinstance(output, tuple) else output)
         after = self.neck(features)
         if not self.training:
             return after

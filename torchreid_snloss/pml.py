@@ -75,3 +75,11 @@ class CrossBatchMemory(losses.CrossBatchMemory):
     def supported_losses() -> list[str]:
         """Names of classes."""
         return [*losses.CrossBatchMemory.supported_losses(), PairwiseLoss.__name__]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Where its queue goes on, which its buffers do not say."""
+        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Likewise."""
+        self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]

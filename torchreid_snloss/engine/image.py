@@ -52,11 +52,11 @@ class ImageMetricEngine(MetricEngine):
     Example::
 
         from pytorch_metric_learning import losses, miners
+        from torchreid_snloss.losses import MinedLoss
 
-        circle, miner = losses.CircleLoss(), miners.MultiSimilarityMiner()
         engine = torchreid_snloss.ImageMetricEngine(
             datamanager, model, optimizer, scheduler=scheduler,
-            criterion=lambda features, pids: circle(features, pids, miner(features, pids)),
+            criterion=MinedLoss(losses.CircleLoss(), miners.MultiSimilarityMiner()),
         )
         both = torchreid_snloss.ImageMetricEngine(
             datamanager, model, optimizer, scheduler=scheduler,

@@ -101,6 +101,13 @@ class MetricEngine(Resumable):
         weights = dict(weight_m) if isinstance(weight_m, Mapping) else {"m": weight_m}
         if weights.keys() != criteria.keys() or not criteria:
             raise ValueError(f"weight_m must have the criteria's names {list(criteria)}, got {weight_m}")
+        for name, value in criteria.items():
+            if not name.isidentifier() or name == "x" or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"a criterion can't be named {name!r}: a word that is not taken, and not 'x', the softmax's"
+                )
+            if not callable(value):
+                raise TypeError(f"the criterion {name!r} must be called with features and pids, got {value!r}")
         check_weights(**{f"weight_{name}": weight for name, weight in {**weights, "x": weight_x}.items()})
         self.micro_batch = check_integer("micro_batch", micro_batch, at_least=0)
         self.memory_start_epoch = check_integer("memory_start_epoch", memory_start_epoch, at_least=0)
@@ -195,8 +202,8 @@ class MetricEngine(Resumable):
             if self.memory is not None and remembered is not None:
                 self.memory.load_state_dict(remembered)  # without the broken batch
             return {}
-        for name in [name for name in values if name.endswith("spread")]:
-            self._warn_of_collapse(values.pop(name))
+        for name in [f"{name}spread" for name in ("", *(f"{name}_" for name in self.weights))]:
+            self._warn_of_collapse(values.pop(name, 1.0))
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _trained(self) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 __all__ = ["find_more_queries", "more_queries", "pool_queries"]
 
-_NAME = re.compile(r"(\d+)_c(\d)")
+_NAME = re.compile(r"(\d+)_c(\d+)")
 
 Batches = Sequence[dict[str, Any]]
 

@@ -19,7 +19,7 @@ import torch
 from torchreid import engine, utils
 
 from torchreid_snloss import distributed
-from torchreid_snloss.checkpoint import remove_unfinished, restore, save_checkpoint
+from torchreid_snloss.checkpoint import CheckpointError, remove_unfinished, restore, save_checkpoint
 from torchreid_snloss.data.readable import all_loaders
 from torchreid_snloss.data.shards import Shards, own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
@@ -39,7 +39,7 @@ class TrainOptions:
         nonfinite: at a NaN or infinite loss or gradient ``"stop"`` (the last good checkpoint stays), or ``"skip"`` the
             step; torchreid's own engines can only stop.
         flip: a test's features are the mean of those of an image and of its mirror image.
-        rerank: re-rank in the evaluations during and after training too.
+        rerank: re-rank in every evaluation, those of a training run too.
         multi_query: a query's feature is the mean over the images of ``gt_bbox`` (see :func:`pool_queries`).
     """
 
@@ -255,8 +255,13 @@ class Resumable(engine.Engine):
         if "progress" in checkpoint:
             self._progress = _Progress(**checkpoint["progress"])
             self._random_states = checkpoint["random_states"]
-        if self.criteria is not None and checkpoint.get("criterion"):
-            self.criteria.load_state_dict(checkpoint["criterion"])
+        if self.criteria is not None:
+            try:
+                self.criteria.load_state_dict(checkpoint.get("criterion") or {})
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{str(path)!r} is of another criterion: {' '.join(str(error).split())}"
+                ) from error
         if self.memory is not None and checkpoint.get("memory"):  # one of a run without has none
             self.memory.load_state_dict(checkpoint["memory"])
         if self.scaler is not None and checkpoint.get("scaler"):  # one of another precision has none
@@ -275,7 +280,7 @@ class Resumable(engine.Engine):
         before, own = self.__dict__.get("extract_features"), self.extract_features
         self.extract_features = _if_images(_of_both_sides(own) if self.options.flip else own)
         try:
-            if self.options.multi_query:
+            if self.options.multi_query and dataset_name != VALIDATION:
                 more = self._extract(more_queries(query_loader))
                 loaders["query_loader"] = pool_queries(self._extract(query_loader), more)
             if distributed.world_size() == 1:

@@ -5,6 +5,7 @@ from torchreid_snloss.losses.fidi import FIDILoss
 from torchreid_snloss.losses.global_batch import Criterion, GlobalBatchLoss
 from torchreid_snloss.losses.hap2s import HAP2SLoss
 from torchreid_snloss.losses.memory import Memory
+from torchreid_snloss.losses.mined import MinedLoss
 from torchreid_snloss.losses.sn import SNLoss
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HAP2SLoss",
     "Memory",
     "MetricLoss",
+    "MinedLoss",
     "SNLoss",
     "check_integer",
     "check_number",

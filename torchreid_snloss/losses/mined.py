@@ -1,0 +1,27 @@
+"""A loss of pytorch-metric-learning's with a miner of its."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["MinedLoss"]
+
+
+class MinedLoss(nn.Module):
+    """``loss(features, pids, miner(features, pids))``, as pytorch-metric-learning's losses and miners go together.
+
+    Args:
+        loss: called so.
+        miner: likewise.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], miner: Callable[..., Any]) -> None:
+        super().__init__()
+        self.loss, self.miner = loss, miner
+
+    def forward(self, features: Tensor, pids: Tensor) -> Tensor:
+        """The loss of (batch, dimension) features and (batch,) identities."""
+        return self.loss(features, pids, self.miner(features, pids))
