@@ -214,9 +214,9 @@ class MetricEngine(Resumable):
         trained = [*used, *(parameter.requires_grad for parameter in self.model.parameters())]
         if self._parallel is None or self._parallel[1] != trained:
             # Buffers are averaged where they are used, which is not in training.
-            wrapped = DistributedDataParallel(
-                self._outputs, broadcast_buffers=False, find_unused_parameters=not all(used)
-            )
+            new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+            wrapped = DistributedDataParallel(self._outputs, find_unused_parameters=not all(used), **options)
             self._parallel = wrapped, trained
         return self._parallel[0]
 
