@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
-from torchreid import data, models, optim
+from torchreid import models, optim
 
 import torchreid_snloss
 from benchmarks.alone import run_alone
+from benchmarks.step import make_manager
 from benchmarks.timing import Row
 from torchreid_snloss import distributed
 
@@ -87,18 +88,7 @@ def _run(processes: int, together: bool, root: str) -> tuple[float, float]:
 
 
 def _manager(root: str) -> Any:
-    torchreid_snloss.register()
-    return data.ImageDataManager(
-        root=root,
-        sources="synthetic",
-        height=HEIGHT,
-        width=WIDTH,
-        batch_size_train=BATCH,
-        num_instances=4,
-        train_sampler="IdentitySampler",
-        workers=0,
-        use_gpu=False,
-    )
+    return make_manager(root, HEIGHT, WIDTH, BATCH, "cpu")
 
 
 def _work(rank: int, processes: int, together: bool, port: int, root: str) -> None:

@@ -13,7 +13,7 @@ from torchreid import data, engine, models, optim
 import torchreid_snloss
 from benchmarks.timing import Row, interleaved, rows_of
 
-__all__ = ["measure"]
+__all__ = ["make_manager", "measure"]
 
 _CASES = {
     "cpu": [("osnet_x0_25", 128, 64, 64), ("resnet50", 256, 128, 16)],
@@ -24,27 +24,32 @@ _THEIRS = "torchreid ImageTripletEngine"
 
 def measure(device: str, seconds: float = 60) -> list[Row]:
     """``forward_backward`` of a batch in memory, 4 images an identity, softmax beside the metric loss."""
-    torchreid_snloss.register()
     results = []
     with tempfile.TemporaryDirectory() as root:
         for name, height, width, batch_size in _CASES[device]:
-            with contextlib.redirect_stdout(io.StringIO()):
-                manager = data.ImageDataManager(
-                    root=root,
-                    sources="synthetic",
-                    height=height,
-                    width=width,
-                    batch_size_train=batch_size,
-                    num_instances=4,
-                    train_sampler="IdentitySampler",
-                    workers=0,
-                    use_gpu=device == "cuda",
-                )
+            manager = make_manager(root, height, width, batch_size, device)
             batch = next(iter(manager.train_loader))
             steps = {label: _step(make, name, manager, batch, device) for label, make in _engines(device)}
             case = f"{name}, {height}x{width}, batch {batch_size}, {device}"
             results += rows_of("training step", case, interleaved(steps, seconds, repetitions=3), _THEIRS)
     return results
+
+
+def make_manager(root: str, height: int, width: int, batch_size: int, device: str) -> Any:
+    """torchreid's, for drawn people, 4 images an identity; it prints nothing."""
+    torchreid_snloss.register()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return data.ImageDataManager(
+            root=root,
+            sources="synthetic",
+            height=height,
+            width=width,
+            batch_size_train=batch_size,
+            num_instances=4,
+            train_sampler="IdentitySampler",
+            workers=0,
+            use_gpu=device == "cuda",
+        )
 
 
 def _engines(device: str) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from torchreid_snloss import distributed
 from torchreid_snloss.build import EXPONENTIAL, build_criteria, engine_class
-from torchreid_snloss.config import ConfigError, loss_names, metric_weights, softmax_weight
+from torchreid_snloss.config import ConfigError, loss_names, metric_weights, softmax_weight, weight_key
 from torchreid_snloss.data import VALIDATION
 from torchreid_snloss.engine import MetricEngine, check_weights
 from torchreid_snloss.engine.amp import check_amp
@@ -134,7 +134,7 @@ def _value(cfg: CfgNode, key: str) -> Any:
 
 def _check_loss(cfg: CfgNode) -> None:
     weights = metric_weights(cfg)
-    keys = {f"loss.{name}.weight_{'t' if name == 'triplet' else 'm'}": weight for name, weight in weights.items()}
+    keys = {f"loss.{name}.{weight_key(name)}": weight for name, weight in weights.items()}
     try:
         if weights:
             check_weights(**keys, **{f"loss.{loss_names(cfg)[0]}.weight_x": softmax_weight(cfg)})

@@ -34,6 +34,7 @@ __all__ = [
     "optimizer_kwargs",
     "softmax_weight",
     "videodata_kwargs",
+    "weight_key",
 ]
 
 
@@ -284,7 +285,12 @@ def loss_names(cfg: CfgNode) -> list[str]:
 def metric_weights(cfg: CfgNode) -> dict[str, float]:
     """The weight of each metric term, which compares images with each other; none for softmax alone."""
     names = [name for name in loss_names(cfg) if name != "softmax"]
-    return {name: cfg.loss[name]["weight_t" if name == "triplet" else "weight_m"] for name in names}
+    return {name: cfg.loss[name][weight_key(name)] for name in names}
+
+
+def weight_key(name: str) -> str:
+    """What the weight of a metric term is called in its node."""
+    return "weight_t" if name == "triplet" else "weight_m"
 
 
 def softmax_weight(cfg: CfgNode) -> float:

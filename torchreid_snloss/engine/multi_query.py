@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,14 @@ def pool_queries(queries: Batches, more: Batches) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[int, int], list[Tensor]] = {}
     for batch in more:
-        for feature, pid, camid in zip(batch["img"], batch["pid"].tolist(), batch["camid"].tolist()):
-            groups.setdefault((pid, camid), []).append(feature)
-
-    def pooled(feature: Tensor, key: tuple[int, int]) -> Tensor:
-        return torch.stack(groups[key]).mean(dim=0) if key in groups else feature
-
+        for feature, key in _rows(batch):
+            groups.setdefault(key, []).append(feature)
+    means = {key: torch.stack(features).mean(dim=0) for key, features in groups.items()}
     return [
-        {**batch, "img": torch.stack([pooled(*one) for one in zip(batch["img"], zip(*_keys(batch)))])}
-        for batch in queries
+        {**batch, "img": torch.stack([means.get(key, feature) for feature, key in _rows(batch)])} for batch in queries
     ]
 
 
-def _keys(batch: dict[str, Any]) -> tuple[list[int], list[int]]:
-    return batch["pid"].tolist(), batch["camid"].tolist()
+def _rows(batch: dict[str, Any]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Features, each with its person and camera."""
+    return zip(batch["img"], zip(batch["pid"].tolist(), batch["camid"].tolist()))
