@@ -208,10 +208,10 @@ def test_distances_that_are_no_numbers() -> None:
 def test_works_in_as_many_threads_as_torch() -> None:
     torch.set_num_threads(3)
     together = threading.Barrier(3, timeout=20)
-    assert len(list(in_threads(lambda _: together.wait(), 3))) == 3  # three at a time, or the barrier breaks
+    assert len(list(in_threads(lambda _: together.wait(), 3, "waiting"))) == 3  # three at a time, or the barrier breaks
     torch.set_num_threads(1)
-    assert len(set(in_threads(lambda _: threading.get_ident(), 1000))) == 1
-    assert list(in_threads(lambda i: i, 1000)) == list(range(1000))
+    assert len(set(in_threads(lambda _: threading.get_ident(), 1000, "naming"))) == 1
+    assert list(in_threads(lambda i: i, 1000, "counting")) == list(range(1000))
 
 
 @pytest.mark.parametrize("cuhk03", [False, True])

@@ -20,7 +20,7 @@ from torchreid_snloss.engine import (
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.register import register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CheckpointError",

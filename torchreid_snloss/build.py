@@ -28,7 +28,15 @@ from torchreid_snloss.config import (
     softmax_weight,
     videodata_kwargs,
 )
-from torchreid_snloss.data import IdentitySampler, hold_out, name_unreadable_images
+from torchreid_snloss.data import (
+    IdentitySampler,
+    add_label_noise,
+    add_outliers,
+    hold_out,
+    keep_fraction,
+    name_unreadable_images,
+    set_training_items,
+)
 from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, VideoMetricEngine, resumable
 from torchreid_snloss.heads import Headed, set_last_stride
 from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
@@ -60,15 +68,9 @@ def build_datamanager(cfg: CfgNode) -> Any:
     where = f"data.sources {cfg.data.sources}, data.targets {cfg.data.targets}, data.root {cfg.data.root!r}"
     try:
         datamanager = manager(**kwargs)
-        if cfg.data.val_fraction > 0 and not cfg.test.evaluate:
-            options = ("train_sampler", "num_instances", "num_cams", "num_datasets")
-            hold_out(
-                datamanager,
-                cfg.data.val_fraction,
-                cfg.train.seed,
-                batch_size=cfg.train.batch_size,
-                **{key: kwargs[key] for key in options},
-            )
+        if not cfg.test.evaluate:
+            options = {key: kwargs[key] for key in ("train_sampler", "num_instances", "num_cams", "num_datasets")}
+            _change_training_set(cfg, datamanager, batch_size=cfg.train.batch_size, **options)
         name_unreadable_images(datamanager)
         return datamanager
     except IndexError as error:  # how torchreid takes a folder without images
@@ -79,6 +81,23 @@ def build_datamanager(cfg: CfgNode) -> Any:
         raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"can't load the data ({where}): {error or type(error).__name__}") from error
+
+
+def _change_training_set(cfg: CfgNode, datamanager: Any, **sampler_options: Any) -> None:
+    """Fewer identities first, then those held out, so that what they choose by has right labels and whole images."""
+    seed, keys = cfg.train.seed, cfg.data
+    if keys.train_fraction < 1:
+        kept = keep_fraction(datamanager.train_loader.dataset.train, keys.train_fraction, seed)
+        set_training_items(datamanager, kept, **sampler_options)
+    if keys.val_fraction > 0:
+        hold_out(datamanager, keys.val_fraction, seed, **sampler_options)
+    items = datamanager.train_loader.dataset.train
+    if keys.label_noise > 0:
+        items = add_label_noise(items, keys.label_noise, seed)
+    if keys.outliers > 0:
+        items = add_outliers(items, keys.outliers, seed, os.path.join(keys.save_dir, "outliers"))
+    if keys.label_noise > 0 or keys.outliers > 0:
+        set_training_items(datamanager, items, **sampler_options)
 
 
 def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
@@ -274,6 +293,12 @@ def build_engine(
         raise ConfigError(f"can't build the engine for loss {cfg.loss.name}: {error}") from error
     train, test = cfg.train, cfg.test
     built.options = TrainOptions(
-        train.save_freq, train.keep, train.nonfinite, test.flip, test.rerank_in_training, test.multi_query
+        train.save_freq,
+        train.keep,
+        train.nonfinite,
+        test.flip,
+        test.rerank_in_training,
+        test.multi_query,
+        train.record,
     )
     return built

@@ -8,9 +8,9 @@ import pickle
 import re
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "remove_unfinished",
     "restore",
     "save_checkpoint",
+    "write_whole",
 ]
 
 
@@ -47,19 +48,29 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint so that at any moment ``path`` is the old file or the new one, whole.
-
-    The bytes go to a temporary file beside it, are flushed to the disk, and take the name in one step.
+    """Writes a checkpoint, whole or not at all (:func:`write_whole`).
 
     Args:
         state: tensors, plain numbers, strings, and containers of them.
         path: the file. Its folder is made.
     """
+    write_whole(path, lambda stream: torch.save(dict(state), stream))
+
+
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file so that at any moment ``path`` is the old file or the new one, whole.
+
+    The bytes go to a temporary file beside it, are flushed to the disk, and take the name in one step.
+
+    Args:
+        path: the file. Its folder is made.
+        write: writes the bytes into a stream.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
         try:
-            torch.save(dict(state), stream)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
             os.chmod(stream.name, 0o666 & ~_umask())

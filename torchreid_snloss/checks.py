@@ -86,6 +86,9 @@ def _check_numbers(cfg: CfgNode) -> None:
         and all(isinstance(value, (int, float)) for norm in norms for value in norm)
         and min(cfg.data.norm_std or [1]) > 0,
         "data.val_fraction must be at least 0 and below 1": 0 <= cfg.data.val_fraction < 1,
+        "data.train_fraction must be above 0 and at most 1": 0 < cfg.data.train_fraction <= 1,
+        "data.label_noise must be at least 0 and below 1": 0 <= cfg.data.label_noise < 1,
+        "data.outliers must be at least 0 and at most 1": 0 <= cfg.data.outliers <= 1,
         "train.save_freq must be at least 1 and train.keep at least 0": train.save_freq >= 1 and train.keep >= 0,
         "train.nonfinite skip needs loss sn, hap2s, fidi or custom": train.nonfinite == "stop"
         or issubclass(engine_class(cfg), MetricEngine),

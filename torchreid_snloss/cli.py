@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, Any, TextIO, cast
 
 import torch
 from torch import nn
@@ -25,10 +25,10 @@ from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import CompileError, NonFiniteError, Resumable, Stopped
 from torchreid_snloss.register import register
 
-__all__ = ["main"]
+__all__ = ["add_config_arguments", "config_options", "main"]
 
 _DESCRIPTION = """Train and test a torchreid model. Every torchreid config runs as it is; with `loss.name sn`, `hap2s`
-or `fidi` it trains with that loss. The keys are those of torchreid and the loss.* tables in the README."""
+or `fidi` it trains with that loss. The keys are torchreid's and this package's own, all in its documentation."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,23 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGTERM.
     """
     parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
-    parser.add_argument("--config-file", default="", help="path of a YAML config file")
-    parser.add_argument("-s", "--sources", nargs="+", default=[], help="source datasets, separated by spaces")
-    parser.add_argument("-t", "--targets", nargs="+", default=[], help="target datasets, separated by spaces")
-    parser.add_argument("--transforms", nargs="+", default=[], help="data augmentation, separated by spaces")
-    parser.add_argument("--root", default="", help="path of the data root")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config options, as in: loss.name sn train.lr 0.001. After -s, -t or --transforms put `--` before them",
-    )
+    add_config_arguments(parser)
     args = parser.parse_args(argv)
-    flags = {f"data.{key}": getattr(args, key) for key in ("sources", "targets", "transforms", "root")}
-    options = [item for key, value in flags.items() if value for item in (key, value)]
-    options += args.opts[1:] if args.opts[:1] == ["--"] else args.opts
     try:
-        cfg = load_config(args.config_file, options)
+        cfg = load_config(args.config_file, config_options(args))
         try:
             distributed.start(cfg.use_gpu)
         except ValueError as error:
@@ -81,6 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _end(130, "interrupted")
     return 0
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of torchreid's ``scripts/main.py``."""
+    parser.add_argument("--config-file", default="", help="path of a YAML config file")
+    parser.add_argument("-s", "--sources", nargs="+", default=[], help="source datasets, separated by spaces")
+    parser.add_argument("-t", "--targets", nargs="+", default=[], help="target datasets, separated by spaces")
+    parser.add_argument("--transforms", nargs="+", default=[], help="data augmentation, separated by spaces")
+    parser.add_argument("--root", default="", help="path of the data root")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config options, as in: loss.name sn train.lr 0.001. After -s, -t or --transforms put `--` before them",
+    )
+
+
+def config_options(args: argparse.Namespace) -> list[Any]:
+    """Flags and then options, as :func:`load_config` takes them."""
+    flags = {f"data.{key}": getattr(args, key) for key in ("sources", "targets", "transforms", "root")}
+    options = [item for key, value in flags.items() if value for item in (key, value)]
+    return [*options, *(args.opts[1:] if args.opts[:1] == ["--"] else args.opts)]
 
 
 def _end(code: int, message: str, on_all: bool = False) -> int:

@@ -13,6 +13,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "engine_run_kwargs",
     "get_default_config",
     "imagedata_kwargs",
+    "leaves",
     "load_config",
     "loss_names",
     "lr_scheduler_kwargs",
@@ -128,7 +130,12 @@ _OURS: dict[str, dict[str, Any]] = {
         "multi_query": False,  # a query's feature is the mean over Market-1501's gt_bbox images of it
         "rerank_in_training": False,  # test.rerank is for test runs alone, as in torchreid
     },
-    "data": {"val_fraction": 0.0},  # share of the training identities held out to choose the best checkpoint by
+    "data": {
+        "val_fraction": 0.0,  # share of the training identities held out to choose the best checkpoint by
+        "train_fraction": 1.0,  # share of the training identities to train on
+        "label_noise": 0.0,  # share of the training images to give another identity's label, drawn at random
+        "outliers": 0.0,  # share of the training images to replace by a small patch of theirs, as a failed detection
+    },
     "train": {
         "save_freq": 1,  # epochs between checkpoints
         "keep": 3,  # newest checkpoints to keep; 0: all
@@ -140,6 +147,7 @@ _OURS: dict[str, dict[str, Any]] = {
         "warmup_factor": 0.01,  # share of it in the first epoch
         "micro_batch": 0,  # images of a process in the model at a time, for batches beyond its memory; 0: all
         "sync_batchnorm": False,  # batch norm over all processes' images
+        "record": False,  # leave what a report is drawn from in save_dir/record, and evaluate before training too
     },
     "loss": {
         "custom": {  # any criterion, by where it is imported from
@@ -186,7 +194,8 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     """The default config with a YAML file and then ``KEY VALUE`` options merged in.
 
     Args:
-        config_file: path of a YAML file in torchreid's format; empty: none.
+        config_file: path of a YAML file in torchreid's format; empty: none. ``configs/...`` are also found where the
+            package is installed.
         options: ``['loss.name', 'sn', 'train.lr', '0.001']`` and so on.
 
     Raises:
@@ -195,9 +204,9 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     cfg = get_default_config()
     if config_file:
         try:
-            with open(config_file, encoding="utf-8") as stream:
+            with open(_found(config_file), encoding="utf-8") as stream:
                 changes = yaml.safe_load(stream)
-            changes = dict(_leaves(changes))
+            changes = dict(leaves(changes))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"can't read the config file {config_file!r}: {' '.join(str(error).split())}") from error
         except (AttributeError, RecursionError) as error:
@@ -217,21 +226,31 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     return cfg
 
 
+def _found(config_file: str) -> Path:
+    path = Path(config_file)
+    installed = Path(__file__).parent / path
+    if not path.exists() and path.parts[:1] == ("configs",) and installed.is_file():
+        print(f"=> {config_file} is the package's own, {installed}")
+        return installed
+    return path
+
+
 def _known(cfg: CfgNode) -> bool:
     """Whether ``loss.name`` can be looked up; what is wrong with it is told when the config is checked."""
     return all(name == "softmax" or "weight_x" in cfg.loss.get(name, {}) for name in loss_names(cfg))
 
 
-def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of a config, each key with its sections: ``loss.sn.scale``."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and f"{path}{key}" not in _KEYWORDS:
-            yield from _leaves(value, f"{path}{key}.")
+            yield from leaves(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
-    known = dict(_leaves(cfg))
+    known = dict(leaves(cfg))
     if key in _OLD_KEYS:
         print(f"=> config key {key} is {_OLD_KEYS[key] or 'no more, and is passed over'}")
         if _OLD_KEYS[key] is None:
@@ -394,5 +413,5 @@ def engine_run_kwargs(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _pick(cfg: CfgNode, **keys: str) -> dict[str, Any]:
-    leaves = dict(_leaves(cfg))
-    return {keyword: leaves[key] for keyword, key in keys.items()}
+    values = dict(leaves(cfg))
+    return {keyword: values[key] for keyword, key in keys.items()}

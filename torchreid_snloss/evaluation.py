@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from torchreid_snloss.progress import progress_bar
+
 __all__ = ["Ranking", "evaluate_rank", "in_threads", "noted_rankings", "noting", "rank_gallery"]
 
 _T = TypeVar("_T")
@@ -178,7 +180,7 @@ def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
             ranks[match] += np.count_nonzero(row[: matches[match]] == distances[match])
         return np.sort(ranks)
 
-    for matches in in_threads(ranks_of_matches, len(rows)):
+    for matches in in_threads(ranks_of_matches, len(rows), "ranking"):
         if len(matches):
             yield matches[:1], matches
 
@@ -207,7 +209,7 @@ def _ranks_of_drawn_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
         own_code = codes[np.argmax(same_pid)]
         return ranks, starts[by_appearance], sizes[by_appearance], int(np.argmax(by_appearance == own_code))
 
-    for ranked in in_threads(ranks_by_identity, len(rows)):
+    for ranked in in_threads(ranks_by_identity, len(rows), "ranking"):
         if ranked is not None:
             ranks, starts, sizes, own = ranked
             # Takes from the generator what np.random.choice would, identity by identity, draw by draw.
@@ -228,11 +230,20 @@ def _labels(name: str, labels: ArrayLike, length: int) -> NDArray[Any]:
     return array
 
 
-def in_threads(function: Callable[[int], _T], count: int) -> Iterator[_T]:
-    """Yields ``function(0)`` to ``function(count - 1)`` in this order, computed in as many threads as torch uses."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+def in_threads(function: Callable[[int], _T], count: int, description: str, unit: str = "query") -> Iterator[_T]:
+    """Yields ``function(0)`` to ``function(count - 1)`` in this order, computed in as many threads as torch uses.
+
+    Args:
+        function: of an index.
+        count: how many indices.
+        description: what stands before the progress bar.
+        unit: what an index counts.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, progress_bar(description, count, unit) as bar:
         for start in range(0, count, _PER_TURN):
-            yield from pool.map(function, range(start, min(start + _PER_TURN, count)))
+            end = min(start + _PER_TURN, count)
+            yield from pool.map(function, range(start, end))
+            bar.update(end - start)
 
 
 _NOTED: ContextVar[list[Ranking] | None] = ContextVar("noted_rankings", default=None)

@@ -93,7 +93,7 @@ def _jaccard_and_given(encoding: Any, distances: _Distances, lambda_value: float
         jaccard = 1 - overlap / (2 - overlap)  # both rows sum to 1, so their maxima to 2 less their minima
         result[query] = jaccard * (1 - lambda_value) + distances.to_gallery(query) * lambda_value
 
-    for _ in in_threads(fill_row, num_queries):
+    for _ in in_threads(fill_row, num_queries, "re-ranking"):
         pass
     return result
 
@@ -132,7 +132,7 @@ class _Distances:
                 candidates = np.flatnonzero(row <= farthest)  # more than count where the farthest are equally far
                 result[image] = candidates[np.argsort(row[candidates], kind="stable")[:count]]
 
-        for _ in in_threads(fill_block, -(-self.num_images // _BLOCK)):
+        for _ in in_threads(fill_block, -(-self.num_images // _BLOCK), "neighbors", "block"):
             pass
         return result
 

@@ -1,8 +1,9 @@
-"""Data: the identity sampler, the synthetic data set, held-out identities, unreadable images."""
+"""Data: the identity sampler, the synthetic data set, other training sets, held-out identities, unreadable images."""
 
 from torchreid_snloss.data.readable import UnreadableImageError, name_unreadable_images
 from torchreid_snloss.data.sampler import IdentitySampler
 from torchreid_snloss.data.synthetic import SyntheticPedestrians, SyntheticTracklets, make_pedestrians
+from torchreid_snloss.data.training_set import add_label_noise, add_outliers, keep_fraction, set_training_items
 from torchreid_snloss.data.validation import VALIDATION, hold_out
 
 __all__ = [
@@ -11,7 +12,11 @@ __all__ = [
     "SyntheticPedestrians",
     "SyntheticTracklets",
     "UnreadableImageError",
+    "add_label_noise",
+    "add_outliers",
     "hold_out",
+    "keep_fraction",
     "make_pedestrians",
     "name_unreadable_images",
+    "set_training_items",
 ]

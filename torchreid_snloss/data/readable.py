@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torchreid import data
 
-__all__ = ["ReadableImageDataset", "UnreadableImageError", "all_loaders", "name_unreadable_images"]
+__all__ = ["ReadableImageDataset", "UnreadableImageError", "all_loaders", "name_unreadable_images", "read_image"]
 
 
 class UnreadableImageError(OSError):
@@ -19,14 +19,23 @@ class ReadableImageDataset(data.ImageDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, pid, camid, dsetid = self.data[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken file
-            raise UnreadableImageError(f"can't read the image {path!r}: {error}") from error
+        image = read_image(path)
         if self.transform is not None:
             image = self._transform_image(self.transform, self.k_tfm, image)
         return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+
+
+def read_image(path: str) -> Image.Image:
+    """An image in RGB.
+
+    Raises:
+        UnreadableImageError: names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken file
+        raise UnreadableImageError(f"can't read the image {path!r}: {error}") from error
 
 
 def all_loaders(datamanager: Any) -> list[Any]:

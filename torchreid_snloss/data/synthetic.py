@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from torchreid import data
-from tqdm import tqdm
 
 from torchreid_snloss.data.pedestrians import Camera, Person, draw, make_camera, make_person, make_twin
+from torchreid_snloss.progress import progress
 
 __all__ = ["SyntheticPedestrians", "SyntheticTracklets", "make_pedestrians"]
 
@@ -106,7 +106,7 @@ def make_pedestrians(
         for folder in folders.values():
             folder.mkdir(parents=True)
         people = _people(num_train_pids + num_test_pids, seed)
-        for pid, person in tqdm(people, total=num_train_pids + num_test_pids, unit="person", disable=None):
+        for pid, person in progress("drawing", people, "person", num_train_pids + num_test_pids):
             _write_person(folders, pid, person, cameras, seed, pid <= num_train_pids, frames)
         try:
             made.rename(directory)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
-from torchreid import data
+
+from torchreid_snloss.data.training_set import set_training_items
 
 __all__ = ["VALIDATION", "hold_out"]
 
@@ -30,27 +31,13 @@ def hold_out(datamanager: Any, fraction: float, seed: int, **sampler_options: An
     Raises:
         ValueError: if no identity would be left on either side.
     """
-    loader, dataset = datamanager.train_loader, datamanager.train_loader.dataset
+    dataset = datamanager.train_loader.dataset
     pids = sorted({item[1] for item in dataset.train})
     number = round(fraction * len(pids))
     if not 0 < number < len(pids) - 1:
         raise ValueError(f"data.val_fraction {fraction} of {len(pids)} training identities would be {number}")
     held_out = set(np.random.default_rng([seed, 1]).permutation(pids)[:number].tolist())
-    labels = {pid: label for label, pid in enumerate(pid for pid in pids if pid not in held_out)}
-
-    training = copy.copy(dataset)
-    training.train = [(item[0], labels[item[1]], *item[2:]) for item in dataset.train if item[1] in labels]
-    training.data = training.train
-    training.num_train_pids = len(labels)
-    datamanager._num_train_pids = len(labels)
-    datamanager.train_loader = DataLoader(
-        training,
-        sampler=data.sampler.build_train_sampler(training.train, **sampler_options),
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        drop_last=True,
-    )
+    set_training_items(datamanager, [item for item in dataset.train if item[1] not in held_out], **sampler_options)
 
     gallery = [item for item in dataset.train if item[1] in held_out]
     first_under_camera = {(item[1], item[2], item[3]): item for item in reversed(gallery)}

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from torchreid_snloss.data.shards import Shards, own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
 from torchreid_snloss.evaluation import noted_rankings
+from torchreid_snloss.progress import above_bars, progress, progress_bar
+from torchreid_snloss.record import Recorder, to_features
 
 __all__ = ["CompileError", "NonFiniteError", "Resumable", "Stopped", "TrainOptions", "resumable"]
 
@@ -41,6 +44,7 @@ class TrainOptions:
         flip: a test's features are the mean of those of an image and of its mirror image.
         rerank: re-rank in every evaluation, those of a training run too.
         multi_query: a query's feature is the mean over the images of ``gt_bbox`` (see :func:`pool_queries`).
+        record: evaluate before training too, and leave a :class:`Record` with features in ``save_dir/record``.
     """
 
     save_freq: int = 1
@@ -49,6 +53,7 @@ class TrainOptions:
     flip: bool = False
     rerank: bool = False
     multi_query: bool = False
+    record: bool = False
 
 
 class NonFiniteError(ArithmeticError):
@@ -113,6 +118,7 @@ class Resumable(engine.Engine):
     train_loader: Any
     writer: Any
     extract_features: Any
+    forward_backward: Any
     scaler: Any = None
     """The loss's ``GradScaler``, for an engine that trains in float16; checkpoints hold its state."""
     memory: Any = None
@@ -126,6 +132,7 @@ class Resumable(engine.Engine):
         self.options = TrainOptions()
         self._progress = _Progress(seed=torch.initial_seed() % (1 << 64))
         self._random_states: dict[str, Any] | None = None
+        self._recorder: Recorder | None = None
         self._map: dict[str, float] = {}
         self._folder = Path()
         self._newest: Path | None = None
@@ -161,6 +168,7 @@ class Resumable(engine.Engine):
 
     def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
         self._folder = Path(save_dir) / "model"
+        self._recorder = None
         self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
         if self._newest is None or self._newest.parent != self._folder:
             self._progress.written = []  # names in another folder
@@ -174,6 +182,7 @@ class Resumable(engine.Engine):
             _named_compile_errors(),
             distributed.named_failures(),
             distributed.silent_but_first(),
+            above_bars(),
         ):
             if kwargs.get("test_only"):
                 super().run(save_dir=save_dir, **kwargs)
@@ -182,8 +191,14 @@ class Resumable(engine.Engine):
                 raise ValueError(f"{type(self).__name__} trains on one process, the MetricEngines on several")
             if first:
                 remove_unfinished(self._folder)
+            if self.options.record and first:
+                self._recorder = Recorder(Path(save_dir) / "record", start_epoch)
             if not (self._progress.evaluated or self._progress.batch):
                 self._evaluate_where_it_was_due(start_epoch, max_epoch, **kwargs)
+            if self.options.record and start_epoch == 0 and self._progress.batch == 0:
+                print("=> Before training")
+                self.epoch = -1
+                self._test(**kwargs)
             super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
 
     def _evaluate_where_it_was_due(
@@ -191,9 +206,12 @@ class Resumable(engine.Engine):
     ) -> None:
         """A run killed during an evaluation makes up for it, so that the best checkpoint is the same too."""
         if start_eval <= epoch < max_epoch and eval_freq > 0 and epoch % eval_freq == 0:
-            keys = ("dist_metric", "normalize_feature", "use_metric_cuhk03", "ranks")
-            rank1 = self.test(**{key: kwargs[key] for key in keys if key in kwargs})
-            self.save_model(epoch - 1, rank1, str(self._folder.parent))
+            self.save_model(epoch - 1, self._test(**kwargs), str(self._folder.parent))
+
+    def _test(self, **kwargs: Any) -> Any:
+        """An evaluation as those in training, of what ``run`` was given."""
+        keys = ("dist_metric", "normalize_feature", "use_metric_cuhk03", "ranks")
+        return self.test(**{key: kwargs[key] for key in keys if key in kwargs})
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         batches = self.train_loader.batch_sampler
@@ -206,10 +224,15 @@ class Resumable(engine.Engine):
             self._set_random_seed(self.epoch, distributed.rank())
         whole, self._skipped = self.train_loader, self._progress.batch
         self.train_loader = _Steps(self, whole)
+        began = None if self._skipped else time.perf_counter()
         try:
-            super().train(*args, **kwargs)
+            with self._shown_steps(whole) as terms:
+                super().train(*args, **kwargs)
         finally:
             self.train_loader, self._skipped = whole, 0
+        if self._recorder is not None:
+            seconds = None if began is None else time.perf_counter() - began
+            self._recorder.add_epoch(self.epoch + 1, terms, seconds)
         self._progress.batch, self._progress.evaluated, self._unsaved = 0, False, True
         distributed.average_buffers(self.model)
         if (
@@ -219,6 +242,37 @@ class Resumable(engine.Engine):
         ):
             self._write(self.epoch + 1)
         self._stop_if_asked()
+
+    @contextlib.contextmanager
+    def _shown_steps(self, loader: Any) -> Iterator[dict[str, float]]:
+        """Within it a bar shows the steps of an epoch; after it the dictionary has the means of their summaries."""
+        batches = loader.batch_sampler
+        batch_size = getattr(batches.batches if isinstance(batches, Shards) else batches, "batch_size", 1)
+        unit = "tracklet" if self.datamanager.data_type == "video" else "image"
+        title, done = f"epoch {self.epoch + 1}/{self.max_epoch}", self._skipped * batch_size
+        before, step = self.__dict__.get("forward_backward"), self.forward_backward
+        noted: dict[str, list[float]] = {}
+        terms: dict[str, float] = {}
+        with progress_bar(title, len(loader) * batch_size, unit, done) as bar:
+
+            def forward_backward(data: Any) -> Any:
+                summary = step(data)
+                values = {name: float(value) for name, value in (summary or {}).items()}
+                for name, value in values.items():
+                    noted.setdefault(name, []).append(value)
+                shown = {name: value for name, value in values.items() if name.startswith(("loss", "acc"))}
+                bar.set_postfix(shown, refresh=False)
+                bar.update(batch_size)
+                return summary
+
+            self.forward_backward = forward_backward
+            try:
+                yield terms
+            finally:
+                del self.forward_backward
+                if before is not None:
+                    self.forward_backward = before
+        terms.update({name: sum(values) / len(values) for name, values in noted.items()})
 
     def _set_random_seed(self, *of: int) -> None:
         utils.set_random_seed(int(np.random.SeedSequence([self._progress.seed, *of]).generate_state(1)[0]))
@@ -283,7 +337,7 @@ class Resumable(engine.Engine):
             if self.options.multi_query and dataset_name != VALIDATION:
                 more = self._extract(more_queries(query_loader))
                 loaders["query_loader"] = pool_queries(self._extract(query_loader), more)
-            if distributed.world_size() == 1:
+            if distributed.world_size() == 1 and not self.options.record:
                 return self._evaluate_here(dataset_name, **loaders, **kwargs)
             return self._evaluate_on_all(dataset_name, loaders, **kwargs)
         finally:
@@ -300,10 +354,23 @@ class Resumable(engine.Engine):
         self._map[dataset_name] = float(mean_ap)
         return rank1, mean_ap
 
-    def _evaluate_here(self, dataset_name: str, **kwargs: Any) -> Any:
+    def _evaluate_here(self, dataset_name: str, query_loader: Any, gallery_loader: Any, **kwargs: Any) -> Any:
+        splits = {"query": query_loader, "gallery": gallery_loader}
+        loaders = {
+            f"{split}_loader": progress(f"{split} features", loader, "batch", len(loader))
+            for split, loader in splits.items()
+        }
         with noted_rankings() as rankings:
-            rank1, mean_ap = super()._evaluate(dataset_name, **kwargs)
+            rank1, mean_ap = super()._evaluate(dataset_name, **loaders, **kwargs)
         self._map[dataset_name] = float(mean_ap)
+        if self._recorder is not None:
+            if not rankings:
+                raise RuntimeError("the option record needs torchreid_snloss.register() to be called first")
+            items = self.datamanager.test_dataset[dataset_name]
+            query, gallery = (
+                to_features(batches, items[split], kwargs["normalize_feature"]) for split, batches in splits.items()
+            )
+            self._recorder.add_evaluation(self.epoch + 1, dataset_name, rankings[-1], query, gallery)
         for ranking in rankings:  # one, or none where register() was not called
             print(f"mINP: {ranking.mean_inp:.1%}")
             if self.writer is not None:  # torchreid adds rank-1 and mAP in test()
@@ -318,7 +385,8 @@ class Resumable(engine.Engine):
         """
         own = []
         batches = iter(own_test_batches(loader))
-        for _ in range(-(-len(loader) // distributed.world_size())):  # as often on all
+        turns = -(-len(loader) // distributed.world_size())  # as many on all
+        for _ in progress("features", range(turns), "batch", turns):
             self._stop_if_asked()
             data = next(batches, None)
             if data is None:
@@ -327,8 +395,7 @@ class Resumable(engine.Engine):
             features = self.extract_features(images.cuda() if self.use_gpu else images)
             own.append({"img": features.cpu(), "pid": pids, "camid": camids})
         parts = distributed.all_of(own)
-        turns = itertools.zip_longest(*parts)
-        return [batch for turn in turns for batch in turn if batch is not None]
+        return [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]
 
     def parse_data_for_eval(self, data: Any) -> Any:
         if distributed.world_size() == 1:

@@ -1,0 +1,238 @@
+"""``torchreid-snloss-compare`` as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, run
+
+from torchreid_snloss.compare import main
+from torchreid_snloss.compare.ranked import Ranked, average_precisions
+from torchreid_snloss.record import read_features, read_record
+
+
+def _arguments(reid_data: Path, *options: str, flags: tuple[str, ...] = ("--seeds", "1")) -> list[str]:
+    config = str(ROOT / "configs/small.yaml")
+    own = ["data.height", "64", "data.width", "32", "train.batch_size", "32", "train.max_epoch", "2"]
+    own += ["data.workers", "0", "train.print_freq", "1", "use_gpu", "False", "data.save_dir", "log", *options]
+    data = ["--root", str(reid_data), "-s", "market1501", "-t", "market1501"]
+    return ["--config-file", config, *data, "--losses", "softmax", "sn", *flags, *own]
+
+
+COMPARE = ("-m", "torchreid_snloss.compare")
+
+
+@pytest.fixture(scope="module")
+def compared(
+    reid_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Where a comparison was run, and what it printed."""
+    folder = tmp_path_factory.mktemp("compared")
+    done = run(*COMPARE, *_arguments(reid_data), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def _final(log: str) -> list[str]:
+    """What torchreid printed of the last evaluation, in the table's order: mAP, mINP, rank-1, 5, 10."""
+    last = log[log.rindex("** Results **") :]
+    names = ("mAP", "mINP", "Rank-1 ", "Rank-5 ", "Rank-10")
+    return [re.search(rf"{name} *: ([\d.]+)%", last)[1] for name in names]  # type: ignore[index]
+
+
+def test_the_table_is_what_torchreid_printed(compared: tuple[Path, Any]) -> None:
+    folder, done = compared
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
+    header, _, *rows = rows
+    names = ["mAP", "mINP", "rank-1", "rank-5", "rank-10"]
+    assert header == ["dataset", "loss", "weight_x", "seeds", *names, "s/epoch", "peak MiB"]
+    assert [row[:4] for row in rows] == [["market1501", "softmax", "1", "1"], ["market1501", "sn", "1", "1"]]
+    compare = folder / "log/compare/plain"
+    with open(compare / "results.csv") as file:
+        table = list(csv.DictReader(file))
+    runs = json.loads((compare / "results.json").read_text())["runs"]
+    for row, line, one in zip(rows, table, runs):
+        loss = row[1]
+        (log,) = (compare / loss / "seed-1").glob("train.log-*")
+        printed = _final(log.read_text())
+        assert row[4:9] == printed
+        assert [f"{float(line[name]):.1f}" for name in names] == printed
+        assert [f"{100 * one[name]:.1f}" for name in ("mAP", "mINP")] == printed[:2]
+        assert (one["loss"], one["seed"], line["seeds"], line["mAP sd"]) == (loss, 1, "1", "")
+        assert 0 < float(row[9]) < 60
+        assert 100 < float(row[10]) < 8000
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def test_the_report_is_one_file_with_everything(compared: tuple[Path, Any]) -> None:
+    folder, _ = compared
+    text = (folder / "log/compare/plain/report.html").read_text()
+    parsed = _Tags()
+    parsed.feed(text)
+    sections = ["Results", "Learning", "CMC", "Distances", "Map of test features", "Ranked lists"]
+    assert [name for name in parsed.texts if name in sections] == sections
+    # Nothing is loaded from elsewhere.
+    links = [value for _, attrs in parsed.tags for key, value in attrs.items() if key in ("src", "href", "xlink:href")]
+    assert links
+    assert all(str(link).startswith(("data:", "#")) for link in links)
+    # Two learning curves, two of terms, CMC, two histograms, a map before and two after.
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 2 + 2 + 1 + 2 + 3
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    # 8 queries, each with a list of 10 for either loss, of which some are right.
+    listed = [attrs.get("class") for tag, attrs in parsed.tags if tag == "li"]
+    assert len(listed) == 8 * 2 * 10
+    assert set(listed) == {"right", "wrong"}
+
+
+def test_the_ranked_lists_are_those_of_the_evaluation(compared: tuple[Path, Any]) -> None:
+    folder, _ = compared
+    for loss in ("softmax", "sn"):
+        record = folder / "log/compare/plain" / loss / "seed-1/record"
+        evaluations = read_record(record).evaluations["market1501"]
+        assert sorted(evaluations) == [0, 1, 2]  # before training, and after each of two epochs
+        for epoch, after in ((0, False), (2, True)):
+            features = read_features(record, "market1501", after)
+            precisions = average_precisions(*features, "euclidean")
+            np.testing.assert_allclose(np.nanmean(precisions), evaluations[epoch]["mAP"], rtol=1e-6)
+            ranked = Ranked.of(*features, "euclidean", slice(None))
+            first = [ranked.same[row, ranked.ranking(row)[0]] for row in range(len(ranked.same))]
+            np.testing.assert_allclose(np.mean(first), evaluations[epoch]["cmc"][0], rtol=1e-6)
+
+
+def test_finished_runs_are_not_run_again(
+    compared: tuple[Path, Any], reid_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, done = compared
+    monkeypatch.chdir(folder)
+    checkpoints = {path: path.stat().st_mtime_ns for path in folder.rglob("model.pth.tar*")}
+    assert main(_arguments(reid_data)) == 0
+    again = capsys.readouterr().out
+    assert again.count("done before") == 2
+    tables = [[line for line in text.splitlines() if line[:1] == "|"] for text in (done.stdout, again)]
+    assert tables[0] == tables[1]
+    assert checkpoints == {path: path.stat().st_mtime_ns for path in folder.rglob("model.pth.tar*")}
+    assert main(_arguments(reid_data, "train.lr", "0.01")) == 2
+    assert "holds a run with other settings (train.lr was 0.0015, is 0.01)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_an_interrupted_comparison_goes_on_to_the_same_results(
+    compared: tuple[Path, Any], reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, *COMPARE, *_arguments(reid_data)]
+    command[command.index("softmax")] = "sn"  # alone
+    command.remove("sn")
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "log/compare/plain/sn/seed-1"
+    deadline = time.monotonic() + 120
+    while not any("epoch: [1/2][1/" in log.read_text() for log in folder.glob("train.log-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "run 1 of 1: sn, seed 1 was interrupted; the same command goes on" in errors
+    assert list((folder / "model").glob("model.pth.tar-*"))
+    monkeypatch.chdir(tmp_path)
+    assert main(command[3:]) == 0
+    logs = sorted(folder.glob("train.log-*"), key=os.path.getmtime)
+    assert "=> Going on from" in logs[-1].read_text()
+    results = [json.loads((place / "log/compare/plain/results.json").read_text()) for place in (compared[0], tmp_path)]
+    (whole,) = (one for one in results[0]["runs"] if one["loss"] == "sn")
+    (resumed,) = results[1]["runs"]
+    for key in ("mAP", "mINP", "cmc"):
+        assert resumed[key] == whole[key]
+
+
+@pytest.mark.slow  # a minute
+def test_noise_is_shown_beside_the_unchanged(compared: tuple[Path, Any], reid_data: Path) -> None:
+    folder, _ = compared
+    flags = ("--seeds", "1", "--label-noise", "--outliers", "0.2")
+    done = run(*COMPARE, *_arguments(reid_data, flags=flags), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((folder / "log/compare/label-noise-0.1+outliers-0.2/results.json").read_text())["table"]
+    plain = json.loads((folder / "log/compare/plain/results.json").read_text())["table"]
+    for noisy, clean in zip(table, plain):
+        figures = {name: figure["mean"] for name, figure in noisy["figures"].items()}
+        assert figures["mAP unchanged"] == clean["figures"]["mAP"]["mean"]
+        assert figures["mAP lost"] == pytest.approx(figures["mAP unchanged"] - figures["mAP"])
+    assert len(list(folder.glob("log/compare/label-noise-0.1+outliers-0.2/sn/seed-1/outliers/*.png"))) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--losses", "snn"], "loss.name must be one of softmax, triplet, sn, hap2s, fidi, custom, got 'snn'"),
+        (["--losses", "sn", "sn"], "--losses must name each loss once"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--label-noise", "2"], "data.label_noise must be at least 0 and below 1"),
+        (["--train-fraction", "0"], "data.train_fraction must be above 0"),
+        (["--seeds", "1", "loss.name", "sn"], "loss.name is set by --losses"),
+        (["--seeds", "1", "train.seed", "4"], "train.seed is set by --seeds"),
+        (["--seeds", "1", "test.evaluate", "True"], "leave test.evaluate, model.resume and train.start_epoch out"),
+        (["--seeds", "1", "train.start_epoch", "1"], "leave test.evaluate, model.resume and train.start_epoch out"),
+        (["--seeds", "1", "data.outliers", "0.1"], "data.outliers is set by --outliers, leave it out"),
+        (["--losses", "sn", "train.lr", "1"], "put `--` between the losses and the option train.lr"),
+        (["--config-file", "nowhere.yaml"], "can't read the config file 'nowhere.yaml'"),
+    ],
+)
+def test_what_can_not_be_compared_is_said_before_anything_runs(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_ends_the_comparison_and_names_itself(
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(_arguments(reid_data, "train.batch_size", "4096")) == 2
+    errors = capfd.readouterr().err
+    assert "torchreid-snloss: error: " in errors  # the run's own
+    assert "batch" in errors
+    assert "run 1 of 2: softmax, seed 1 ended with exit code 2" in errors
+
+
+def test_two_comparisons_do_not_train_in_one_folder(
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="POSIX's locks")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("log/compare/plain/softmax/seed-1")
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(_arguments(reid_data)) == 2
+    assert f"another process is training in {folder}" in capsys.readouterr().err
+    assert not list(folder.glob("train.log-*"))

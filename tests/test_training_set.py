@@ -1,0 +1,112 @@
+"""Fewer identities, wrong labels and outliers in the training set."""
+
+from __future__ import annotations
+
+import collections
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import torchreid_snloss
+from torchreid_snloss import ConfigError, build_datamanager, load_config
+from torchreid_snloss.checks import check_config
+from torchreid_snloss.data import add_label_noise
+
+ITEMS = [(f"{pid}_{image}.jpg", pid, image % 3, 0) for pid in range(12) for image in range(5)]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.8])
+def test_label_noise_is_of_the_share_asked_for(share: float) -> None:
+    noisy = add_label_noise(ITEMS, share, seed=1)
+    changed = [after[1] for before, after in zip(ITEMS, noisy) if before[1] != after[1]]
+    assert len(changed) == round(share * len(ITEMS))
+    assert [(item[0], *item[2:]) for item in noisy] == [(item[0], *item[2:]) for item in ITEMS]
+    own = {after[1] for before, after in zip(ITEMS, noisy) if before[1] == after[1]}
+    assert own == set(range(12))  # each keeps an image of its own
+    assert noisy == add_label_noise(ITEMS, share, seed=1)
+    assert noisy != add_label_noise(ITEMS, share, seed=2)
+
+
+def test_label_noise_draws_every_other_identity_alike() -> None:
+    items = [(f"{pid}_{image}", pid, 0, 0) for pid in range(4) for image in range(5000)]
+    given = collections.Counter((a[1], b[1]) for a, b in zip(items, add_label_noise(items, 0.5, seed=3)) if a != b)
+    assert set(given) == {(a, b) for a in range(4) for b in range(4) if a != b}
+    # 10,000 draws into 12 cells: 833 each, standard deviation 28.
+    assert all(abs(number - 10000 / 12) < 150 for number in given.values())
+
+
+def test_label_noise_that_leaves_an_identity_nothing_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"data.label_noise 0.9 would be 54 of 60 images, where 12 identities keep one"
+    ):
+        add_label_noise(ITEMS, 0.9, seed=1)
+
+
+def _datamanager(reid_data: Path, folder: Path, *options: Any) -> Any:
+    own = ["data.root", str(reid_data), "data.sources", ["market1501"], "data.targets", ["market1501"]]
+    own += ["data.workers", 0, "train.batch_size", 8, "data.save_dir", str(folder), "use_gpu", False]
+    cfg = load_config(str(ROOT / "configs/small.yaml"), [*own, *options])
+    torchreid_snloss.register()
+    check_config(cfg)
+    return build_datamanager(cfg)
+
+
+def test_train_fraction_keeps_identities_whole(reid_data: Path, tmp_path: Path) -> None:
+    whole = _datamanager(reid_data, tmp_path)
+    some = _datamanager(reid_data, tmp_path, "data.train_fraction", 0.25)
+    assert (whole.num_train_pids, some.num_train_pids) == (16, 4)
+    images = collections.defaultdict(set)
+    for path, pid, *_ in whole.train_loader.dataset.train:
+        images[pid].add(path)
+    kept = collections.defaultdict(set)
+    for path, pid, *_ in some.train_loader.dataset.train:
+        kept[pid].add(path)
+    assert sorted(kept) == [0, 1, 2, 3]
+    assert all(paths in images.values() for paths in kept.values())
+    assert {int(pid) for batch in some.train_loader for pid in batch["pid"]} == {0, 1, 2, 3}
+    assert len(some.test_loader["market1501"]["query"].dataset) == len(whole.test_loader["market1501"]["query"].dataset)
+
+
+def test_outliers_are_patches_of_their_images(reid_data: Path, tmp_path: Path) -> None:
+    datamanager = _datamanager(reid_data, tmp_path, "data.outliers", 0.1, "data.val_fraction", 0.25)
+    items = datamanager.train_loader.dataset.data
+    patches = [item for item in items if item[0].startswith(str(tmp_path / "outliers"))]
+    assert len(patches) == round(0.1 * len(items))
+    folder = reid_data / "market1501/Market-1501-v15.09.15/bounding_box_train"
+    for path, *_ in patches:
+        source = folder / (os.path.basename(path).split("_", 2)[2].removesuffix(".png") + ".jpg")
+        with Image.open(source) as before, Image.open(path) as after:
+            assert before.size == after.size
+            quarter = tuple(side // 4 for side in before.size)
+            small = np.asarray(after.resize(quarter, Image.Resampling.BOX), dtype=float)
+            image = np.asarray(before.convert("RGB"), dtype=float)
+        # Somewhere in the image the patch stands, but for what resizing did to it.
+        height, width, _ = small.shape
+        nearest = min(
+            np.abs(image[top : top + height, left : left + width] - small).mean()
+            for top in range(image.shape[0] - height + 1)
+            for left in range(image.shape[1] - width + 1)
+        )
+        assert nearest < 8
+    validation = datamanager.test_dataset["validation"]
+    assert not any("outliers" in item[0] for split in validation.values() for item in split)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data.train_fraction", 0], "data.train_fraction must be above 0 and at most 1; got data.train_fraction 0.0"),
+        (["data.train_fraction", 0.05], "data.train_fraction 0.05 of 16 training identities would be 1"),
+        (["data.label_noise", 1], "data.label_noise must be at least 0 and below 1; got data.label_noise 1.0"),
+        (["data.outliers", -0.1], "data.outliers must be at least 0 and at most 1; got data.outliers -0.1"),
+    ],
+)
+def test_a_share_that_can_not_be_is_refused(options: list[Any], message: str, reid_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        _datamanager(reid_data, tmp_path, *options)
+    assert message in str(raised.value)

@@ -1,0 +1,178 @@
+"""The command line ``torchreid-snloss-compare``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from torchreid_snloss.checks import check_config
+from torchreid_snloss.cli import add_config_arguments, config_options
+from torchreid_snloss.compare.page import write_page
+from torchreid_snloss.compare.results import Results, write_csv, write_json
+from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.data import UnreadableImageError
+from torchreid_snloss.register import register
+
+__all__ = ["main"]
+
+_DESCRIPTION = """Train one config with several losses, with the same budget and the same seeds, and compare them: a
+table, results.csv, results.json and report.html. Runs that are done already are not run again, and one that was
+interrupted goes on."""
+
+_EVALUATIONS = 5  # at most so many in training, where the config has none
+# Keys that flags set, with their defaults.
+_CHANGES = {"label_noise": 0.0, "outliers": 0.0, "train_fraction": 1.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments; None: the process's.
+
+    Returns:
+        the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
+        that of a run that failed or was stopped; 1 for an image that the report can't find any more; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _compare(_parser().parse_args(arguments), shlex.join(["torchreid-snloss-compare", *arguments]))
+    except (ConfigError, UnreadableImageError) as error:
+        print(f"torchreid-snloss-compare: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("torchreid-snloss-compare: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _compare(args: argparse.Namespace, command: str) -> int:
+    changes = {key: value for key in _CHANGES if (value := getattr(args, key)) != _CHANGES[key]}
+    runs = _plan(args, changes)
+    unchanged = _plan(args, {}) if changes else []
+    for run in runs:
+        if other := run.other_settings():
+            raise ConfigError(
+                f"{run.folder} holds a run with other settings ({'; '.join(other)}): "
+                "set another data.save_dir, or remove that folder"
+            )
+    done, began = 0, time.monotonic()
+    for number, run in enumerate(runs, start=1):
+        name = f"run {number} of {len(runs)}: {run.loss}, seed {run.seed}"
+        if run.finished():
+            print(f"=> {name}: done before")
+            continue
+        print(f"=> {name}, in {run.folder}", flush=True)
+        code = run.execute()
+        if code != 0:
+            ended = "was interrupted" if code > 128 else f"ended with exit code {code}"
+            print(f"torchreid-snloss-compare: {name} {ended}; the same command goes on", file=sys.stderr)
+            return code
+        done += 1
+        left = sum(not later.finished() for later in runs[number:])
+        minutes = (time.monotonic() - began) / done * left / 60
+        print(f"   {run.summary()}; {left} to go" + (f", about {minutes:.0f} min" if left else ""), flush=True)
+
+    usable = all(run.finished() and not run.other_settings() for run in unchanged)
+    results = Results.of(runs, unchanged if usable else [])
+    folder = runs[0].folder.parent.parent
+    write_csv(results, folder / "results.csv")
+    write_json(results, folder / "results.json")
+    print(f"\n{results.table()}\n", flush=True)
+    write_page(results, runs, folder / "report.html", command, args.map)
+    print(f"=> {folder}: results.csv, results.json, report.html")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torchreid-snloss-compare", description=_DESCRIPTION)
+    parser.add_argument(
+        "--losses",
+        nargs="+",
+        default=["softmax", "triplet", "sn", "hap2s", "fidi"],
+        help="as loss.name takes them, separated by spaces; before options put another flag or `--` after them",
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a loss, with train.seed 1 to N")
+    for flag, what in (("label-noise", "get another identity's label"), ("outliers", "are replaced by a patch")):
+        parser.add_argument(
+            f"--{flag}", type=_share, nargs="?", default=0.0, const=0.1, metavar="SHARE",
+            help=f"share of the training images that {what}; 0.1 where none is given",
+        )  # fmt: skip
+    parser.add_argument(
+        "--train-fraction", type=_share, default=1.0, metavar="SHARE", help="share of the training identities to use"
+    )
+    parser.add_argument("--map", choices=["tsne", "pca"], default="tsne", help="the report's map of features")
+    add_config_arguments(parser)
+    return parser
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}; before options put `--`") from None
+
+
+def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
+    """The runs, each with a config that was checked.
+
+    Args:
+        args: the command line's.
+        changes: of the training set, by the keys in ``data``.
+
+    Raises:
+        ConfigError: if a run could not start.
+    """
+    register()
+    if "RANK" in os.environ:
+        raise ConfigError("runs are started one after the other, not with torchrun")
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    if len(set(args.losses)) < len(args.losses):
+        raise ConfigError(f"--losses must name each loss once, got {args.losses}")
+    if options := [loss for loss in args.losses if "." in loss]:
+        raise ConfigError(f"--losses got {args.losses}: put `--` between the losses and the option {options[0]}")
+    given = config_options(args)
+    for key, flag in (("loss.name", "--losses"), ("train.seed", "--seeds")):
+        if key in given[::2]:
+            raise ConfigError(f"{key} is set by {flag}, leave it out of the options")
+    base = _load(args.config_file, given)
+    for key, default in _CHANGES.items():
+        if base.data[key] != default:
+            raise ConfigError(f"data.{key} is set by --{key.replace('_', '-')}, leave it out of config and options")
+    if base.test.evaluate or base.model.resume or base.train.start_epoch:
+        raise ConfigError(
+            "a comparison trains from the beginning, and resumes by itself: leave test.evaluate, model.resume and "
+            "train.start_epoch out"
+        )
+    condition = "+".join(f"{key.replace('_', '-')}-{value:g}" for key, value in changes.items()) or "plain"
+    folder = Path(base.data.save_dir) / "compare" / condition
+    common = [*given, *(item for key, value in changes.items() for item in (f"data.{key}", value))]
+    common += ["model.resume", "auto", "train.record", True, "train.keep", 1, "test.visrank", False]
+    if base.test.eval_freq < 1:
+        common += ["test.eval_freq", -(-base.train.max_epoch // _EVALUATIONS)]
+
+    runs = []
+    for loss in args.losses:
+        for seed in range(1, args.seeds + 1):
+            own = ["loss.name", loss, "train.seed", seed, "data.save_dir", str(folder / loss / f"seed-{seed}")]
+            cfg = _load(args.config_file, [*common, *own])
+            check_config(cfg)
+            file = ["--config-file", args.config_file] if args.config_file else []
+            runs.append(Run(loss, seed, cfg, [*file, *map(str, [*common, *own])]))
+    return runs
+
+
+def _load(config_file: str, options: Sequence[Any]) -> CfgNode:
+    with contextlib.redirect_stdout(io.StringIO()):  # each run says it, in its log
+        return load_config(config_file, options)

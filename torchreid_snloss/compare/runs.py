@@ -1,0 +1,141 @@
+"""One training run of a comparison, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from torchreid_snloss.checkpoint import write_whole
+from torchreid_snloss.config import ConfigError, leaves, load_config
+from torchreid_snloss.record import Record, read_record
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["Run"]
+
+# What changes nothing in what is learnt.
+_ANY = ("data.root", "data.save_dir", "data.workers", "train.print_freq", "test.eval_freq", "test.start_eval")
+_SETTINGS = "settings.yaml"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A loss with a seed.
+
+    Attributes:
+        loss: as ``loss.name`` has it.
+        seed: ``train.seed``.
+        cfg: the whole config.
+        arguments: of ``torchreid-snloss``, which give this config.
+    """
+
+    loss: str
+    seed: int
+    cfg: CfgNode
+    arguments: list[str]
+
+    @property
+    def folder(self) -> Path:
+        """Where its log, its checkpoints and its record are."""
+        return Path(self.cfg.data.save_dir)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The test sets."""
+        return list(dict.fromkeys(self.cfg.data.targets))
+
+    def record(self) -> Record:
+        """What it has left behind so far."""
+        return read_record(self.folder / "record")
+
+    def finished(self) -> bool:
+        """Whether it was evaluated after its last epoch."""
+        if not self._recorded():
+            return False
+        evaluations = self.record().evaluations
+        return all(self.cfg.train.max_epoch in evaluations.get(name, {}) for name in self.datasets)
+
+    def _recorded(self) -> bool:
+        return (self.folder / "record" / "record.json").exists()
+
+    def other_settings(self) -> list[str]:
+        """What an earlier run in its folder was set to otherwise; empty where there was none."""
+        path = self.folder / _SETTINGS
+        if not path.exists():
+            return []
+        before, now = dict(leaves(load_config(str(path)))), dict(leaves(self.cfg))
+        return [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key] and key not in _ANY]
+
+    def execute(self) -> int:
+        """Runs it to its end, from where it is.
+
+        Signals that end a process are passed on to it, so that it saves where it is.
+
+        Returns:
+            its exit code; 128 and the signal's number where one stopped it.
+
+        Raises:
+            ConfigError: if another process is at it.
+        """
+        write_whole(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
+        # The log that it writes has what it prints. torchreid's warning is of an evaluator that is not used.
+        command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
+        if not self._recorded():
+            command += ["model.resume", ""]  # what it would go on from has no beginning
+        with _locked(self.folder) as lock, _signals() as noted:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(timeout=0.2)
+                    return code if code >= 0 else 128 - code
+                while noted:
+                    process.send_signal(noted.pop(0))
+
+    def summary(self) -> str:
+        """One line of results."""
+        last = self.record().evaluations[self.datasets[0]][self.cfg.train.max_epoch]
+        return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[tuple[int, ...]]:
+    """Gives the file descriptors to pass to the process that trains; it holds the lock even if this one is killed."""
+    if sys.platform == "win32":
+        yield ()
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is training in {folder}") from None
+        yield (file.fileno(),)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Within it signals that end a process are put into the list that this gives.
+
+    On Windows, where a console sends Ctrl-C to both processes, none are.
+    """
+    noted: list[int] = []
+    numbers = () if os.name == "nt" else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
