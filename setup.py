@@ -61,7 +61,7 @@ setup(
     extras_require={
         "test": ["pytest", "pytest-xdist", "hypothesis", "pytorch-metric-learning", "onnx", "onnxruntime"],
         "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
-        "docs": ["mkdocs-material", "mkdocstrings[python]"],
+        "docs": ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"],
         "dev": ["build", "mypy", "ruff", "twine", "types-PyYAML", "types-tqdm"],
     },
     entry_points={

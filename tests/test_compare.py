@@ -103,10 +103,18 @@ def test_the_report_is_one_file_with_everything(compared: tuple[Path, Any]) -> N
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 2 + 2 + 1 + 2 + 3
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
-    # 8 queries, each with a list of 10 for either loss, of which some are right.
-    listed = [attrs.get("class") for tag, attrs in parsed.tags if tag == "li"]
-    assert len(listed) == 8 * 2 * 10
-    assert set(listed) == {"right", "wrong"}
+    # 8 queries, each with a list of 10 for either loss, in which an image is right that shows the query's person.
+    queries = re.findall(r'<article class="query">.*?</article>', text, re.DOTALL)
+    assert len(queries) == 8
+    marked = []
+    for query in queries:
+        asked, *shown = re.findall(r'title="(\d+)_c(\d)', query)
+        marks = re.findall(r'<li class="(right|wrong)">', query)
+        assert marks == ["right" if image[0] == asked[0] else "wrong" for image in shown]
+        assert asked not in shown  # its own person under its own camera
+        marked += marks
+    assert len(marked) == 8 * 2 * 10
+    assert set(marked) == {"right", "wrong"}
 
 
 def test_the_ranked_lists_are_those_of_the_evaluation(compared: tuple[Path, Any]) -> None:

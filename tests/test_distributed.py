@@ -26,6 +26,7 @@ from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.losses import GlobalBatchLoss
 from torchreid_snloss.pml import PairwiseLoss
+from torchreid_snloss.record import read_features, read_record
 
 PROCESSES = [2, 3, 4]
 # A loss, its engine's options, and how many steps.
@@ -231,10 +232,16 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     )  # fmt: skip
     assert results_in(alone.stdout) == results_in(output)
 
-    code, output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", cwd=tmp_path)
+    code, output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", "train.record", "True", cwd=tmp_path)
     assert code == 0, output
     assert "after 2 epochs" in output
     assert "epoch: [3/3][3/3]" in output
+    record = read_record(tmp_path / "log/record")
+    assert list(record.epochs) == list(record.evaluations["market1501"]) == [3]
+    assert f"mAP: {record.evaluations['market1501'][3]['mAP']:.1%}" in results_in(output)
+    query, gallery = read_features(tmp_path / "log/record", "market1501", after=True)
+    assert (len(query.features), len(gallery.features)) == (16, 48)
+    assert [int(Path(path).name[:4]) for path in gallery.paths] == gallery.pids.tolist()
 
 
 @pytest.mark.parametrize(

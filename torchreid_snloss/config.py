@@ -46,75 +46,96 @@ class ConfigError(ValueError):
 
 _TORCHREID: dict[str, dict[str, Any]] = {
     "model": {
-        "name": "resnet50",
+        "name": "resnet50",  # one of torchreid.models'
         "pretrained": True,  # ImageNet weights
         "load_weights": "",  # a checkpoint to start from
-        "resume": "",  # a checkpoint to continue
+        "resume": "",  # a checkpoint to continue, or auto: the newest in save_dir/model
     },
     "data": {
-        "type": "image",
-        "root": "reid-data",
-        "sources": ["market1501"],
-        "targets": ["market1501"],
-        "workers": 4,
-        "split_id": 0,
-        "height": 256,
-        "width": 128,
+        "type": "image",  # or video
+        "root": "reid-data",  # the folder that holds the data sets
+        "sources": ["market1501"],  # data sets to train on
+        "targets": ["market1501"],  # data sets to test on
+        "workers": 4,  # processes that load images
+        "split_id": 0,  # which split, of data sets with several
+        "height": 256,  # of an image, in pixels
+        "width": 128,  # of an image, in pixels
         "combineall": False,  # train on query and gallery too
-        "transforms": ["random_flip"],
+        "transforms": ["random_flip"],  # of random_flip, random_crop, random_patch, color_jitter, random_erase
         "k_tfm": 1,  # augmented copies of an image
-        "norm_mean": [0.485, 0.456, 0.406],
-        "norm_std": [0.229, 0.224, 0.225],
-        "save_dir": "log",
-        "load_train_targets": False,
+        "norm_mean": [0.485, 0.456, 0.406],  # taken off red, green and blue, in [0, 1]
+        "norm_std": [0.229, 0.224, 0.225],  # which they are divided by
+        "save_dir": "log",  # for logs, checkpoints and pictures
+        "load_train_targets": False,  # load the training images of the targets too, without labels
     },
-    "market1501": {"use_500k_distractors": False},
-    "cuhk03": {"labeled_images": False, "classic_split": False, "use_metric_cuhk03": False},
+    "market1501": {"use_500k_distractors": False},  # in the gallery
+    "cuhk03": {
+        "labeled_images": False,  # boxes drawn by people, not detected
+        "classic_split": False,  # the first protocol's 20 splits
+        "use_metric_cuhk03": False,  # one gallery image an identity, drawn at random
+    },
     "sampler": {
-        "train_sampler": "RandomSampler",
-        "train_sampler_t": "RandomSampler",
-        "num_instances": 4,
-        "num_cams": 1,
-        "num_datasets": 1,
+        "train_sampler": "RandomSampler",  # torchreid's, or IdentitySampler, which metric losses get by themselves
+        "train_sampler_t": "RandomSampler",  # of the targets' training images
+        "num_instances": 4,  # images of an identity in a batch
+        "num_cams": 1,  # cameras in a batch, of RandomDomainSampler
+        "num_datasets": 1,  # data sets in a batch, of RandomDatasetSampler
     },
-    "video": {"seq_len": 15, "sample_method": "evenly", "pooling_method": "avg"},
+    "video": {
+        "seq_len": 15,  # frames of a tracklet
+        "sample_method": "evenly",  # or random, all: which frames
+        "pooling_method": "avg",  # or max: a tracklet's feature of its frames'
+    },
     "train": {
-        "optim": "adam",
-        "lr": 0.0003,
-        "weight_decay": 5e-4,
-        "max_epoch": 60,
-        "start_epoch": 0,
-        "batch_size": 32,
+        "optim": "adam",  # or amsgrad, sgd, rmsprop, radam
+        "lr": 0.0003,  # learning rate
+        "weight_decay": 5e-4,  # L2 penalty of the weights
+        "max_epoch": 60,  # epochs to train
+        "start_epoch": 0,  # which model.resume sets
+        "batch_size": 32,  # images in a batch, of all processes
         "fixbase_epoch": 0,  # epochs that train open_layers alone
-        "open_layers": ["classifier"],
-        "staged_lr": False,
-        "new_layers": ["classifier"],
-        "base_lr_mult": 0.1,
-        "lr_scheduler": "single_step",
-        "stepsize": [20],
-        "gamma": 0.1,
-        "print_freq": 20,
-        "seed": 1,
+        "open_layers": ["classifier"],  # layers that are trained then
+        "staged_lr": False,  # another learning rate for the layers that are not new
+        "new_layers": ["classifier"],  # the new ones
+        "base_lr_mult": 0.1,  # the share of lr that the others have then
+        "lr_scheduler": "single_step",  # or multi_step, cosine, exponential (the SN paper's)
+        "stepsize": [20],  # epochs after which the learning rate falls; of exponential, the first of the fall
+        "gamma": 0.1,  # factor of a step; of exponential, of the whole fall
+        "print_freq": 20,  # batches between two progress lines
+        "seed": 1,  # of everything random
     },
-    "sgd": {"momentum": 0.9, "dampening": 0.0, "nesterov": False},
-    "rmsprop": {"alpha": 0.99},
-    "adam": {"beta1": 0.9, "beta2": 0.999},
+    "sgd": {
+        "momentum": 0.9,  # of train.optim sgd, and of rmsprop
+        "dampening": 0.0,  # of the momentum
+        "nesterov": False,  # Nesterov's momentum
+    },
+    "rmsprop": {"alpha": 0.99},  # smoothing constant
+    "adam": {
+        "beta1": 0.9,  # decay of the mean gradient
+        "beta2": 0.999,  # decay of the mean squared gradient
+    },
     "loss": {
         "name": "softmax",  # softmax, triplet, sn, hap2s, fidi, custom, or several of the last five, as sn+triplet
-        "softmax": {"label_smooth": True},
-        "triplet": {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.0},
+        "softmax": {
+            "label_smooth": True,  # smooth labels by 0.1, of the softmax term of every loss
+        },
+        "triplet": {
+            "margin": 0.3,  # in the unit of the distances
+            "weight_t": 1.0,  # weight of the triplet term
+            "weight_x": 0.0,  # weight of the softmax term
+        },
     },
     "test": {
-        "batch_size": 100,
-        "dist_metric": "euclidean",
-        "normalize_feature": False,
-        "ranks": [1, 5, 10, 20],
+        "batch_size": 100,  # images at a time
+        "dist_metric": "euclidean",  # or cosine
+        "normalize_feature": False,  # L2-normalise features; True where a loss does, unless it is set
+        "ranks": [1, 5, 10, 20],  # of the CMC curve, to print
         "evaluate": False,  # test only
         "eval_freq": -1,  # in epochs; -1: after training only
-        "start_eval": 0,
-        "rerank": False,
-        "visrank": False,  # pictures of ranked lists
-        "visrank_topk": 10,
+        "start_eval": 0,  # the first epoch that may be evaluated
+        "rerank": False,  # k-reciprocal re-ranking, in a test run
+        "visrank": False,  # pictures of ranked lists; after training the test is run once more for them
+        "visrank_topk": 10,  # images in a list
     },
 }
 
@@ -152,11 +173,11 @@ _OURS: dict[str, dict[str, Any]] = {
     "loss": {
         "custom": {  # any criterion, by where it is imported from
             "target": "",  # as pytorch_metric_learning.losses.CircleLoss
-            "kwargs": {},
+            "kwargs": {},  # its keywords
             "miner": "",  # as pytorch_metric_learning.miners.MultiSimilarityMiner; empty: none
-            "miner_kwargs": {},
-            "weight_m": 1.0,
-            "weight_x": 1.0,
+            "miner_kwargs": {},  # its keywords
+            "weight_m": 1.0,  # weight of the criterion
+            "weight_x": 1.0,  # weight of the softmax term
         },
         "memory": {  # features of earlier batches as further references
             "size": 0,  # how many; 0: none

@@ -214,7 +214,8 @@ def _image(path: str, alt: str, thumbnails: dict[str, str]) -> str:
         stream = io.BytesIO()
         image.save(stream, format="JPEG", quality=80)
         thumbnails[path] = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="{alt}" src="data:image/jpeg;base64,{thumbnails[path]}">'
+    title = html.escape(Path(str(path)).name)
+    return f'<img alt="{alt}" title="{title}" src="data:image/jpeg;base64,{thumbnails[path]}">'
 
 
 _NOTES = {

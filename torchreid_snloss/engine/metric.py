@@ -54,8 +54,8 @@ class MetricEngine(Resumable):
         criterion: the metric loss, called ``criterion(features, pids)`` with (batch, dimension) and (batch,), which
             gives a scalar: this package's, torchreid's, pytorch-metric-learning's, a function. Or several, by names.
             Parameters of its own must be in the optimizer.
-        weight_m: weight of the metric term, >= 0; at 0 it is left out. Of several, by the same names.
-        weight_x: weight of the softmax term, likewise. Not both may be 0.
+        weight_m: weight of the metric term, >= 0; at 0 it is left out. Of several criteria, weights by their names.
+        weight_x: weight of the softmax term, >= 0; at 0 it is left out. Not both may be 0.
         scheduler: a learning rate scheduler, stepped once an epoch; None: the learning rate stays.
         use_gpu: use the GPU where there is one.
         label_smooth: smooth the labels of the softmax term by 0.1.

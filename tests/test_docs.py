@@ -1,0 +1,456 @@
+"""The README and the documentation are true: every block runs, keys and messages are the code's, the site builds."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from torch import nn
+from torchreid import data, models, utils
+
+import torchreid_snloss
+from torchreid_snloss import get_default_config, load_config
+from torchreid_snloss.data import SyntheticPedestrians, SyntheticTracklets, make_pedestrians
+from torchreid_snloss.engine import Resumable
+
+pytestmark = pytest.mark.docs
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language with what follows it, its text, and where it starts."""
+
+    language: str
+    info: str
+    text: str
+    page: Path
+    line: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    fence = re.compile(r"^( *)(`{3,}|~{3,})(\S*)([^\n]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+    for found in fence.finditer(text):
+        indent = len(found[1])
+        body = "".join(line[indent:] for line in found[5].splitlines(keepends=True))
+        yield Block(found[3], found[4].strip(), body, page, text[: found.start()].count("\n") + 1)
+
+
+# What a line of the docs gets besides, so that it takes seconds: the last word is the last option's.
+SMALL = (
+    "train.max_epoch 1 data.height 64 data.width 32 data.workers 0 train.batch_size 32 train.print_freq 1 "
+    "train.fixbase_epoch 0 train.warmup_epochs 0 train.stepsize [1] test.ranks [1,5] test.visrank_topk 3 "
+    "model.pretrained False model.name osnet_x0_25 use_gpu False"
+)
+SMALL_VIDEO = f"{SMALL} train.batch_size 8 video.seq_len 2 test.batch_size 8 sampler.num_instances 2"
+
+
+def shrunk(argv: list[str]) -> list[str]:
+    extra = (SMALL_VIDEO if any("video" in word for word in argv) else SMALL).split()
+    given = dict(zip(argv[::-1][1::2], argv[::-1][::2]))  # options stand in pairs at the end
+    if "train.micro_batch" in given:
+        extra += ["train.micro_batch", "16"]
+    if "--train-fraction" in argv:
+        extra += ["train.batch_size", "16"]  # of the 4 identities that are left
+    return [*argv, *extra]
+
+
+def cli_main(argv: list[str]) -> int:
+    return importlib.import_module("torchreid_snloss.cli").main(shrunk(argv))
+
+
+def compare_main(argv: list[str]) -> int:
+    """One seed in the place of several, and few losses."""
+    argv = [word for word in shrunk(argv) if word not in ("hap2s", "fidi")]
+    if "--seeds" in argv:
+        argv[argv.index("--seeds") + 1] = "1"
+    else:
+        argv = ["--seeds", "1", *argv]
+    if "--losses" not in argv:
+        argv = ["--losses", "softmax", "sn", *argv]
+    code = importlib.import_module("torchreid_snloss.compare").main(argv)
+    return int(code)
+
+
+class RunHere:
+    """A process that a comparison starts, ``python ... -m torchreid_snloss ...``, in this one."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        self.argv = command[command.index("torchreid_snloss") + 1 :]
+
+    def wait(self, timeout: float | None = None) -> int:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return importlib.import_module("torchreid_snloss.cli").main(self.argv)
+
+
+# Of a page that shows an engine alone.
+GIVEN = """
+datamanager = torchreid.data.ImageDataManager(
+    root="reid-data", sources="market1501", num_instances=4, train_sampler="IdentitySampler"
+)
+model = torchreid.models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet")
+optimizer = torchreid.optim.build_optimizer(model)
+scheduler = None
+"""
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "torchreid-snloss": cli_main,
+    "torchreid-snloss-compare": compare_main,
+}
+
+
+@contextlib.contextmanager
+def small() -> Iterator[None]:
+    """Python code, which builds full models on full images for dozens of epochs, does so on little for one epoch."""
+    build, run, prepare = models.build_model, Resumable.run, data.ImageDataManager.__init__
+
+    def small_model(name: str, num_classes: int, *args: Any, **kwargs: Any) -> nn.Module:
+        if args:  # within the other build_model
+            return build(name, num_classes, *args, **kwargs)
+        return build("osnet_x0_25", num_classes, **{**kwargs, "pretrained": False})
+
+    def short_run(self: Any, *args: Any, **kwargs: Any) -> None:
+        run(self, *args, **{**kwargs, "max_epoch": min(1, kwargs.get("max_epoch", 1)), "ranks": [1, 5]})
+
+    def small_data(self: Any, **kwargs: Any) -> None:
+        prepare(self, **{**kwargs, "height": 64, "width": 32, "batch_size_train": 32, "workers": 0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build_model", small_model)
+        patch.setattr(Resumable, "run", short_run)
+        patch.setattr(data.ImageDataManager, "__init__", small_data)
+        if not torch.cuda.is_available():
+            patch.setattr(nn.Module, "cuda", lambda self: self)
+        yield
+
+
+class Runner:
+    """Runs the blocks of a page one after the other, in one folder and one namespace."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        features = torch.randn(16, 32)
+        labels = torch.arange(4).repeat_interleave(4)
+        # What a page's blocks may take as given: a batch, torch, torchreid and this package.
+        self.names: dict[str, Any] = {
+            "__name__": "docs",
+            "features": features,
+            "embeddings": features,
+            "pids": labels,
+            "labels": labels,
+            "torch": torch,
+            "torchreid": importlib.import_module("torchreid"),
+            "torchreid_snloss": torchreid_snloss,
+        }
+
+    def run(self, block: Block) -> None:
+        kinds = {"sh": self.sh, "python": self.python, "yaml": self.yaml, "diff": self.diff, "text": self.text}
+        if block.language not in kinds:
+            pytest.fail(f"{block.place}: a block must be one of {', '.join(kinds)}, got {block.language!r}")
+        try:
+            kinds[block.language](block)
+        except Exception as error:
+            pytest.fail(f"{block.place}: {type(error).__name__}: {error}")
+
+    def sh(self, block: Block) -> None:
+        lines = [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]
+        assert lines
+        for line in lines:
+            if line.startswith("python3 -m venv "):
+                self.virtual_environment(line)
+            else:
+                self.command(shlex.split(line))
+
+    def command(self, words: list[str]) -> None:
+        program, *rest = words
+        if program in COMMANDS:
+            assert COMMANDS[program](rest) == 0, words
+        elif program == "python" and rest[0].startswith("examples/"):
+            script = str(ROOT / rest[0])
+            self.monkeypatch.setattr(sys, "argv", [script, *shrunk(rest[1:])])
+            runpy.run_path(script, run_name="__main__")
+        elif program == "torchrun":
+            self.torchrun(rest)
+        else:
+            raise AssertionError(f"no way to run {program!r} here")
+
+    def virtual_environment(self, line: str) -> None:
+        """CI runs the line that ends with pytest; of another the last command is run, and the extras are looked up."""
+        make, install, last = (shlex.split(part) for part in line.split("&&"))
+        assert make == ["python3", "-m", "venv", ".venv"]
+        assert install[:2] == [".venv/bin/pip", "install"]
+        for extra in re.findall(r"\[(\w+)\]", install[2]):
+            assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
+        pattern = re.search(r"grep -E '(.*)' README.md", (ROOT / ".ci/run").read_text())
+        assert pattern is not None
+        if not re.match(pattern[1], line):
+            program, *rest = last
+            self.command([program.removeprefix(".venv/bin/"), *rest])
+        else:
+            readme = (ROOT / "README.md").read_text().splitlines()
+            assert [found for found in readme if re.match(pattern[1], found)] == [line]
+
+    def torchrun(self, words: list[str]) -> None:
+        processes = words.index("--nproc-per-node") + 1
+        assert int(words[processes]) >= 1
+        words[processes] = "2"
+        module = words.index("-m")
+        assert words[module + 1] == "torchreid_snloss"
+        own, rest = words[: module + 2], words[module + 2 :]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *own, *shrunk(rest)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "mAP:" in done.stdout
+
+    def python(self, block: Block) -> None:
+        if re.search(r"\bdatamanager, model, optimizer\b", block.text) and "datamanager" not in self.names:
+            self.python(Block("python", "", GIVEN, block.page, block.line))
+        with small():
+            exec(compile("\n" * block.line + block.text, str(block.page), "exec"), self.names)
+
+    def yaml(self, block: Block) -> None:
+        if block.info:
+            assert block.info == 'title="fast-reid"'
+            self.fast_reid(block)
+            return
+        path = self.folder / "block.yaml"
+        path.write_text(block.text, encoding="utf-8")
+        load_config(str(path))
+
+    def fast_reid(self, block: Block) -> None:
+        """Every key of another project's config has its row in the page's table, and ours in it exist."""
+        rows = [line.split("|") for line in block.page.read_text().splitlines() if re.match(r"\| `[A-Z]+[._]", line)]
+        assert len(rows) > 10
+        theirs = {key for row in rows for key in re.findall(r"`([A-Z][\w.]+)`", row[1])}
+        ours = {key for row in rows for key in re.findall(r"`([^`]+)`", row[2])}
+        assert not set(keys_of(yaml.safe_load(block.text))) - theirs
+        assert not ours - set(keys_of(get_default_config()))
+
+    def diff(self, block: Block) -> None:
+        """Both sides are true: as Python they run, as YAML they load."""
+        lines = block.text.splitlines()
+        assert all(line[:1] in ("+", "-", " ") for line in lines)
+        assert {"+", "-"} <= {line[0] for line in lines}
+        for side in "-+":
+            text = "\n".join(line[1:] for line in lines if line[0] in (" ", side)) + "\n"
+            part = Block("python", "", text, block.page, block.line)
+            if is_python(text):
+                self.python(part)
+            else:
+                self.yaml(part)
+
+    def text(self, block: Block) -> None:
+        """Output or a drawing, which nothing runs. Lines that the programs print are in their sources."""
+        for line in block.text.splitlines():
+            if line.startswith(("=> ", "** ", "Best so far", "Checkpoint saved")):
+                message = re.sub(r"""'\w+'|"[^"]*"|\d[\d.]*%?|the test set \w+|Synthetic\w+""", "…", line)
+                assert in_source(message) or in_source(message, "torchreid"), line
+
+
+def is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def keys_of(tree: Any, path: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from keys_of(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with few people, under the names that the docs use."""
+    root = tmp_path_factory.mktemp("data")
+    make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8)
+    shutil.copytree(root / "market1501", root / SyntheticPedestrians.dataset_dir)
+    make_pedestrians(root / SyntheticTracklets.dataset_dir, num_train_pids=8, num_test_pids=4, frames=2)
+    return root
+
+
+@pytest.fixture
+def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """A folder as a user has it: a clone's configs and examples, torchreid's config, data, a trained checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("reid-data", "ROOT"):
+        (tmp_path / name).symlink_to(drawn, target_is_directory=True)
+    for name in ("configs", "examples"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    softmax = {"model": {"name": "osnet_x1_0"}, "loss": {"name": "softmax"}, "train": {"lr": 0.0015}}
+    Path("im_osnet_x1_0_softmax_256x128_amsgrad_cosine.yaml").write_text(yaml.safe_dump(softmax))
+    trained = Path("log/osnet_x1_0_market1501_softmax_cosinelr/model/model.pth.tar-250")
+    trained.parent.mkdir(parents=True)
+    torch.save({"state_dict": models.build_model("osnet_x0_25", 16, pretrained=False).state_dict()}, trained)
+
+    torchreid_snloss.register()  # before small() puts something in the place of what it changes
+    here = types.SimpleNamespace(**{**vars(subprocess), "Popen": RunHere})
+    monkeypatch.setattr(importlib.import_module("torchreid_snloss.compare.runs"), "subprocess", here)
+    monkeypatch.setattr(utils, "collect_env_info", lambda: "")  # it runs pip and more, for seconds
+    return Runner(tmp_path, monkeypatch)
+
+
+# TensorBoard's thread writes to a relative path, and may do so once more when the test has left its folder.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_a_page(page: Path, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks_of(page):
+        runner.run(block)
+    if page.stem == "index":  # which explains the columns of what it prints
+        out = capsys.readouterr().out
+        columns = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page.read_text(), re.MULTILINE)))
+        assert len(columns) == 8
+        assert not [name for name in columns if f"\t{name} " not in out]
+
+
+def test_blocks_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n```sh\nb\n```\n:   c\n\n    ```text\n    d\n      e\n    ```\n\n```\nf\n```\n")
+    assert [(b.language, b.text, b.line) for b in blocks_of(page)] == [
+        ("sh", "b\n", 2),
+        ("text", "d\n  e\n", 7),
+        ("", "f\n", 12),
+    ]
+    assert all(sum(1 for _ in blocks_of(p)) * 2 == len(re.findall(r"^ *```", p.read_text(), re.M)) for p in PAGES)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("", "x"),
+        ("js", "x"),
+        ("sh", "ls"),
+        ("sh", "torchreid-snloss loss.nam sn"),
+        ("sh", "python3 -m venv .venv && .venv/bin/pip install '.[tets]' && .venv/bin/pytest"),
+        ("python", "unknown_name"),
+        ("yaml", "loss: {nam: sn}"),
+        ("diff", "-unknown_name\n+1"),
+        ("diff", " loss:\n-  name: sn\n+  nam: sn"),
+        ("text", "=> test.normalize: True, as loss 'sn' has it in training"),
+    ],
+)
+def test_a_wrong_block_fails(language: str, text: str, runner: Runner) -> None:
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        runner.run(Block(language, "", text, ROOT / "README.md", 1))
+
+
+def site_module(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs/site" / name))
+
+
+def test_every_key_stands_once_on_its_page() -> None:
+    hooks = site_module("hooks.py")
+    page = hooks["on_page_markdown"]((ROOT / "docs/keys.md").read_text())
+    keys = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
+    assert sorted(keys) == sorted(keys_of(get_default_config()))
+    # Of each source one: a comment in config.py, a loss's docstring, its base's, the engine's.
+    for row in (
+        "| `train.keep` | int | `3` | newest checkpoints to keep; 0: all |",
+        "| `loss.sn.num_neighbors` | int | `10` | K, the size of the support, >= 1 |",
+        "| `loss.fidi.weight_m` | float | `1.0` | weight of the metric term, >= 0; at 0 it is left out.",
+    ):
+        assert row in page
+    assert "| `loss.hap2s.block_size` | int | `0` | anchors at a time" in page
+
+
+MESSAGE = re.compile(r"^### (`+) ?(.+?) ?\1(?: \((torch|torchreid)\))?$", re.MULTILINE)
+
+
+def strings_of(path: Path) -> Iterator[str]:
+    """The strings of a module, parts that lie side by side as one, with … for what is put in."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.replace("{}", "…")
+
+
+@functools.cache
+def strings_in(package: str) -> list[str]:
+    folder = Path(importlib.import_module(package).__path__[0])
+    return [text for path in sorted(folder.rglob("*.py")) for text in strings_of(path)]
+
+
+def in_source(message: str, package: str = "torchreid_snloss") -> bool:
+    """Whether a string of the package has the message's fixed parts, in order."""
+    fixed = [part.strip() for part in message.split("…") if part.strip(" :,()'\"")]
+    return bool(fixed) and any(has_in_order(text, fixed) for text in strings_in(package))
+
+
+def has_in_order(text: str, parts: list[str]) -> bool:
+    start = 0
+    for part in parts:
+        start = text.find(part, start)
+        if start < 0:
+            return False
+        start += len(part)
+    return True
+
+
+def test_messages_are_those_of_the_source() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    messages = MESSAGE.findall(page)
+    assert len(messages) == page.count("\n### ") >= 60
+    names = [message for _, message, _ in messages]
+    assert len(set(names)) == len(names)
+    packages = {"": "torchreid_snloss", "torchreid": "torchreid"}
+    wrong = [text for _, text, whose in messages if whose != "torch" and not in_source(text, packages[whose])]
+    assert not wrong
+    assert not in_source("unknown config keys …")
+    assert not in_source("options come in pairs, …, KEY VALUE")
+
+
+def test_the_figure_is_the_losses(tmp_path: Path) -> None:
+    penalties = site_module("penalties.py")
+    d = torch.tensor([0.2, 1.0], dtype=torch.float64)
+    values, slopes = penalties["of_distances"](torchreid_snloss.SNLoss(scale=2.0), [d], [d + 0.5])
+    away = torch.full((2,), 0.5, dtype=torch.float64)
+    expected = torch.nn.functional.softplus(-2 * away) + 0.1 * d
+    torch.testing.assert_close(torch.from_numpy(values), expected)
+    torch.testing.assert_close(torch.from_numpy(slopes[:, 0] + slopes[:, 1]), torch.full_like(d, 0.1))
+    penalties["main"](tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs/images").glob("penalties*")}
+    assert drawn >= set(re.findall(r"images/(penalties[\w.-]+)", (ROOT / "docs/losses.md").read_text()))
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
+    assert pages.keys() >= {page.stem for page in PAGES[1:]}
+    assert "<math" in pages["losses"]
+    assert "\\(" not in re.sub(r"<code.*?</code>", "", pages["losses"], flags=re.DOTALL)
+    for name in {*torchreid_snloss.__all__, "register.register"} - {"register"}:  # a module has its name
+        assert f'id="torchreid_snloss.{name}"' in pages["api"], name
+    assert "every key --" not in pages["keys"]
+    # Nothing is loaded from elsewhere.
+    assert not [url for page in pages.values() for url in re.findall(r'(?:src|stylesheet" href)="(https?:[^"]+)', page)]
