@@ -230,6 +230,20 @@ def test_a_run_that_fails_ends_the_comparison_and_names_itself(
     assert "torchreid-snloss: error: " in errors  # the run's own
     assert "batch" in errors
     assert "run 1 of 2: softmax, seed 1 ended with exit code 2" in errors
+    # It stands in nobody's way: that with another size gets as far.
+    assert main(_arguments(reid_data, "train.batch_size", "2048")) == 2
+    assert "other settings" not in capfd.readouterr().err
+
+
+def test_a_folder_that_can_not_be_written_to_is_named(
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("log").write_text("a file")
+    assert main(_arguments(reid_data)) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "'log/compare/plain/softmax/seed-1'" in errors
 
 
 def test_two_comparisons_do_not_train_in_one_folder(

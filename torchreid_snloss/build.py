@@ -30,6 +30,7 @@ from torchreid_snloss.config import (
 )
 from torchreid_snloss.data import (
     IdentitySampler,
+    UnreadableImageError,
     add_label_noise,
     add_outliers,
     hold_out,
@@ -55,11 +56,12 @@ def build_datamanager(cfg: CfgNode) -> Any:
 
     Raises:
         ConfigError: for a dataset that is unknown, missing or empty, and for a batch size that doesn't fit it.
+        UnreadableImageError: for one that is to become an outlier.
     """
     register()
     kwargs = imagedata_kwargs(cfg) if cfg.data.type == "image" else videodata_kwargs(cfg)
-    if kwargs["train_sampler"] == "RandomSampler" and any(metric_weights(cfg).values()) and not cfg.test.evaluate:
-        kwargs["train_sampler"] = IdentitySampler.__name__
+    if kwargs["train_sampler"] != train_sampler(cfg):
+        kwargs["train_sampler"] = train_sampler(cfg)
         print(
             f"=> sampler.train_sampler: IdentitySampler in place of RandomSampler, since loss {cfg.loss.name!r} needs "
             f"{cfg.sampler.num_instances} images of an identity (sampler.num_instances) in a batch"
@@ -73,6 +75,8 @@ def build_datamanager(cfg: CfgNode) -> Any:
             _change_training_set(cfg, datamanager, batch_size=cfg.train.batch_size, **options)
         name_unreadable_images(datamanager)
         return datamanager
+    except UnreadableImageError:
+        raise
     except IndexError as error:  # how torchreid takes a folder without images
         raise ConfigError(f"no images in the training, query or gallery folder ({where})") from error
     except AttributeError as error:  # and a file whose name does not match its pattern
@@ -81,6 +85,13 @@ def build_datamanager(cfg: CfgNode) -> Any:
         raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"can't load the data ({where}): {error or type(error).__name__}") from error
+
+
+def train_sampler(cfg: CfgNode) -> str:
+    """``sampler.train_sampler``, or for a metric loss the :class:`IdentitySampler` in the default's place."""
+    given: str = cfg.sampler.train_sampler
+    needed = given == "RandomSampler" and any(metric_weights(cfg).values()) and not cfg.test.evaluate
+    return IdentitySampler.__name__ if needed else given
 
 
 def _change_training_set(cfg: CfgNode, datamanager: Any, **sampler_options: Any) -> None:

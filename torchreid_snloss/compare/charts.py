@@ -61,7 +61,7 @@ def _lines(curves: Curves, x_label: str, y_label: str) -> str:
         for number, (loss, runs) in enumerate(curves.items()):
             x = runs[0][0]
             values = np.array([y for _, y in runs])
-            color, marker = _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
+            color, marker = _COLORS[number % len(_COLORS)], _MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)]
             axes.plot(x, values.mean(axis=0), color=color, marker=marker, markersize=4, label=loss)
             axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel=x_label, ylabel=y_label)

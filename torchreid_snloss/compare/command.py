@@ -15,13 +15,13 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from torchreid_snloss.build import train_sampler
 from torchreid_snloss.checks import check_config
 from torchreid_snloss.cli import add_config_arguments, config_options
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import ConfigError, load_config
-from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.register import register
 
 __all__ = ["main"]
@@ -43,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
-        that of a run that failed or was stopped; 1 for an image that the report can't find any more; 130 after Ctrl-C.
+        that of a run that failed or was stopped; 1 for a file that can't be read or written; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _compare(_parser().parse_args(arguments), shlex.join(["torchreid-snloss-compare", *arguments]))
-    except (ConfigError, UnreadableImageError) as error:
+    except (ConfigError, OSError) as error:  # an image that is gone, a folder that can't be written to
         print(f"torchreid-snloss-compare: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
@@ -66,6 +66,8 @@ def _compare(args: argparse.Namespace, command: str) -> int:
                 f"{run.folder} holds a run with other settings ({'; '.join(other)}): "
                 "set another data.save_dir, or remove that folder"
             )
+    for line in _differences(runs):
+        print(f"=> {line}")
     done, began = 0, time.monotonic()
     for number, run in enumerate(runs, start=1):
         name = f"run {number} of {len(runs)}: {run.loss}, seed {run.seed}"
@@ -75,8 +77,9 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         print(f"=> {name}, in {run.folder}", flush=True)
         code = run.execute()
         if code != 0:
-            ended = "was interrupted" if code > 128 else f"ended with exit code {code}"
-            print(f"torchreid-snloss-compare: {name} {ended}; the same command goes on", file=sys.stderr)
+            stopped = code in (130, 143)
+            ended = "was interrupted; the same command goes on" if stopped else f"ended with exit code {code}"
+            print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr)
             return code
         done += 1
         left = sum(not later.finished() for later in runs[number:])
@@ -171,6 +174,18 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
             file = ["--config-file", args.config_file] if args.config_file else []
             runs.append(Run(loss, seed, cfg, [*file, *map(str, [*common, *own])]))
     return runs
+
+
+def _differences(runs: Sequence[Run]) -> list[str]:
+    """What is not the same for all losses, since the config leaves it to them."""
+    lines = []
+    for key in ("sampler.train_sampler", "test.normalize_feature"):
+        get = train_sampler if key == "sampler.train_sampler" else lambda cfg: cfg.test.normalize_feature
+        values = {run.loss: get(run.cfg) for run in runs}
+        if len(set(values.values())) > 1:
+            each = ", ".join(f"{value} for {loss}" for loss, value in values.items())
+            lines.append(f"{key}: {each}; name it, and it is the same for all")
+    return lines
 
 
 def _load(config_file: str, options: Sequence[Any]) -> CfgNode:

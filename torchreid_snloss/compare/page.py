@@ -103,7 +103,7 @@ def _about(runs: Sequence[Run]) -> str:
         f"{cfg.model.name}, {cfg.data.height} x {cfg.data.width}",
         f"{cfg.train.max_epoch} epochs, batch {cfg.train.batch_size}",
         f"trained on {', '.join(cfg.data.sources)}, tested on {', '.join(runs[0].datasets)}",
-        f"{len({run.seed for run in runs})} seeds a loss",
+        f"seeds 1 to {max(run.seed for run in runs)}" if runs[-1].seed > 1 else "seed 1",
         *(text for text, true in noise.items() if true),
     ]
     return " · ".join(map(html.escape, facts))

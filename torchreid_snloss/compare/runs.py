@@ -23,7 +23,7 @@ if sys.platform != "win32":
 
 __all__ = ["Run"]
 
-# What changes nothing in what is learnt.
+# What may be another when a comparison goes on, since it changes no more than random numbers.
 _ANY = ("data.root", "data.save_dir", "data.workers", "train.print_freq", "test.eval_freq", "test.start_eval")
 _SETTINGS = "settings.yaml"
 
@@ -70,16 +70,15 @@ class Run:
 
     def other_settings(self) -> list[str]:
         """What an earlier run in its folder was set to otherwise; empty where there was none."""
-        path = self.folder / _SETTINGS
-        if not path.exists():
+        if not self._recorded():  # nothing of it is of use
             return []
-        before, now = dict(leaves(load_config(str(path)))), dict(leaves(self.cfg))
+        before, now = dict(leaves(load_config(str(self.folder / _SETTINGS)))), dict(leaves(self.cfg))
         return [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key] and key not in _ANY]
 
     def execute(self) -> int:
         """Runs it to its end, from where it is.
 
-        Signals that end a process are passed on to it, so that it saves where it is.
+        Ctrl-C, SIGTERM and a terminal that is closed make it save where it is.
 
         Returns:
             its exit code; 128 and the signal's number where one stopped it.
@@ -87,12 +86,12 @@ class Run:
         Raises:
             ConfigError: if another process is at it.
         """
-        write_whole(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
         # The log that it writes has what it prints. torchreid's warning is of an evaluator that is not used.
         command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
         if not self._recorded():
             command += ["model.resume", ""]  # what it would go on from has no beginning
         with _locked(self.folder) as lock, _signals() as noted:
+            write_whole(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -111,8 +110,10 @@ class Run:
 def _locked(folder: Path) -> Iterator[tuple[int, ...]]:
     """Gives the file descriptors to pass to the process that trains; it holds the lock even if this one is killed."""
     if sys.platform == "win32":
+        folder.mkdir(parents=True, exist_ok=True)
         yield ()
         return
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,17 +124,18 @@ def _locked(folder: Path) -> Iterator[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Within it signals that end a process are put into the list that this gives.
+    """Within it the list that this gives gets what to send to a training process when this one is to end.
 
-    On Windows, where a console sends Ctrl-C to both processes, none are.
+    On Windows, where a console sends Ctrl-C to both processes, nothing.
     """
     noted: list[int] = []
     numbers = () if os.name == "nt" else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def note(number: int, _: Any) -> None:
-        noted.append(number)
+        noted.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    before = {number: signal.signal(number, note) for number in numbers}
+    # nohup's stay as they are.
+    before = {number: signal.signal(number, note) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield noted
     finally:
