@@ -51,12 +51,12 @@ def learning_curves(curves: Curves, label: str) -> str:
 
 def cmc_curves(curves: Curves) -> str:
     """The share of queries with a match among the first k images, likewise."""
-    return _lines(curves, "rank k", "queries with a match among the first k, %")
+    return _lines(curves, "rank k", "queries with a match, %")
 
 
 def _lines(curves: Curves, x_label: str, y_label: str) -> str:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         axes = figure.subplots()
         for number, (loss, runs) in enumerate(curves.items()):
             x = runs[0][0]
@@ -90,14 +90,14 @@ def loss_curves(loss: str, terms: Mapping[str, tuple[Sequence[float], Sequence[f
 def histograms(loss: str, before: Distances, after: Distances) -> str:
     """Distances between queries and gallery, of the same and of different people, before and after training."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         for axes, when, distances in zip(figure.subplots(1, 2), ("before", "after"), (before, after)):
             kinds = {"different people": (distances.different, 1, None), "same person": (distances.same, 2, "///")}
             for label, (shares, color, hatch) in kinds.items():
                 axes.stairs(shares, distances.edges, fill=True, color=_COLORS[color], alpha=0.35)
                 axes.stairs(shares, distances.edges, color=_COLORS[color], label=label, hatch=hatch, linewidth=1.3)
             axes.set(xlabel="distance", yticks=[])
-            axes.set_title(f"{loss}, {when}: overlap {distances.overlap:.0%}", fontsize=10)
+            axes.set_title(f"{loss}, {when}: overlap {distances.overlap:.0%}", fontsize=9)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
         return _svg(figure, f"Distances with {loss}, before and after training")
 
