@@ -95,7 +95,7 @@ class Run:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    code = process.wait(timeout=0.2)
+                    code = process.wait(timeout=0.05)
                     return code if code >= 0 else 128 - code
                 while noted:
                     process.send_signal(noted.pop(0))

@@ -248,7 +248,7 @@ class Resumable(engine.Engine):
         """Within it a bar shows the steps of an epoch; after it the dictionary has the means of their summaries."""
         batches = loader.batch_sampler
         batch_size = getattr(batches.batches if isinstance(batches, Shards) else batches, "batch_size", 1)
-        unit = "tracklet" if self.datamanager.data_type == "video" else "image"
+        unit = "tracklet" if getattr(self.datamanager, "data_type", "image") == "video" else "image"
         title, done = f"epoch {self.epoch + 1}/{self.max_epoch}", self._skipped * batch_size
         before, step = self.__dict__.get("forward_backward"), self.forward_backward
         noted: dict[str, list[float]] = {}
