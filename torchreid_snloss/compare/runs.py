@@ -129,13 +129,14 @@ def _signals() -> Iterator[list[int]]:
     On Windows, where a console sends Ctrl-C to both processes, nothing.
     """
     noted: list[int] = []
-    numbers = () if os.name == "nt" else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [] if os.name == "nt" else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
     def note(number: int, _: Any) -> None:
         noted.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    # nohup's stay as they are.
-    before = {number: signal.signal(number, note) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    if numbers and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)  # under nohup
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield noted
     finally:
