@@ -19,7 +19,7 @@ from torchreid_snloss.evaluation import Ranking
 if sys.platform != "win32":
     import resource
 
-__all__ = ["Features", "Record", "Recorder", "read_features", "read_record", "to_features"]
+__all__ = ["Features", "Record", "Recorder", "has_record", "read_features", "read_record", "to_features"]
 
 _FILE = "record.json"
 
@@ -66,13 +66,13 @@ class Recorder:
 
     def __init__(self, folder: str | Path, start_epoch: int = 0) -> None:
         self._folder = Path(folder)
-        record = read_record(self._folder) if (self._folder / _FILE).exists() else Record()
-        self._epochs = _up_to(start_epoch, record.epochs)
-        self._evaluations = {name: _up_to(start_epoch, found) for name, found in record.evaluations.items()}
+        record = read_record(self._folder) if has_record(self._folder) else Record()
+        evaluations = {name: _up_to(start_epoch, found) for name, found in record.evaluations.items()}
+        self._record = Record(_up_to(start_epoch, record.epochs), evaluations)
 
     def add_epoch(self, epoch: int, terms: dict[str, float], seconds: float | None) -> None:
         """Notes an epoch, counted from 1."""
-        self._epochs[epoch] = {"terms": terms, "seconds": seconds, "memory": _peak_memory()}
+        self._record.epochs[epoch] = {"terms": terms, "seconds": seconds, "memory": _peak_memory()}
         self._write()
 
     def add_evaluation(self, epoch: int, dataset: str, ranking: Ranking, query: Features, gallery: Features) -> None:
@@ -82,12 +82,17 @@ class Recorder:
         arrays = {f"{split}_{name}": value for split, x in splits.items() for name, value in vars(x).items()}
         path = _features_path(self._folder, dataset, after=epoch > 0)
         write_whole(path, lambda stream: np.savez(stream, **arrays))
-        self._evaluations.setdefault(dataset, {})[epoch] = figures
+        self._record.evaluations.setdefault(dataset, {})[epoch] = figures
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps({"epochs": self._epochs, "evaluations": self._evaluations})
+        text = json.dumps(vars(self._record))
         write_whole(self._folder / _FILE, lambda stream: stream.write(text.encode()))
+
+
+def has_record(folder: str | Path) -> bool:
+    """Whether a :class:`Recorder` wrote something there."""
+    return (Path(folder) / _FILE).exists()
 
 
 def read_record(folder: str | Path) -> Record:

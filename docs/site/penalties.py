@@ -219,7 +219,6 @@ def main(folder: Path) -> None:
         figure, axes = plt.subplots(2, 3, figsize=(10.7, 6.8), layout="constrained")
         for draw, each in zip(PANELS.values(), axes.T.flat):
             draw(each)
-        figure.savefig(folder / "penalties.svg", metadata={"Date": None})
         figure.savefig(folder / "penalties.png", dpi=150, metadata={"Software": None})
         plt.close(figure)
 

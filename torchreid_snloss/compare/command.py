@@ -21,7 +21,7 @@ from torchreid_snloss.cli import add_config_arguments, config_options
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
-from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.config import ConfigError, get_default_config, load_config
 from torchreid_snloss.register import register
 
 __all__ = ["main"]
@@ -31,8 +31,7 @@ table, results.csv, results.json and report.html. Runs that are done already are
 interrupted goes on."""
 
 _EVALUATIONS = 5  # at most so many in training, where the config has none
-# Keys that flags set, with their defaults.
-_CHANGES = {"label_noise": 0.0, "outliers": 0.0, "train_fraction": 1.0}
+_CHANGES = ("label_noise", "outliers", "train_fraction")  # keys in data that flags set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace, command: str) -> int:
-    changes = {key: value for key in _CHANGES if (value := getattr(args, key)) != _CHANGES[key]}
+    default = get_default_config().data
+    changes = {key: value for key in _CHANGES if (value := getattr(args, key)) != default[key]}
     runs = _plan(args, changes)
     unchanged = _plan(args, {}) if changes else []
     for run in runs:
@@ -99,6 +99,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchreid-snloss-compare", description=_DESCRIPTION)
+    default = get_default_config().data
     parser.add_argument(
         "--losses",
         nargs="+",
@@ -108,11 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a loss, with train.seed 1 to N")
     for flag, what in (("label-noise", "get another identity's label"), ("outliers", "are replaced by a patch")):
         parser.add_argument(
-            f"--{flag}", type=_share, nargs="?", default=0.0, const=0.1, metavar="SHARE",
+            f"--{flag}", type=_share, nargs="?", default=default[flag.replace("-", "_")], const=0.1, metavar="SHARE",
             help=f"share of the training images that {what}; 0.1 where none is given",
         )  # fmt: skip
     parser.add_argument(
-        "--train-fraction", type=_share, default=1.0, metavar="SHARE", help="share of the training identities to use"
+        "--train-fraction",
+        type=_share,
+        default=default.train_fraction,
+        metavar="SHARE",
+        help="share of the training identities to use",
     )
     parser.add_argument("--map", choices=["tsne", "pca"], default="tsne", help="the report's map of features")
     add_config_arguments(parser)
@@ -150,8 +155,8 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
         if key in given[::2]:
             raise ConfigError(f"{key} is set by {flag}, leave it out of the options")
     base = _load(args.config_file, given)
-    for key, default in _CHANGES.items():
-        if base.data[key] != default:
+    for key in _CHANGES:
+        if base.data[key] != get_default_config().data[key]:
             raise ConfigError(f"data.{key} is set by --{key.replace('_', '-')}, leave it out of config and options")
     if base.test.evaluate or base.model.resume or base.train.start_epoch:
         raise ConfigError(

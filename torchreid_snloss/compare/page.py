@@ -20,7 +20,6 @@ from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
-from torchreid_snloss.record import Features, read_features
 
 __all__ = ["write_page"]
 
@@ -69,10 +68,6 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
         sections="\n".join(parts),
     )
     write_whole(path, lambda stream: stream.write(page.encode(errors="replace")))
-
-
-def _features(run: Run, dataset: str, after: bool) -> tuple[Features, Features]:
-    return read_features(run.folder / "record", dataset, after)
 
 
 def _facts(runs: Sequence[Run], dataset: str, map_kind: str) -> dict[str, str]:
@@ -169,27 +164,27 @@ def _cmc(results: Results, dataset: str) -> charts.Curves:
 
 
 def _histogram(run: Run, dataset: str) -> str:
-    before, after = (Distances.of(*_features(run, dataset, after), run.cfg.test.dist_metric) for after in (False, True))
+    before, after = (Distances.of(*run.features(dataset, after), run.cfg.test.dist_metric) for after in (False, True))
     return charts.histograms(run.loss, before, after)
 
 
 def _maps(runs: Sequence[Run], dataset: str, kind: str) -> Iterator[str]:
-    query, gallery = _features(runs[0], dataset, after=False)
+    query, gallery = runs[0].features(dataset, after=False)
     pids = np.intersect1d(query.pids, gallery.pids)
     drawn = sorted(np.random.default_rng(0).permutation(pids)[:_IDENTITIES].tolist())
     metric = runs[0].cfg.test.dist_metric
     yield charts.feature_map("before training", query, gallery, drawn, metric, kind)
     for run in runs:
-        yield charts.feature_map(run.loss, *_features(run, dataset, after=True), drawn, metric, kind)
+        yield charts.feature_map(run.loss, *run.features(dataset, after=True), drawn, metric, kind)
 
 
 def _lists(runs: Sequence[Run], dataset: str) -> str:
     metric = runs[0].cfg.test.dist_metric
-    precisions = np.array([average_precisions(*_features(run, dataset, after=True), metric) for run in runs])
+    precisions = np.array([average_precisions(*run.features(dataset, after=True), metric) for run in runs])
     rows = choose_queries(precisions, _QUERIES)
     thumbnails: dict[str, str] = {}
-    query, gallery = _features(runs[0], dataset, after=True)
-    lists = [Ranked.of(*_features(run, dataset, after=True), metric, rows) for run in runs]
+    query, gallery = runs[0].features(dataset, after=True)
+    lists = [Ranked.of(*run.features(dataset, after=True), metric, rows) for run in runs]
     text = ""
     for number, row in enumerate(rows):
         asked = _image(query.paths[row], "query", thumbnails)

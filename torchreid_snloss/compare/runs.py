@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from torchreid_snloss.checkpoint import write_whole
 from torchreid_snloss.config import ConfigError, leaves, load_config
-from torchreid_snloss.record import Record, read_record
+from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
 
 if sys.platform != "win32":
     import fcntl
@@ -54,23 +54,28 @@ class Run:
         """The test sets."""
         return list(dict.fromkeys(self.cfg.data.targets))
 
+    @property
+    def _records(self) -> Path:
+        return self.folder / "record"
+
     def record(self) -> Record:
         """What it has left behind so far."""
-        return read_record(self.folder / "record")
+        return read_record(self._records)
+
+    def features(self, dataset: str, after: bool) -> tuple[Features, Features]:
+        """Those of queries and gallery, before training or after."""
+        return read_features(self._records, dataset, after)
 
     def finished(self) -> bool:
         """Whether it was evaluated after its last epoch."""
-        if not self._recorded():
+        if not has_record(self._records):
             return False
         evaluations = self.record().evaluations
         return all(self.cfg.train.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
-    def _recorded(self) -> bool:
-        return (self.folder / "record" / "record.json").exists()
-
     def other_settings(self) -> list[str]:
         """What an earlier run in its folder was set to otherwise; empty where there was none."""
-        if not self._recorded():  # nothing of it is of use
+        if not has_record(self._records):  # nothing of it is of use
             return []
         before, now = dict(leaves(load_config(str(self.folder / _SETTINGS)))), dict(leaves(self.cfg))
         return [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key] and key not in _ANY]
@@ -88,7 +93,7 @@ class Run:
         """
         # The log that it writes has what it prints. torchreid's warning is of an evaluator that is not used.
         command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
-        if not self._recorded():
+        if not has_record(self._records):
             command += ["model.resume", ""]  # what it would go on from has no beginning
         with _locked(self.folder) as lock, _signals() as noted:
             write_whole(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
