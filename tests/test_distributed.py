@@ -110,13 +110,13 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
     with pytest.raises(ValueError, match="every process must have images"):
         GlobalBatchLoss({"sn": SNLoss()})(torch.zeros(rank, 2), torch.zeros(rank, dtype=torch.int64))
     if rank == 0:
-        assert distributed.in_turn(lambda: "made") == "made"
+        assert distributed.main_process_first(lambda: "made") == "made"
         with pytest.raises(distributed.PeerError, match="rank 1: no disk"):
-            distributed.in_turn(lambda: None)
+            distributed.main_process_first(lambda: None)
     else:
-        assert distributed.in_turn(lambda: "read") == "read"
+        assert distributed.main_process_first(lambda: "read") == "read"
         with pytest.raises(OSError if rank == 1 else distributed.PeerError, match="no disk"):
-            distributed.in_turn(no_disk_on_the_second)
+            distributed.main_process_first(no_disk_on_the_second)
     distributed.stop()
 
 

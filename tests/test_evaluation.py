@@ -17,7 +17,7 @@ from torchreid import data, metrics, optim, utils
 
 import torchreid_snloss
 from torchreid_snloss import ImageSNEngine
-from torchreid_snloss.evaluation import evaluate_rank, in_threads, noted_rankings, noting, rank_gallery
+from torchreid_snloss.evaluation import capture_rankings, capturing, evaluate_rank, in_threads, rank_gallery
 from torchreid_snloss.rerank import re_ranking
 
 # Two queries by hand, and one whose identity is not in the gallery. The nearest image of the first query's identity is
@@ -227,9 +227,9 @@ def test_takes_little_memory(cuhk03: bool) -> None:
 
 def test_notes_rankings_where_asked_to() -> None:
     evaluate_rank(*BY_HAND)
-    with noted_rankings() as outer:
+    with capture_rankings() as outer:
         cmc, mean_ap = evaluate_rank(*BY_HAND)
-        with pytest.raises(ValueError, match="max_rank"), noted_rankings() as inner:  # noqa: PT012
+        with pytest.raises(ValueError, match="max_rank"), capture_rankings() as inner:  # noqa: PT012
             evaluate_rank(*BY_HAND)
             evaluate_rank(*BY_HAND, max_rank=0)
         evaluate_rank(*BY_HAND)
@@ -247,10 +247,10 @@ def test_a_compiled_evaluator_keeps_its_results_and_notes_minp() -> None:
         assert kwargs == {"use_metric_cuhk03": True}
         return given
 
-    evaluate = noting(compiled)
+    evaluate = capturing(compiled)
     np.random.seed(5)
     before = np.random.get_state()[2]
-    with noted_rankings() as rankings:
+    with capture_rankings() as rankings:
         results = [evaluate(*BY_HAND, 50, use_metric_cuhk03=True) for _ in range(2)]
     evaluate(*BY_HAND, 50, use_metric_cuhk03=True)
     assert results == [given, given]

@@ -50,7 +50,7 @@ def test_by_hand(with_boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False).eval()
     engine = ImageSNEngine(datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False)
     engine.options.multi_query = True
-    with evaluation.noted_rankings():
+    with evaluation.capture_rankings():
         engine.test(ranks=[1])
     printed = capsys.readouterr().out
     transform = datamanager.test_loader["market1501"]["query"].dataset.transform

@@ -39,7 +39,7 @@ from torchreid_snloss.data import (
     set_training_items,
 )
 from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, VideoMetricEngine, resumable
-from torchreid_snloss.heads import Headed, set_last_stride
+from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
 from torchreid_snloss.register import register
 
@@ -135,7 +135,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
             set_last_stride(model, cfg.model.last_stride)
         if cfg.model.embedding or cfg.model.neck == "bnneck":
             bnneck, softmax = cfg.model.neck == "bnneck", cfg.loss.name == "softmax"
-            model = Headed(model, num_classes, cfg.model.embedding, bnneck, logits_only=softmax)
+            model = ModelWithHead(model, num_classes, cfg.model.embedding, bnneck, logits_only=softmax)
     except KeyError as error:
         raise ConfigError(f"model.name: {error.args[0]}") from error
     except (TypeError, ValueError) as error:

@@ -18,13 +18,13 @@ from torch import nn
 
 __all__ = [
     "CheckpointError",
+    "atomic_write",
     "find_newest",
     "load_checkpoint",
     "load_weights",
     "remove_unfinished",
     "restore",
     "save_checkpoint",
-    "write_whole",
 ]
 
 
@@ -48,16 +48,16 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint, whole or not at all (:func:`write_whole`).
+    """Writes a checkpoint, whole or not at all (:func:`atomic_write`).
 
     Args:
         state: tensors, plain numbers, strings, and containers of them.
         path: the file. Its folder is made.
     """
-    write_whole(path, lambda stream: torch.save(dict(state), stream))
+    atomic_write(path, lambda stream: torch.save(dict(state), stream))
 
 
-def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes a file so that at any moment ``path`` is the old file or the new one, whole.
 
     The bytes go to a temporary file beside it, are flushed to the disk, and take the name in one step.

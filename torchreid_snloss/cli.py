@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(str(error)) from error
         register()
         check_config(cfg)
-        with distributed.silent_but_first(), distributed.named_failures():
+        with distributed.mute_other_ranks(), distributed.named_failures():
             _run(cfg)
         distributed.stop()
     except (ConfigError, CheckpointError) as error:
@@ -138,11 +138,11 @@ def _train_or_test(cfg: CfgNode) -> None:
     print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
     torch.backends.cudnn.benchmark = cfg.use_gpu
 
-    datamanager = distributed.in_turn(lambda: build_datamanager(cfg))
+    datamanager = distributed.main_process_first(lambda: build_datamanager(cfg))
     check_datamanager(cfg, datamanager)
 
     print(f"Building model: {cfg.model.name}")
-    model = distributed.in_turn(lambda: build_model(cfg, datamanager.num_train_pids))
+    model = distributed.main_process_first(lambda: build_model(cfg, datamanager.num_train_pids))
     try:
         params, flops = reid_utils.compute_model_complexity(model, (1, 3, cfg.data.height, cfg.data.width))
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -150,7 +150,7 @@ def _train_or_test(cfg: CfgNode) -> None:
         raise ConfigError(f"{cfg.model.name} does not take images of {size}: {error}") from error
     print(f"Model complexity: params={params:,} flops={flops:,}")
     if cfg.model.load_weights:
-        distributed.in_turn(lambda: load_weights(model, cfg.model.load_weights))
+        distributed.main_process_first(lambda: load_weights(model, cfg.model.load_weights))
     check_model(cfg, model)
     if cfg.use_gpu:
         model = model.cuda()
@@ -177,12 +177,12 @@ def _resume(cfg: CfgNode, engine: Resumable) -> None:
     """Goes on from ``model.resume``; after a restart by torchrun, from what this run has written before."""
     folder = Path(cfg.data.save_dir) / "model"
     checkpoint = "" if cfg.model.resume == "auto" else cfg.model.resume
-    restarted = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))) > 0
+    restarted = distributed.all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))) > 0
     if cfg.model.resume == "auto" or restarted:
         newest = None
         if distributed.rank() == 0:
             newest = find_newest(folder, since=0 if cfg.model.resume == "auto" else _start_of_run(folder))
-        checkpoint = distributed.from_first(newest) or checkpoint
+        checkpoint = distributed.broadcast_object(newest) or checkpoint
         if not checkpoint:
             reason = "restarted" if restarted else "model.resume auto"
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
@@ -190,7 +190,7 @@ def _resume(cfg: CfgNode, engine: Resumable) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _STARTED).touch()
     if checkpoint:
-        cfg.train.start_epoch = distributed.in_turn(lambda: engine.resume(checkpoint))
+        cfg.train.start_epoch = distributed.main_process_first(lambda: engine.resume(checkpoint))
 
 
 _STARTED = ".started"

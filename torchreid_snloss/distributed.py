@@ -17,20 +17,20 @@ from torch import distributed as dist
 
 __all__ = [
     "PeerError",
-    "add_up",
-    "all_of",
+    "all_reduce_max",
+    "all_reduce_sum",
     "average_buffers",
+    "broadcast_module",
+    "broadcast_object",
     "check_environment",
-    "copy_from_first",
-    "from_first",
     "gather_counts",
+    "gather_objects",
     "gather_rows",
-    "in_turn",
-    "largest",
+    "main_process_first",
+    "mute_other_ranks",
     "named_failures",
     "rank",
     "rows_of",
-    "silent_but_first",
     "start",
     "stop",
     "world_size",
@@ -110,14 +110,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes of a tensor, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of the processes' numbers."""
     if world_size() == 1:
         return number
@@ -126,7 +126,7 @@ def largest(number: int) -> int:
     return int(tensor)
 
 
-def from_first(value: _T) -> _T:
+def broadcast_object(value: _T) -> _T:
     """The first process's value, which may be any that can be pickled."""
     if world_size() > 1:
         values = [value]
@@ -135,7 +135,7 @@ def from_first(value: _T) -> _T:
     return value
 
 
-def all_of(value: _T) -> list[_T]:
+def gather_objects(value: _T) -> list[_T]:
     """The values of all processes on the first, in their order; an empty list on the others."""
     if world_size() == 1:
         return [value]
@@ -150,7 +150,7 @@ def gather_counts(count: int) -> list[int]:
         return [count]
     counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = count
-    return [int(number) for number in add_up(counts)]
+    return [int(number) for number in all_reduce_sum(counts)]
 
 
 def rows_of(counts: list[int]) -> slice:
@@ -191,7 +191,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return add_up(grad.contiguous().clone())[rows_of(ctx.counts)], None
+        return all_reduce_sum(grad.contiguous().clone())[rows_of(ctx.counts)], None
 
 
 def average_buffers(model: nn.Module) -> None:
@@ -199,10 +199,10 @@ def average_buffers(model: nn.Module) -> None:
     if world_size() > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
-                add_up(buffer).div_(world_size())
+                all_reduce_sum(buffer).div_(world_size())
 
 
-def in_turn(function: Callable[[], _T]) -> _T:
+def main_process_first(function: Callable[[], _T]) -> _T:
     """Calls a function that makes or downloads files: on the first process, then on one of each machine, then on all.
 
     Raises:
@@ -219,13 +219,15 @@ def in_turn(function: Callable[[], _T]) -> _T:
                 result.append(function())
             except Exception as raised:  # told to the others, who would wait, and raised again
                 error = raised
-        if largest(error is not None):
-            told = from_first([(number, text) for number, text in enumerate(all_of(error and str(error))) if text])
+        if all_reduce_max(error is not None):
+            told = broadcast_object(
+                [(number, text) for number, text in enumerate(gather_objects(error and str(error))) if text]
+            )
             raise error or PeerError("; ".join(f"rank {number}: {text}" for number, text in told))
     return result[0]
 
 
-def copy_from_first(module: nn.Module) -> None:
+def broadcast_module(module: nn.Module) -> None:
     """Gives every process the first one's parameters and buffers."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -233,7 +235,7 @@ def copy_from_first(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def silent_but_first() -> Iterator[None]:
+def mute_other_ranks() -> Iterator[None]:
     """Within it only the first process prints."""
     if rank() == 0:
         yield

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from torchreid_snloss.progress import progress_bar
 
-__all__ = ["Ranking", "evaluate_rank", "in_threads", "noted_rankings", "noting", "rank_gallery"]
+__all__ = ["Ranking", "capture_rankings", "capturing", "evaluate_rank", "in_threads", "rank_gallery"]
 
 _T = TypeVar("_T")
 _CUHK03_DRAWS = 10
@@ -246,11 +246,11 @@ def in_threads(function: Callable[[int], _T], count: int, description: str, unit
             bar.update(end - start)
 
 
-_NOTED: ContextVar[list[Ranking] | None] = ContextVar("noted_rankings", default=None)
+_NOTED: ContextVar[list[Ranking] | None] = ContextVar("capture_rankings", default=None)
 
 
 @contextlib.contextmanager
-def noted_rankings() -> Iterator[list[Ranking]]:
+def capture_rankings() -> Iterator[list[Ranking]]:
     """Within it :func:`evaluate_rank` puts its rankings into the list that this gives. The innermost list gets them."""
     rankings: list[Ranking] = []
     token = _NOTED.set(rankings)
@@ -260,14 +260,14 @@ def noted_rankings() -> Iterator[list[Ranking]]:
         _NOTED.reset(token)
 
 
-def noting(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+def capturing(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
     """Lets another ``evaluate_rank``, torchreid's compiled one, note mINP too; what it gives stays as it is.
 
     Args:
         evaluate_rank: with torchreid's signature.
 
     Returns:
-        the function, which within :func:`noted_rankings` notes its CMC and mAP with the mINP of :func:`rank_gallery`.
+        the function, which within :func:`capture_rankings` notes its CMC and mAP with the mINP of :func:`rank_gallery`.
     """
 
     @functools.wraps(evaluate_rank)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchreid_snloss.losses import check_integer
 
-__all__ = ["Headed", "set_last_stride"]
+__all__ = ["ModelWithHead", "set_last_stride"]
 
 
 def set_last_stride(model: nn.Module, stride: int) -> None:
@@ -38,7 +38,7 @@ def _strides(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)) and module.stride in (2, (2, 2))
 
 
-class Headed(nn.Module):
+class ModelWithHead(nn.Module):
     """A torchreid model with another head: ``features -> embedding -> neck -> classifier``.
 
     In training it gives ``(logits, features)`` with the features before the neck, for the metric loss; in testing the

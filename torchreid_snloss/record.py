@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchreid_snloss.checkpoint import write_whole
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.evaluation import Ranking
 
 if sys.platform != "win32":
@@ -81,13 +81,13 @@ class Recorder:
         splits = {"query": query, "gallery": gallery}
         arrays = {f"{split}_{name}": value for split, x in splits.items() for name, value in vars(x).items()}
         path = _features_path(self._folder, dataset, after=epoch > 0)
-        write_whole(path, lambda stream: np.savez(stream, **arrays))
+        atomic_write(path, lambda stream: np.savez(stream, **arrays))
         self._record.evaluations.setdefault(dataset, {})[epoch] = figures
         self._write()
 
     def _write(self) -> None:
         text = json.dumps(vars(self._record))
-        write_whole(self._folder / _FILE, lambda stream: stream.write(text.encode()))
+        atomic_write(self._folder / _FILE, lambda stream: stream.write(text.encode()))
 
 
 def has_record(folder: str | Path) -> bool:

@@ -28,7 +28,7 @@ def register() -> None:
     - data managers take ``train_sampler='IdentitySampler'`` and the datasets ``'synthetic'`` and
       ``'synthetic_video'``;
     - ``torchreid.metrics.evaluate_rank`` is :func:`torchreid_snloss.evaluation.evaluate_rank` where torchreid has no
-      compiled one, and that one where it has; within ``noted_rankings()`` either notes mINP as well;
+      compiled one, and that one where it has; within ``capture_rankings()`` either notes mINP as well;
     - ``torchreid.utils.re_ranking`` is :func:`torchreid_snloss.rerank.re_ranking`.
 
     What torchreid had keeps its behaviour. Evaluation and re-ranking give its results, in less time and memory.
@@ -58,7 +58,7 @@ def register() -> None:
     data.sampler.build_train_sampler = build_train_sampler
     data.datamanager.build_train_sampler = build_train_sampler  # imported there by name
     compiled = metrics.rank.IS_CYTHON_AVAI
-    evaluate_rank = evaluation.noting(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
+    evaluate_rank = evaluation.capturing(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
     metrics.evaluate_rank = metrics.rank.evaluate_rank = evaluate_rank
     utils.re_ranking = rerank.re_ranking
     sys.modules[engine.Engine.__module__].re_ranking = rerank.re_ranking  # type: ignore[attr-defined] # by name too

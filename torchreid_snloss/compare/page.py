@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from torchreid_snloss.checkpoint import write_whole
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare import charts
 from torchreid_snloss.compare.ranked import Distances, Ranked, average_precisions, choose_queries, shown
 from torchreid_snloss.compare.results import Results
@@ -67,7 +67,7 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
         command=html.escape(command),
         sections="\n".join(parts),
     )
-    write_whole(path, lambda stream: stream.write(page.encode(errors="replace")))
+    atomic_write(path, lambda stream: stream.write(page.encode(errors="replace")))
 
 
 def _facts(runs: Sequence[Run], dataset: str, map_kind: str) -> dict[str, str]:

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torchreid_snloss.checkpoint import write_whole
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import softmax_weight
 
-__all__ = ["Figure", "Result", "Results", "Row", "write_csv", "write_json"]
+__all__ = ["MeanStd", "Result", "Results", "Row", "write_csv", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MeanStd:
     """A mean over seeds.
 
     Attributes:
@@ -58,7 +58,7 @@ class Figure:
     digits: int
 
     @classmethod
-    def of(cls, values: Sequence[float | None], digits: int = 1) -> Figure:
+    def of(cls, values: Sequence[float | None], digits: int = 1) -> MeanStd:
         """Of some runs' values, of which some may be missing."""
         found = [value for value in values if value is not None]
         mean = statistics.fmean(found) if found else None
@@ -87,7 +87,7 @@ class Row:
     loss: str
     weight_x: float
     seeds: int
-    figures: dict[str, Figure]
+    figures: dict[str, MeanStd]
 
     @property
     def names(self) -> list[str]:
@@ -147,19 +147,19 @@ def _results(run: Run) -> list[Result]:
     return [Result(run.loss, run.seed, name, x["mAP"], x["mINP"], x["cmc"], *measured) for name, x in last.items()]
 
 
-def _figures(own: Sequence[Result], unchanged: Sequence[Result]) -> dict[str, Figure]:
+def _figures(own: Sequence[Result], unchanged: Sequence[Result]) -> dict[str, MeanStd]:
     figures = {
-        "mAP": Figure.of([100 * result.mAP for result in own]),
-        "mINP": Figure.of([100 * result.mINP for result in own]),
+        "mAP": MeanStd.of([100 * result.mAP for result in own]),
+        "mINP": MeanStd.of([100 * result.mINP for result in own]),
     }
     for rank in (1, 5, 10):
         # A gallery with fewer images ends the curve, at 1.
-        figures[f"rank-{rank}"] = Figure.of([100 * result.cmc[min(rank, len(result.cmc)) - 1] for result in own])
-    figures["s/epoch"] = Figure.of([result.seconds for result in own], digits=2)
-    figures["peak MiB"] = Figure.of([result.memory for result in own], digits=0)
+        figures[f"rank-{rank}"] = MeanStd.of([100 * result.cmc[min(rank, len(result.cmc)) - 1] for result in own])
+    figures["s/epoch"] = MeanStd.of([result.seconds for result in own], digits=2)
+    figures["peak MiB"] = MeanStd.of([result.memory for result in own], digits=0)
     if unchanged:
-        figures["mAP unchanged"] = Figure.of([100 * result.mAP for result in unchanged])
-        figures["mAP lost"] = Figure.of([100 * (old.mAP - new.mAP) for old, new in zip(unchanged, own)])
+        figures["mAP unchanged"] = MeanStd.of([100 * result.mAP for result in unchanged])
+        figures["mAP lost"] = MeanStd.of([100 * (old.mAP - new.mAP) for old, new in zip(unchanged, own)])
     return figures
 
 
@@ -172,7 +172,7 @@ def write_csv(results: Results, path: Path) -> None:
     for row in results.rows:
         numbers = [value for figure in row.figures.values() for value in (figure.mean, figure.spread)]
         writer.writerow([*row.names, *("" if value is None else f"{value:.6g}" for value in numbers)])
-    write_whole(path, lambda stream: stream.write(text.getvalue().encode()))
+    atomic_write(path, lambda stream: stream.write(text.getvalue().encode()))
 
 
 def write_json(results: Results, path: Path) -> None:
@@ -181,4 +181,4 @@ def write_json(results: Results, path: Path) -> None:
         "table": [asdict(row) for row in results.rows],
         "runs": [asdict(result) for result in results.results],
     }
-    write_whole(path, lambda stream: stream.write(json.dumps(found, indent=1).encode()))
+    atomic_write(path, lambda stream: stream.write(json.dumps(found, indent=1).encode()))

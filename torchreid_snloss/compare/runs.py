@@ -14,7 +14,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from torchreid_snloss.checkpoint import write_whole
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.config import ConfigError, leaves, load_config
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
 
@@ -96,7 +96,7 @@ class Run:
         if not has_record(self._records):
             command += ["model.resume", ""]  # what it would go on from has no beginning
         with _locked(self.folder) as lock, _signals() as noted:
-            write_whole(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
+            atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):

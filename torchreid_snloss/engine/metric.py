@@ -138,7 +138,7 @@ class MetricEngine(Resumable):
         self._outputs = _Outputs(self.model)
         self.memory = memory
         self.criteria = GlobalBatchLoss(criteria, memory).to(device)
-        distributed.copy_from_first(self.criteria)
+        distributed.broadcast_module(self.criteria)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         untrained = [name for name, p in self.criteria.named_parameters() if p.requires_grad and id(p) not in held]
         if untrained:
@@ -307,7 +307,7 @@ class MetricEngine(Resumable):
 
     def _numbers(self, summary: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, float]:
         scalars = [value.detach().float().reshape(1) for value in summary.values()]
-        together = distributed.add_up(torch.cat([*scalars, *sums.values()]))
+        together = distributed.all_reduce_sum(torch.cat([*scalars, *sums.values()]))
         means, totals = together[: len(summary)] / distributed.world_size(), together[len(summary) :].view(-1, 2)
         statistics = quotients(dict(zip(sums, totals)))
         return dict(zip([*summary, *statistics], torch.cat([means, *(x[None] for x in statistics.values())]).tolist()))

@@ -25,7 +25,7 @@ from torchreid_snloss.data.readable import all_loaders
 from torchreid_snloss.data.shards import Shards, own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
-from torchreid_snloss.evaluation import noted_rankings
+from torchreid_snloss.evaluation import capture_rankings
 from torchreid_snloss.progress import above_bars, progress, progress_bar
 from torchreid_snloss.record import Recorder, to_features
 
@@ -181,7 +181,7 @@ class Resumable(engine.Engine):
             _noted_signals(self),
             _named_compile_errors(),
             distributed.named_failures(),
-            distributed.silent_but_first(),
+            distributed.mute_other_ranks(),
             above_bars(),
         ):
             if kwargs.get("test_only"):
@@ -350,7 +350,7 @@ class Resumable(engine.Engine):
         results: Any = None
         if distributed.rank() == 0:
             results = self._evaluate_here(dataset_name, **loaders, **kwargs)
-        rank1, mean_ap = distributed.from_first(results)
+        rank1, mean_ap = distributed.broadcast_object(results)
         self._map[dataset_name] = float(mean_ap)
         return rank1, mean_ap
 
@@ -360,7 +360,7 @@ class Resumable(engine.Engine):
             f"{split}_loader": progress(f"{split} features", loader, "batch", len(loader))
             for split, loader in splits.items()
         }
-        with noted_rankings() as rankings:
+        with capture_rankings() as rankings:
             rank1, mean_ap = super()._evaluate(dataset_name, **loaders, **kwargs)
         self._map[dataset_name] = float(mean_ap)
         if self._recorder is not None:
@@ -394,7 +394,7 @@ class Resumable(engine.Engine):
             images, pids, camids = self.parse_data_for_eval(data)
             features = self.extract_features(images.cuda() if self.use_gpu else images)
             own.append({"img": features.cpu(), "pid": pids, "camid": camids})
-        parts = distributed.all_of(own)
+        parts = distributed.gather_objects(own)
         return [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]
 
     def parse_data_for_eval(self, data: Any) -> Any:
@@ -415,14 +415,14 @@ class Resumable(engine.Engine):
 
     def _all_asked_to_stop(self) -> bool:
         """Whether a signal came to any process; all get the same answer."""
-        self._signal = distributed.largest(self._noted_signal)
+        self._signal = distributed.all_reduce_max(self._noted_signal)
         return self._signal != 0
 
     def _stop_if_asked(self) -> None:
         if self._all_asked_to_stop():
             if self._unsaved:
                 self._write(self.epoch + 1)
-            distributed.largest(0)  # none leaves before the first process has written
+            distributed.all_reduce_max(0)  # none leaves before the first process has written
             raise Stopped(self._signal, self._newest)
 
     def _state(self, epoch: int) -> dict[str, Any]:

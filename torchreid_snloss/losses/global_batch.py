@@ -94,6 +94,6 @@ class GlobalBatchLoss(nn.Module):
                 return criterion(all_features, all_pids)
             own_column = distributed.rows_of(counts).start
             values, numbers = criterion.terms(features, pids, references, reference_pids, own_column, left_out)
-            return values.sum() * len(counts) / distributed.add_up(numbers.sum()).clamp(min=1)
+            return values.sum() * len(counts) / distributed.all_reduce_sum(numbers.sum()).clamp(min=1)
 
         return {name: share(criterion) for name, criterion in losses.items()}
