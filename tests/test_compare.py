@@ -175,7 +175,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     monkeypatch.chdir(tmp_path)
     assert main(command[3:]) == 0
     logs = sorted(folder.glob("train.log-*"), key=os.path.getmtime)
-    assert "=> Going on from" in logs[-1].read_text()
+    assert "=> Resuming from" in logs[-1].read_text()
     results = [json.loads((place / "log/compare/plain/results.json").read_text()) for place in (compared[0], tmp_path)]
     (whole,) = (one for one in results[0]["runs"] if one["loss"] == "sn")
     (resumed,) = results[1]["runs"]

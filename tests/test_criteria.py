@@ -52,7 +52,7 @@ def test_any_criterion_trains(name: str, datamanager: Any) -> None:
     model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
     if name == "proxy anchor":
-        with pytest.raises(ValueError, match=r"parameters that the optimizer does not: .*proxies"):
+        with pytest.raises(ValueError, match=r"parameters that the optimizer does not have: .*proxies"):
             ImageMetricEngine(datamanager, model, optimizer, criterion, use_gpu=False)
         optimizer.add_param_group({"params": list(criterion.parameters())})
     engine = ImageMetricEngine(datamanager, model, optimizer, criterion, weight_x=0, use_gpu=False)
@@ -95,7 +95,7 @@ def test_what_is_no_criterion_is_told(datamanager: Any) -> None:
     model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     engine = ImageMetricEngine(datamanager, model, optimizer, lambda features, pids: features, use_gpu=False)
-    with pytest.raises(TypeError, match=r"'m' must give a scalar tensor, got \(32, 512\)"):
+    with pytest.raises(TypeError, match=r"'m' must return a scalar tensor, got \(32, 512\)"):
         engine.forward_backward(next(iter(datamanager.train_loader)))
     with pytest.raises(ValueError, match="weight_m must have the criteria's names"):
         ImageMetricEngine(datamanager, model, optimizer, {"a": centre}, weight_m={"b": 1.0}, use_gpu=False)

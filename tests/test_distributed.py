@@ -309,7 +309,7 @@ def test_a_lost_process_ends_the_others_and_a_restart_goes_on(reid_data: Path, t
     started = torchrun(2, *options(reid_data, 4), cwd=tmp_path / "again", wait=False, restarts=1)
     before = kill_one_of_two(started, signal.SIGKILL)
     output, _ = started.communicate(timeout=120)
-    assert "Going on from" not in before
+    assert "Resuming from" not in before
     assert started.returncode == 0, output
-    assert re.search(r'Going on from "log/model/model.pth.tar-\d+", after', output), output
+    assert re.search(r'Resuming from "log/model/model.pth.tar-\d+", after', output), output
     assert "epoch: [4/4][3/3]" in output

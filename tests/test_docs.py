@@ -29,7 +29,7 @@ from torchreid import data, models, utils
 import torchreid_snloss
 from torchreid_snloss import get_default_config, load_config
 from torchreid_snloss.data import SyntheticPedestrians, SyntheticTracklets, make_pedestrians
-from torchreid_snloss.engine import Resumable
+from torchreid_snloss.engine import TrainingLoop
 
 pytestmark = pytest.mark.docs
 
@@ -125,7 +125,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 @contextlib.contextmanager
 def small() -> Iterator[None]:
     """Python code, which builds full models on full images for dozens of epochs, does so on little for one epoch."""
-    build, run, prepare = models.build_model, Resumable.run, data.ImageDataManager.__init__
+    build, run, prepare = models.build_model, TrainingLoop.run, data.ImageDataManager.__init__
 
     def small_model(name: str, num_classes: int, *args: Any, **kwargs: Any) -> nn.Module:
         if args:  # within the other build_model
@@ -140,7 +140,7 @@ def small() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "build_model", small_model)
-        patch.setattr(Resumable, "run", short_run)
+        patch.setattr(TrainingLoop, "run", short_run)
         patch.setattr(data.ImageDataManager, "__init__", small_data)
         if not torch.cuda.is_available():
             patch.setattr(nn.Module, "cuda", lambda self: self)

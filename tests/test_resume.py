@@ -24,7 +24,7 @@ import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from torchreid_snloss.cli import main
-from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, resumable
+from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, with_training_loop
 
 OPTIONS = [
     *["model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
@@ -85,7 +85,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert process.returncode == 128 + number, error
     assert "Traceback" not in error
     message = error.strip().splitlines()[-1]
-    assert message.startswith(f"torchreid-snloss: stopped by {number.name}; go on with: model.resume ")
+    assert message.startswith(f"torchreid-snloss: stopped by {number.name}; resume with: model.resume ")
     checkpoint = message.split()[-1]
     # In the middle of the second epoch: the steps of it that are done are not done again.
     assert checkpoint.startswith("stopped/model/model.pth.tar-1.") or checkpoint.endswith("model.pth.tar-2")
@@ -119,7 +119,7 @@ def test_a_signal_to_the_whole_group_with_workers(reid_data: Path, in_folder: Pa
             break
     _, error = process.communicate(timeout=120)
     assert process.returncode == 143, error
-    assert "stopped by SIGTERM; go on with: model.resume log/model/model.pth.tar-" in error
+    assert "stopped by SIGTERM; resume with: model.resume log/model/model.pth.tar-" in error
 
 
 class Drops(torch.nn.Module):
@@ -184,9 +184,10 @@ def test_broken_weights_are_not_saved(datamanager: Any, tmp_path: Path) -> None:
     training.run(save_dir=str(tmp_path), max_epoch=1)
     with torch.no_grad():
         training.model.classifier.bias[3] = float("nan")
-    training._map["market1501"] = 1.0  # a new best, if its weights were whole
     with pytest.raises(NonFiniteError, match=r"classifier.bias.*model\.pth\.tar-1"):
         training.save_model(1, 0.5, str(tmp_path))
+    with pytest.raises(NonFiniteError, match=r"classifier\.bias"):  # a new best, if its weights were whole
+        training.checkpointer.save_if_best(2, 1.0, "the test set")
     assert not (tmp_path / "model" / "model.pth.tar-2").exists()
     assert load_checkpoint(tmp_path / "model" / "model-best.pth.tar")["epoch"] == 1
 
@@ -209,7 +210,7 @@ def test_a_checkpoint_from_several_gpus_resumes_on_a_cpu(datamanager: Any, tmp_p
 
 
 def test_torchreids_engines_save_without_a_scheduler(datamanager: Any, tmp_path: Path) -> None:
-    make(resumable(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
+    make(with_training_loop(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
     assert find_newest(tmp_path / "model") is not None
 
 
@@ -238,7 +239,7 @@ def test_resume_auto(train: Callable[..., int], in_folder: Path, capsys: pytest.
     assert train(*options, 4) == 0
     out = capsys.readouterr().out
     assert "** Passed over" in out
-    assert f'Going on from "{newest.relative_to(in_folder)}", after 2 epochs' in out
+    assert f'Resuming from "{newest.relative_to(in_folder)}", after 2 epochs' in out
     # Finished already: only the test is run again.
     assert train(*options, 4) == 0
     assert "epoch: [" not in capsys.readouterr().out

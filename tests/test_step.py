@@ -20,9 +20,9 @@ from torchreid_snloss.checkpoint import load_checkpoint, load_weights, save_chec
 from torchreid_snloss.checks import check_config
 from torchreid_snloss.cli import main
 from torchreid_snloss.config import ConfigError, load_config
-from torchreid_snloss.engine import MetricEngine, NonFiniteError, TrainOptions, resumable
+from torchreid_snloss.engine import MetricEngine, NonFiniteError, TrainOptions, with_training_loop
 from torchreid_snloss.engine.amp import check_amp
-from torchreid_snloss.engine.metric import _gradient_norm
+from torchreid_snloss.engine.update import gradient_norm
 
 needs_fp16 = pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="float16 on a CPU takes torch 2.3")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -144,7 +144,7 @@ def test_command_line_in_bfloat16_and_channels_last(train: Callable[..., Any]) -
     assert not same(whole, weights(Path("float32/model/model.pth.tar-2")))
 
 
-@pytest.mark.parametrize("cls", [ImageSNEngine, resumable(engine.ImageTripletEngine)])
+@pytest.mark.parametrize("cls", [ImageSNEngine, with_training_loop(engine.ImageTripletEngine)])
 def test_images_in_channels_last(cls: Any, datamanager: Any, batch: dict[str, Any]) -> None:
     training = make(datamanager, cls=cls, channels_last=True)
     plain = make(datamanager, cls=cls)
@@ -209,10 +209,10 @@ def test_what_can_not_be_had(datamanager: Any, monkeypatch: pytest.MonkeyPatch, 
         make(datamanager, several, compile=True)
     monkeypatch.delattr(torch.amp, "GradScaler", raising=False)
     code, _, err = train("train.amp", "fp16")
-    assert (code, "train.amp fp16 on a CPU takes torch 2.3 or newer" in err) == (2, True)
+    assert (code, "train.amp fp16 on a CPU needs torch 2.3 or newer" in err) == (2, True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(ValueError, match="amp bf16 takes a GPU that computes in bfloat16, Tesla T4 does not"):
+    with pytest.raises(ValueError, match="amp bf16 needs an Ampere or newer GPU; this is a Tesla T4: use amp fp16"):
         check_amp("bf16", "cuda")
     check_amp("fp16", "cuda")
 
@@ -335,7 +335,7 @@ def test_checkpoints_with_and_without_data_parallel(within: bool, datamanager: A
         assert all(map(torch.equal, training.model.state_dict().values(), loaded.state_dict().values()))
 
 
-def test_gradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+def testgradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Tiny()
     model.classifier.requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
@@ -343,9 +343,9 @@ def test_gradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     (logits.sum() + features.square().sum()).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    torch.testing.assert_close(_gradient_norm(optimizer), expected)
+    torch.testing.assert_close(gradient_norm(optimizer), expected)
     monkeypatch.delattr(nn.utils, "get_total_norm", raising=False)
-    torch.testing.assert_close(_gradient_norm(optimizer), expected)
+    torch.testing.assert_close(gradient_norm(optimizer), expected)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++ is not there")

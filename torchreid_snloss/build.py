@@ -38,7 +38,14 @@ from torchreid_snloss.data import (
     name_unreadable_images,
     set_training_items,
 )
-from torchreid_snloss.engine import ENGINES, MetricEngine, Resumable, TrainOptions, VideoMetricEngine, resumable
+from torchreid_snloss.engine import (
+    ENGINES,
+    MetricEngine,
+    TrainingLoop,
+    TrainOptions,
+    VideoMetricEngine,
+    with_training_loop,
+)
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
 from torchreid_snloss.register import register
@@ -265,8 +272,8 @@ def build_engine(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     criteria: Mapping[str, Criterion] | None = None,
-) -> Resumable:
-    """An engine of :func:`engine_class`, with the loss and the weights of the config, and :class:`Resumable`.
+) -> TrainingLoop:
+    """An engine of :func:`engine_class`, with the loss and the weights of the config, and :class:`TrainingLoop`.
 
     Args:
         cfg: the config.
@@ -283,7 +290,7 @@ def build_engine(
     if cfg.data.type == "video":
         options["pooling_method"] = cfg.video.pooling_method
     options |= {"channels_last": cfg.train.channels_last, "compile": cfg.train.compile}
-    cls = resumable(engine_class(cfg))
+    cls = with_training_loop(engine_class(cfg))
     if not issubclass(cls, MetricEngine):
         options |= cfg.loss[cfg.loss.name]
     else:
@@ -299,7 +306,7 @@ def build_engine(
         options |= {name: cfg.train[name] for name in ("amp", "micro_batch", "sync_batchnorm")}
         options |= {"memory_size": cfg.loss.memory.size, "memory_start_epoch": cfg.loss.memory.start_epoch}
     try:
-        built: Resumable = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
+        built: TrainingLoop = cls(datamanager, model, optimizer, scheduler=scheduler, use_gpu=cfg.use_gpu, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"can't build the engine for loss {cfg.loss.name}: {error}") from error
     train, test = cfg.train, cfg.test

@@ -22,7 +22,7 @@ from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weigh
 from torchreid_snloss.checks import check_config, check_criteria, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError, engine_run_kwargs, load_config
 from torchreid_snloss.data import UnreadableImageError
-from torchreid_snloss.engine import CompileError, NonFiniteError, Resumable, Stopped
+from torchreid_snloss.engine import CompileError, NonFiniteError, Stopped, TrainingLoop
 from torchreid_snloss.register import register
 
 __all__ = ["add_config_arguments", "config_options", "main"]
@@ -173,7 +173,7 @@ def _train_or_test(cfg: CfgNode) -> None:
         engine.run(**{**kwargs, "test_only": True})
 
 
-def _resume(cfg: CfgNode, engine: Resumable) -> None:
+def _resume(cfg: CfgNode, engine: TrainingLoop) -> None:
     """Goes on from ``model.resume``; after a restart by torchrun, from what this run has written before."""
     folder = Path(cfg.data.save_dir) / "model"
     checkpoint = "" if cfg.model.resume == "auto" else cfg.model.resume

@@ -7,7 +7,14 @@ from typing import Any
 from PIL import Image
 from torchreid import data
 
-__all__ = ["ReadableImageDataset", "UnreadableImageError", "all_loaders", "name_unreadable_images", "read_image"]
+__all__ = [
+    "ReadableImageDataset",
+    "UnreadableImageError",
+    "all_loaders",
+    "name_unreadable_images",
+    "read_image",
+    "test_loaders",
+]
 
 
 class UnreadableImageError(OSError):
@@ -39,9 +46,13 @@ def read_image(path: str) -> Image.Image:
 
 
 def all_loaders(datamanager: Any) -> list[Any]:
-    """The loaders of a data manager, or of an engine: training, and query and gallery of each test set."""
-    tests = [loader for split in datamanager.test_loader.values() for loader in split.values()]
-    return [datamanager.train_loader, *tests]
+    """The loaders of a data manager: training, and query and gallery of each test set."""
+    return [datamanager.train_loader, *test_loaders(datamanager)]
+
+
+def test_loaders(datamanager: Any) -> list[Any]:
+    """The loaders of query and gallery of each test set, of a data manager or an engine."""
+    return [loader for split in datamanager.test_loader.values() for loader in split.values()]
 
 
 def name_unreadable_images(datamanager: Any) -> None:

@@ -1,8 +1,11 @@
 """The engines: torchreid's, with the losses of this package."""
 
+from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageMetricEngine, ImageSNEngine
-from torchreid_snloss.engine.metric import LossEngine, MetricEngine, check_weights
-from torchreid_snloss.engine.resumable import CompileError, NonFiniteError, Resumable, Stopped, TrainOptions, resumable
+from torchreid_snloss.engine.loop import TrainingLoop, with_training_loop
+from torchreid_snloss.engine.loss_engine import LossEngine
+from torchreid_snloss.engine.metric import MetricEngine, check_weights
+from torchreid_snloss.engine.options import CompileError, NonFiniteError, Stopped, TrainOptions
 from torchreid_snloss.engine.video import VideoFIDIEngine, VideoHAP2SEngine, VideoMetricEngine, VideoSNEngine
 
 __all__ = [
@@ -15,15 +18,15 @@ __all__ = [
     "LossEngine",
     "MetricEngine",
     "NonFiniteError",
-    "Resumable",
     "Stopped",
     "TrainOptions",
+    "TrainingLoop",
     "VideoFIDIEngine",
     "VideoHAP2SEngine",
     "VideoMetricEngine",
     "VideoSNEngine",
     "check_weights",
-    "resumable",
+    "with_training_loop",
 ]
 
 ENGINES: dict[tuple[str, str], type[MetricEngine]] = {
@@ -36,4 +39,7 @@ ENGINES: dict[tuple[str, str], type[MetricEngine]] = {
     ("video", "fidi"): VideoFIDIEngine,
     ("video", "custom"): VideoMetricEngine,
 }
-"""The engines by ``data.type`` and ``loss.name`` of a config; several losses take those of ``"custom"``."""
+"""The engines by `data.type` and `loss.name` of a config; several losses use those of `"custom"`."""
+
+_ENGINE = "torchreid_snloss.engine"
+__getattr__ = renamed(__name__, {"Resumable": f"{_ENGINE}.TrainingLoop", "resumable": f"{_ENGINE}.with_training_loop"})

@@ -1,18 +1,19 @@
-"""Engines for image re-identification, one a loss."""
+"""Engines for image re-identification, one for each loss."""
 
 from __future__ import annotations
 
-from torchreid_snloss.engine.metric import LossEngine, MetricEngine
+from torchreid_snloss.engine.loss_engine import LossEngine
+from torchreid_snloss.engine.metric import MetricEngine
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
 
 __all__ = ["ImageFIDIEngine", "ImageHAP2SEngine", "ImageMetricEngine", "ImageSNEngine"]
 
 
 class ImageSNEngine(LossEngine):
-    """Trains with :class:`SNLoss` and softmax. Arguments: :class:`MetricEngine`'s and :class:`SNLoss`'s keywords.
+    """Trains with `SNLoss` and softmax. It takes the arguments of `MetricEngine` and the keywords of `SNLoss`.
 
-    Example::
-
+    Example:
+        ```python
         import torchreid_snloss
         from torchreid import data, models, optim
 
@@ -29,28 +30,29 @@ class ImageSNEngine(LossEngine):
             datamanager, model, optimizer, scale=10.0, weight_m=1, weight_x=1, scheduler=scheduler
         )
         engine.run(max_epoch=20, save_dir='log/sn', normalize_feature=True)
+        ```
     """
 
     loss_class = SNLoss
 
 
 class ImageHAP2SEngine(LossEngine):
-    """Trains with :class:`HAP2SLoss` and softmax; used like :class:`ImageSNEngine`."""
+    """Trains with `HAP2SLoss` and softmax, and is used like `ImageSNEngine`."""
 
     loss_class = HAP2SLoss
 
 
 class ImageFIDIEngine(LossEngine):
-    """Trains with :class:`FIDILoss` and softmax; used like :class:`ImageSNEngine`."""
+    """Trains with `FIDILoss` and softmax, and is used like `ImageSNEngine`."""
 
     loss_class = FIDILoss
 
 
 class ImageMetricEngine(MetricEngine):
-    """Trains with any criterion and softmax, or with several criteria. Arguments: :class:`MetricEngine`'s.
+    """Trains with any criterion and softmax, or with several criteria. It takes the arguments of `MetricEngine`.
 
-    Example::
-
+    Example:
+        ```python
         from pytorch_metric_learning import losses, miners
         from torchreid_snloss.losses import MinedLoss
 
@@ -63,4 +65,5 @@ class ImageMetricEngine(MetricEngine):
             criterion={'sn': torchreid_snloss.SNLoss(), 'triplet': torchreid.losses.TripletLoss()},
             weight_m={'sn': 1.0, 'triplet': 0.5},
         )
+        ```
     """

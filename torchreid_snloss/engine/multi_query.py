@@ -1,4 +1,4 @@
-"""Several images a query, Market-1501's second protocol."""
+"""Several images for each query: the multiple-query protocol of Market-1501."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Batches = Sequence[dict[str, Any]]
 
 
 def find_more_queries(dataset: Any) -> list[Path]:
-    """The hand-drawn boxes ``gt_bbox`` beside a data set's ``query`` folder; none where there is no such folder."""
+    """The images in the folder `gt_bbox` (hand-drawn boxes) beside a data set's `query` folder, if there is one."""
     queries = getattr(dataset, "query_dir", None)
     return sorted((Path(queries).parent / "gt_bbox").glob("*.jpg")) if queries else []
 
 
 def more_queries(loader: Any) -> Any:
-    """A loader of the images in ``gt_bbox`` that show a query's person under the query's camera.
+    """A loader of the images in `gt_bbox` that show a query's person under the query's camera.
 
     Args:
-        loader: of the queries of a data set in Market-1501 layout.
+        loader: the query loader of a data set in Market-1501 layout.
     """
     dataset = copy.copy(loader.dataset)
     wanted = {(pid, camid) for _, pid, camid, *_ in dataset.data}
@@ -46,11 +46,12 @@ def more_queries(loader: Any) -> Any:
 
 
 def pool_queries(queries: Batches, more: Batches) -> list[dict[str, Any]]:
-    """A query's feature becomes the mean of those of its person under its camera (Zheng et al., ICCV 2015).
+    """Replaces each query's feature by the mean feature of its person under its camera (Zheng et al., ICCV 2015).
 
     Args:
-        queries: batches with features in ``img`` and ``pid`` and ``camid``.
-        more: likewise, of :func:`more_queries`. A query without any keeps its own feature.
+        queries: batches with features in `img`, and with `pid` and `camid`.
+        more: batches of the same form, of `more_queries`. A query of which there are no further images keeps its
+            feature.
     """
     groups: dict[tuple[int, int], list[Tensor]] = {}
     for batch in more:
@@ -63,5 +64,5 @@ def pool_queries(queries: Batches, more: Batches) -> list[dict[str, Any]]:
 
 
 def _rows(batch: dict[str, Any]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """Features, each with its person and camera."""
+    """The features of a batch, each with its person and camera."""
     return zip(batch["img"], zip(batch["pid"].tolist(), batch["camid"].tolist()))

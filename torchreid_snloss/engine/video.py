@@ -1,4 +1,4 @@
-"""Engines for video re-identification, one a loss."""
+"""Engines for video re-identification, one for each loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from torchreid import engine
 
-from torchreid_snloss.engine.metric import LossEngine, MetricEngine
+from torchreid_snloss.engine.loss_engine import LossEngine
+from torchreid_snloss.engine.metric import MetricEngine
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.losses.base import check_choice
 
@@ -14,13 +15,11 @@ __all__ = ["VideoFIDIEngine", "VideoHAP2SEngine", "VideoMetricEngine", "VideoSNE
 
 
 class _Tracklets:
-    """Trains on each frame of a tracklet as on an image, and tests on the tracklet's pooled features.
-
-    Both are torchreid's.
+    """Trains on each frame of a tracklet as on an image, and tests on tracklets' pooled features, as torchreid does.
 
     Args:
         *args: the engine's.
-        pooling_method: ``"avg"`` or ``"max"`` over a tracklet's frames.
+        pooling_method: `"avg"` or `"max"` over a tracklet's frames.
         **options: the engine's.
 
     Raises:
@@ -37,17 +36,17 @@ class _Tracklets:
 
 
 class VideoMetricEngine(_Tracklets, MetricEngine):
-    """:class:`ImageMetricEngine` for torchreid's ``VideoDataManager``, with its engines' ``pooling_method``."""
+    """Trains on torchreid's `VideoDataManager` as `ImageMetricEngine` does on images, and takes `pooling_method`."""
 
 
 class VideoSNEngine(_Tracklets, LossEngine):
-    """Trains with :class:`SNLoss` and softmax; :class:`ImageSNEngine` for torchreid's ``VideoDataManager``.
+    """Trains with `SNLoss` and softmax on torchreid's `VideoDataManager`.
 
-    A batch of P x K tracklets is a batch of P x K x ``seq_len`` images. Arguments: :class:`MetricEngine`'s,
-    ``pooling_method``, and :class:`SNLoss`'s keywords.
+    A batch of P x K tracklets is a batch of P x K x `seq_len` images. It takes the arguments of `MetricEngine`,
+    `pooling_method`, and the keywords of `SNLoss`.
 
-    Example::
-
+    Example:
+        ```python
         datamanager = data.VideoDataManager(
             root='reid-data', sources='synthetic_video', height=128, width=64, seq_len=4,
             batch_size_train=16, num_instances=4, train_sampler='IdentitySampler'
@@ -55,18 +54,19 @@ class VideoSNEngine(_Tracklets, LossEngine):
         engine = torchreid_snloss.VideoSNEngine(
             datamanager, model, optimizer, scale=10.0, pooling_method='avg', scheduler=scheduler
         )
+        ```
     """
 
     loss_class = SNLoss
 
 
 class VideoHAP2SEngine(_Tracklets, LossEngine):
-    """Trains with :class:`HAP2SLoss` and softmax; used like :class:`VideoSNEngine`."""
+    """Trains with `HAP2SLoss` and softmax, and is used like `VideoSNEngine`."""
 
     loss_class = HAP2SLoss
 
 
 class VideoFIDIEngine(_Tracklets, LossEngine):
-    """Trains with :class:`FIDILoss` and softmax; used like :class:`VideoSNEngine`."""
+    """Trains with `FIDILoss` and softmax, and is used like `VideoSNEngine`."""
 
     loss_class = FIDILoss

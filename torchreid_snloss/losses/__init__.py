@@ -1,6 +1,7 @@
 """The losses: SN, HAP2S and FIDI, each a formula on top of :class:`MetricLoss`."""
 
 from torchreid_snloss.losses.base import MetricLoss, check_integer, check_number, quotients
+from torchreid_snloss.losses.base import quotients as means
 from torchreid_snloss.losses.fidi import FIDILoss
 from torchreid_snloss.losses.global_batch import Criterion, GlobalBatchLoss
 from torchreid_snloss.losses.hap2s import HAP2SLoss
@@ -20,6 +21,7 @@ __all__ = [
     "SNLoss",
     "check_integer",
     "check_number",
+    "means",
     "quotients",
 ]
 

@@ -51,6 +51,20 @@ class GlobalBatchLoss(nn.Module):
         images: Tensor | None = None,
         names: Iterable[str] | None = None,
         counts: list[int] | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        values = self._values(features, pids, images, names, counts)
+        several = len(self.losses) > 1
+        return values, {
+            f"{n}_{k}" if several else k: v for n in values for k, v in getattr(self.losses[n], "sums", {}).items()
+        }
+
+    def _values(
+        self,
+        features: Tensor,
+        pids: Tensor,
+        images: Tensor | None = None,
+        names: Iterable[str] | None = None,
+        counts: list[int] | None = None,
     ) -> dict[str, Tensor]:
         """Computes this process's share of the losses.
 

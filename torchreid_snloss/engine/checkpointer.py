@@ -1,0 +1,187 @@
+"""Saving the state of training, keeping the newest and the best checkpoints, and resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchreid_snloss import distributed
+from torchreid_snloss.checkpoint import CheckpointError, remove_unfinished, restore, save_checkpoint
+from torchreid_snloss.engine.options import NonFiniteError
+from torchreid_snloss.engine.random_state import random_states, set_random_states
+
+__all__ = ["Checkpointer", "TrainingState"]
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """What a checkpoint holds beside torchreid's keys.
+
+    Attributes:
+        seed: the run's; an epoch's random states follow from it and the epoch's number.
+        batch: how many batches of the epoch under way are trained.
+        evaluated: whether the evaluation that follows the last epoch was made.
+        rank1: rank-1 of the last evaluation.
+        best: the best mAP so far; -1 before the first evaluation.
+        written: names of this run's checkpoints that are kept, oldest first.
+    """
+
+    seed: int
+    batch: int = 0
+    evaluated: bool = True
+    rank1: float = 0.0
+    best: float = -1.0
+    written: list[str] = dataclasses.field(default_factory=list)
+
+
+class Checkpointer:
+    """Writes checkpoints into a run's folder `model`, and reads them back.
+
+    On several processes all call it alike, and the first one writes.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        scheduler: its learning rate scheduler.
+        seed: the run's.
+
+    Attributes:
+        state: a `TrainingState`.
+        newest: the checkpoint written last, or resumed from; None before there is one.
+        unsaved: whether an epoch was trained since.
+        criteria: losses, some of which may have parameters of their own (a module); None: there are none.
+        optional: parts that a checkpoint may lack, by their key in it: a `GradScaler`, a `Memory`. None for a part that
+            this run has not.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, seed: int) -> None:
+        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
+        self.state = TrainingState(seed)
+        self.newest: Path | None = None
+        self.unsaved = False
+        self.criteria: nn.Module | None = None
+        self.optional: dict[str, Any] = {"scaler": None, "memory": None}
+        self._folder = Path()
+        self._random_states: dict[str, Any] | None = None
+
+    def start(self, save_dir: str | Path, training: bool) -> None:
+        """Sets the run's folder, `save_dir/model`, and before training removes what a killed process left half-written.
+
+        The names of checkpoints written to another folder are forgotten, so that they are never removed.
+        """
+        self._folder = Path(save_dir) / "model"
+        if self.newest is None or self.newest.parent != self._folder:
+            self.state.written = []
+        if training and distributed.rank() == 0:
+            remove_unfinished(self._folder)
+
+    def epoch_trained(self) -> None:
+        """Notes that the epoch under way is complete."""
+        self.state.batch, self.state.evaluated, self.unsaved = 0, False, True
+
+    def save(self, epoch: int, keep: int) -> None:
+        """Writes `model.pth.tar-<epoch>`, or `-<epoch>.<batch>` in the middle of the epoch after it.
+
+        Args:
+            epoch: epochs trained.
+            keep: how many of this run's checkpoints stay; 0: all.
+
+        Raises:
+            NonFiniteError: if a weight is not finite; nothing is written then.
+        """
+        batch = f".{self.state.batch}" if self.state.batch else ""
+        name = f"model.pth.tar-{epoch}{batch}"
+        written = [old for old in self.state.written if old != name] + [name]
+        dropped = written[:-keep] if keep else []
+        self.state.written = written[len(dropped) :]
+        self._write(epoch, self._folder / name)
+        self.newest, self.unsaved = self._folder / name, False
+        print(f'Checkpoint saved to "{self.newest}"')
+        for old in dropped if distributed.rank() == 0 else ():
+            (self._folder / old).unlink(missing_ok=True)
+
+    def save_if_best(self, epoch: int, mean_ap: float, measured_on: str) -> None:
+        """Writes `model-best.pth.tar` if an evaluation's mAP is the best so far.
+
+        Args:
+            epoch: epochs trained.
+            mean_ap: in [0, 1]; -1 for none.
+            measured_on: the data, for the line that is printed.
+
+        Raises:
+            NonFiniteError: if a weight is not finite; nothing is written then.
+        """
+        is_best = mean_ap > self.state.best
+        self.state.best = max(mean_ap, self.state.best)
+        if is_best:
+            best = self._folder / "model-best.pth.tar"
+            self._write(epoch, best)
+            print(f'Best so far, by its mAP of {mean_ap:.1%} on {measured_on}: "{best}"')
+
+    def resume(self, path: str | Path) -> int:
+        """Loads all parts from a checkpoint of this package, or from one of torchreid's, which has no seed or batch.
+
+        Returns:
+            how many epochs it was trained.
+
+        Raises:
+            CheckpointError: if the file can't be loaded, or is one of another model, optimizer or criterion.
+        """
+        checkpoint = restore(path, self._model, self._optimizer, self._scheduler)
+        if "progress" in checkpoint:
+            self.state = TrainingState(**checkpoint["progress"])
+            self._random_states = checkpoint["random_states"]
+        if self.criteria is not None:
+            try:
+                self.criteria.load_state_dict(checkpoint.get("criterion") or {})
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{str(path)!r} is of another criterion: {' '.join(str(error).split())}"
+                ) from error
+        for key, part in self.optional.items():
+            if part is not None and checkpoint.get(key):
+                part.load_state_dict(checkpoint[key])
+        self.newest = Path(path)
+        epoch: int = checkpoint["epoch"]
+        batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
+        print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
+        return epoch
+
+    def restore_random_states(self) -> bool:
+        """Puts back the random states of the checkpoint that was resumed from, once.
+
+        Returns:
+            whether it held any, as one from the middle of an epoch does.
+        """
+        states, self._random_states = self._random_states, None
+        if states is not None:
+            set_random_states(states)
+        return states is not None
+
+    def _write(self, epoch: int, path: Path) -> None:
+        weights = self._model.state_dict()
+        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise NonFiniteError(
+                f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and not saved; "
+                f"the last checkpoint: {self.newest or 'none yet'}"
+            )
+        if distributed.rank() > 0:
+            return
+        state: Mapping[str, Any] = {
+            "state_dict": weights,
+            "epoch": epoch,
+            "rank1": self.state.rank1,
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "progress": dataclasses.asdict(self.state),
+            "random_states": random_states() if self.state.batch else None,
+            "criterion": (self.criteria is not None and self.criteria.state_dict()) or None,
+            **{key: None if part is None else part.state_dict() for key, part in self.optional.items()},
+        }
+        save_checkpoint(state, path)

@@ -1,0 +1,56 @@
+"""`torch.compile` and the channels-last memory format, put on a model in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchreid_snloss.engine.options import CompileError
+
+__all__ = ["compile_in_place", "named_compile_errors", "to_channels_last"]
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Puts a model's weights, and the images it is called with, into channels-last order."""
+    model.to(memory_format=torch.channels_last)
+    model.register_forward_pre_hook(_images_to_channels_last)
+
+
+def _images_to_channels_last(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    images, *others = inputs
+    return images.contiguous(memory_format=torch.channels_last), *others
+
+
+def compile_in_place(model: nn.Module) -> None:
+    """Compiles a model without changing the names in its state dict, as `torch.compile(model)` would.
+
+    Raises:
+        ValueError: for `nn.DataParallel` on several GPUs.
+        CompileError: if this Python can't compile at all.
+    """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise ValueError("compile does not work with nn.DataParallel on several GPUs")
+    try:
+        model.compile()
+    except RuntimeError as error:
+        raise CompileError(f"torch.compile: {error}") from error
+
+
+@contextlib.contextmanager
+def named_compile_errors() -> Iterator[None]:
+    """Within it a failure to compile is a `CompileError`.
+
+    torch compiles a model when it is first called, again for images of another size, and at the first gradient. The
+    class of what it raises then differs between versions; the module that the class is from tells.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+            raise
+        reason = " ".join(str(error).split("\n\n")[0].split())[:300]
+        raise CompileError(f"torch.compile can't compile the model: {reason}") from error

@@ -1,0 +1,82 @@
+"""What an epoch shows and leaves behind: a progress bar, the means of its terms, and the record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from torchreid_snloss.evaluation import Ranking
+from torchreid_snloss.progress import progress_bar
+from torchreid_snloss.record import Features, Recorder
+
+__all__ = ["EpochLog"]
+
+
+class EpochLog:
+    """Follows an epoch's steps, and writes the record where a run keeps one.
+
+    Attributes:
+        recording: whether it does.
+    """
+
+    def __init__(self) -> None:
+        self._recorder: Recorder | None = None
+        self._bar: tqdm[Any] | None = None
+        self._batch_size = 0
+        self._values: dict[str, list[float]] = {}
+
+    @property
+    def recording(self) -> bool:
+        return self._recorder is not None
+
+    def start_record(self, folder: str | Path, start_epoch: int) -> None:
+        """Starts a record, or goes on with the one in `folder` from `start_epoch` on."""
+        self._recorder = Recorder(folder, start_epoch)
+
+    def stop_record(self) -> None:
+        """Keeps no record from here on."""
+        self._recorder = None
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, max_epoch: int, batches: int, done: int, batch_size: int, unit: str) -> Iterator[None]:
+        """Within it steps move a progress bar; a whole epoch is then recorded.
+
+        Args:
+            epoch: its number, from 1.
+            max_epoch: how many there are.
+            batches: in the epoch.
+            done: of these, trained by an earlier run; the seconds of such an epoch are not known.
+            batch_size: images or tracklets in a batch.
+            unit: which of the two.
+        """
+        began = time.perf_counter()
+        self._values, self._batch_size = {}, batch_size
+        title = f"epoch {epoch}/{max_epoch}"
+        with progress_bar(title, batches * batch_size, unit, done * batch_size) as self._bar:
+            try:
+                yield
+            finally:
+                self._bar = None
+        if self._recorder is not None:
+            terms = {name: sum(values) / len(values) for name, values in self._values.items()}
+            self._recorder.add_epoch(epoch, terms, None if done else time.perf_counter() - began)
+
+    def add_step(self, summary: Mapping[str, float]) -> None:
+        """Takes in what a step shows; outside an epoch nothing."""
+        if self._bar is None:
+            return
+        for name, value in summary.items():
+            self._values.setdefault(name, []).append(value)
+        shown = {name: value for name, value in summary.items() if name.startswith(("loss", "acc"))}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(self._batch_size)
+
+    def add_evaluation(self, epoch: int, dataset: str, ranking: Ranking, query: Features, gallery: Features) -> None:
+        """Records an evaluation after `epoch` epochs."""
+        if self._recorder is not None:
+            self._recorder.add_evaluation(epoch, dataset, ranking, query, gallery)

@@ -1,0 +1,281 @@
+"""torchreid's training loop, with what happens around it in one order that can be read here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torchreid import engine
+
+from torchreid_snloss import distributed
+from torchreid_snloss.data.readable import test_loaders
+from torchreid_snloss.data.shards import shard_training
+from torchreid_snloss.engine.checkpointer import Checkpointer
+from torchreid_snloss.engine.compiling import compile_in_place, named_compile_errors, to_channels_last
+from torchreid_snloss.engine.epoch_log import EpochLog
+from torchreid_snloss.engine.options import NonFiniteError, Stopped, TrainOptions
+from torchreid_snloss.engine.resumable_loader import ResumableLoader
+from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
+from torchreid_snloss.engine.testing import Evaluated, Testing, selecting_map
+from torchreid_snloss.engine.update import non_finite
+from torchreid_snloss.progress import above_bars
+from torchreid_snloss.record import to_features
+
+__all__ = ["TrainingLoop", "with_training_loop"]
+
+
+class TrainingLoop(engine.Engine):
+    """A torchreid engine with checkpoints, resuming, a clean stop, and tests on several processes.
+
+    torchreid's `run`, `train`, `test` and `_evaluate` do their work; the methods here say what happens before and after
+    it, in which order, and leave each part to a collaborator: `ResumableLoader`, `EpochLog`, `Checkpointer`, `Testing`,
+    `StopSignals` and the functions of `compiling`.
+
+    A run that was killed at any moment and resumed ends with the same weights as one that never was, on a CPU to the
+    bit. An epoch's random states follow from the seed and the epoch's number alone. After a kill the epoch under way
+    starts again; after Ctrl-C or SIGTERM it goes on with the next batch.
+
+    On several processes (`torchreid_snloss.distributed`) each extracts its share of the features of an evaluation; the
+    first one evaluates them, prints, and writes checkpoints. A run can be resumed on any number of processes. From the
+    middle of an epoch it goes on with other random numbers if there are several.
+
+    The seed is torch's when the engine is made; torchreid's `set_random_seed` sets it.
+
+    Args:
+        *args: the torchreid engine's.
+        channels_last: whether to put the model's weights and its images in channels-last order.
+        compile: whether to compile the model with `torch.compile`, in place; checkpoints do not change by it. What a
+            compiled model computes may depend, in the last bits, on the shapes it met before, and so on a resume.
+        **kwargs: the torchreid engine's.
+
+    Raises:
+        ValueError: for `compile` with `nn.DataParallel` on several GPUs.
+        CompileError: if torch can't compile at all.
+    """
+
+    train_loader: Any
+    writer: Any
+    checkpointer: Checkpointer
+    trains_on_several_processes: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, channels_last: bool = False, compile: bool = False, **kwargs: Any) -> None:
+        self._channels_last, self._compile = channels_last, compile
+        super().__init__(*args, **kwargs)
+        self._batch_idx: int = 0
+        self.options = TrainOptions()
+        self._stop = StopSignals()
+        self._log = EpochLog()
+        self._mean_aps: dict[str, float] = {}
+        if distributed.world_size() > 1 and self.trains_on_several_processes:
+            self.train_loader = shard_training(self.train_loader)
+        self.train_loader = ResumableLoader(self.train_loader, self._after_step)
+
+    def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
+        # A checkpoint holds a scheduler's state, even if none was given.
+        self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
+        super().register_model(name, model, optim, self.scheduler)
+        self.checkpointer = Checkpointer(model, optim, self.scheduler, torch.initial_seed() % (1 << 64))
+        if self._channels_last:
+            to_channels_last(model)
+        if self._compile:
+            compile_in_place(model)
+
+    # ---- the run ----
+
+    def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
+        testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
+        self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
+        self.checkpointer.start(save_dir, training=not testing_only)
+        self._log.stop_record()
+        for loader in (self.train_loader.loader, *test_loaders(self)):
+            loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
+        if not first:
+            self.writer = _NoWriter()
+        with (
+            self._stop.listening(),
+            named_compile_errors(),
+            distributed.named_failures(),
+            distributed.mute_other_ranks(),
+            above_bars(),
+        ):
+            if testing_only:
+                super().run(save_dir=save_dir, **kwargs)
+                return
+            if distributed.world_size() > 1 and not self.trains_on_several_processes:
+                raise ValueError(
+                    f"{type(self).__name__} trains on one process only; the MetricEngines train on several"
+                )
+            if self.options.record and first:
+                self._log.start_record(Path(save_dir) / "record", start_epoch)
+            self._run_missed_evaluation(save_dir, start_epoch, max_epoch, **kwargs)
+            if self.options.record and start_epoch == 0 and self.checkpointer.state.batch == 0:
+                print("=> Before training")
+                self.epoch = -1
+                self._test_as_in_training(**kwargs)
+            super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
+
+    def _run_missed_evaluation(
+        self, save_dir: str, epoch: int, max_epoch: int, eval_freq: int = -1, start_eval: int = 0, **kwargs: Any
+    ) -> None:
+        """Makes up for an evaluation in which the run was killed, so that the best checkpoint is the same too."""
+        state = self.checkpointer.state
+        if state.evaluated or state.batch:
+            return
+        if start_eval <= epoch < max_epoch and eval_freq > 0 and epoch % eval_freq == 0:
+            self.save_model(epoch - 1, self._test_as_in_training(**kwargs), save_dir)
+
+    def _test_as_in_training(self, **kwargs: Any) -> Any:
+        """Evaluates with those of `run`'s arguments that its own evaluations use."""
+        keys = ("dist_metric", "normalize_feature", "use_metric_cuhk03", "ranks")
+        return self.test(**{key: kwargs[key] for key in keys if key in kwargs})
+
+    # ---- an epoch ----
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        state, loader = self.checkpointer.state, self.train_loader
+        loader.start_epoch(state.seed, self.epoch, state.batch, self.checkpointer.restore_random_states)
+        unit = "tracklet" if getattr(self.datamanager, "data_type", "image") == "video" else "image"
+        try:
+            with self._log.epoch(self.epoch + 1, self.max_epoch, len(loader), loader.skipped, loader.batch_size, unit):
+                super().train(*args, **kwargs)
+        finally:
+            loader.end_epoch()
+        self.checkpointer.epoch_trained()
+        distributed.average_buffers(self.model)
+        done = self.epoch + 1
+        if done % self.options.save_freq == 0 or done == self.max_epoch or self._stop.requested():
+            self.checkpointer.save(done, self.options.keep)
+        self._stop_if_requested()
+
+    @property
+    def batch_idx(self) -> int:
+        """The number of the epoch's batch, from 0. torchreid's loop sets it, and counts the batches that it trains."""
+        return self._batch_idx
+
+    @batch_idx.setter
+    def batch_idx(self, value: int) -> None:
+        self._batch_idx = value + self.train_loader.skipped
+
+    # ---- a step ----
+
+    def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
+        """One training step, which the progress bar and the record follow.
+
+        Args:
+            data: a batch of torchreid's, with `img` (batch, 3, height, width) and `pid` (batch,).
+
+        Returns:
+            what the progress line shows.
+        """
+        summary = self.step(data)
+        self._log.add_step(summary)
+        return summary
+
+    def step(self, data: dict[str, Any]) -> dict[str, float]:
+        """The training step itself: here torchreid's engine's own."""
+        summary: Mapping[str, Any] = super().forward_backward(data) or {}
+        return {name: float(value) for name, value in summary.items()}
+
+    def _after_step(self, batch: int) -> None:
+        """Called when torchreid's loop has trained and logged a batch, counted from 1."""
+        self.checkpointer.state.batch = batch
+        if self._stop.requested() and batch < len(self.train_loader):
+            distributed.average_buffers(self.model)
+            self.checkpointer.save(self.epoch, self.options.keep)
+            self._stop_if_requested()
+
+    def check_finite(self, terms: Mapping[str, float]) -> bool:
+        """Whether all terms of a step are finite. Where one is not, raises, or prints, as the options say.
+
+        Raises:
+            NonFiniteError: names the terms, the epoch and the step.
+        """
+        what = non_finite(terms)
+        if not what:
+            return True
+        what += f" in epoch {self.epoch + 1}, step {self.batch_idx + 1}"
+        if self.options.nonfinite == "stop":
+            raise NonFiniteError(f"{what}; the last checkpoint: {self.checkpointer.newest or 'none yet'}")
+        print(f"** Skipped: {what}")
+        return False
+
+    def _stop_if_requested(self) -> None:
+        """Leaves the run if a signal came to any process, after saving an epoch that is not saved yet."""
+        if self._stop.requested():
+            if self.checkpointer.unsaved:
+                self.checkpointer.save(self.epoch + 1, self.options.keep)
+            distributed.all_reduce_max(0)  # no process leaves before the first one has written
+            raise Stopped(self._stop.number, self.checkpointer.newest)
+
+    # ---- checkpoints ----
+
+    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
+        """Called by torchreid after an evaluation, with the epoch counted from 0."""
+        self.checkpointer.start(save_dir, training=False)
+        state = self.checkpointer.state
+        state.rank1, state.evaluated = float(rank1), True
+        # Before the checkpoint that says it is done.
+        self.checkpointer.save_if_best(epoch + 1, *selecting_map(self._mean_aps))
+        self.checkpointer.save(epoch + 1, self.options.keep)
+
+    def resume(self, path: str | Path) -> int:
+        """Loads model, optimizer, scheduler and progress from a checkpoint.
+
+        Args:
+            path: a checkpoint of this package, or of torchreid, which holds no seed, so that this run's is used.
+
+        Returns:
+            the epoch to start from.
+
+        Raises:
+            CheckpointError: if the file can't be loaded, or is one of another model or optimizer.
+        """
+        return self.checkpointer.resume(path)
+
+    # ---- a test ----
+
+    def _evaluate(
+        self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **kwargs: Any
+    ) -> Any:
+        testing = Testing(self, self.options, self._stop_if_requested)
+        found = testing.evaluate(dataset_name, query_loader, gallery_loader, **kwargs)
+        if found is not None:
+            if found.ranking is not None and self.writer is not None:  # torchreid adds rank-1 and mAP in test()
+                self.writer.add_scalar(f"Test/{dataset_name}/mINP", found.ranking.mean_inp, self.epoch)
+            if self._log.recording:
+                self._record_evaluation(dataset_name, found, kwargs["normalize_feature"])
+        results: Any = None if found is None else (found.rank1, found.mean_ap)
+        rank1, mean_ap = distributed.broadcast_object(results)
+        self._mean_aps[dataset_name] = mean_ap
+        return rank1, mean_ap
+
+    def _record_evaluation(self, dataset_name: str, found: Evaluated, normalize: bool) -> None:
+        if found.ranking is None:
+            raise RuntimeError("the option record needs torchreid_snloss.register() to be called first")
+        items = self.datamanager.test_dataset[dataset_name]
+        features = [to_features(batches, items[split], normalize) for split, batches in found.splits.items()]
+        self._log.add_evaluation(self.epoch + 1, dataset_name, found.ranking, *features)
+
+
+class _NoWriter:
+    """TensorBoard's writer, for a process that writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def with_training_loop(cls: type[Any]) -> type[TrainingLoop]:
+    """A torchreid engine class with `TrainingLoop` in front; one that has it already as it is."""
+    if issubclass(cls, TrainingLoop):
+        return cls
+
+    def compute_loss(self: Any, criterion: Any, outputs: Any, targets: Any) -> Any:
+        loss = cls.compute_loss(self, criterion, outputs, targets)
+        self.check_finite({type(criterion).__name__: float(loss.detach())})
+        return loss
+
+    attributes = {"__doc__": cls.__doc__, "compute_loss": compute_loss}
+    made: type[TrainingLoop] = type(cls.__name__, (TrainingLoop, cls), attributes)
+    return made

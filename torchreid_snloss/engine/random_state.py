@@ -1,0 +1,54 @@
+"""The states of every random generator that training draws from."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torchreid import utils
+
+__all__ = ["random_states", "seed_generators", "set_random_states", "set_torch_random_state", "torch_random_state"]
+
+
+def seed_generators(*parts: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators by several numbers, such as a run's seed and an epoch."""
+    utils.set_random_seed(int(np.random.SeedSequence(list(parts)).generate_state(1)[0]))
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, as tensors and plain data that a checkpoint can hold."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Puts back what `random_states` gave. GPUs that this machine does not have are left out."""
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+
+
+TorchState = tuple[torch.Tensor, "torch.Tensor | None"]
+
+
+def torch_random_state(device: torch.device) -> TorchState:
+    """The states of torch's generators alone, on the CPU and on one device; cheap enough for every micro-batch."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_torch_random_state(state: TorchState, device: torch.device) -> None:
+    """Puts back what `torch_random_state` gave."""
+    on_cpu, on_device = state
+    torch.set_rng_state(on_cpu)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device, device)

@@ -1,0 +1,80 @@
+"""The training batches of an epoch: drawn by the run's seed, and from its middle where a run was interrupted there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torchreid_snloss import distributed
+from torchreid_snloss.data.shards import Shards
+from torchreid_snloss.engine.random_state import seed_generators
+
+__all__ = ["ResumableLoader"]
+
+
+class ResumableLoader:
+    """A training loader that can leave out an epoch's first batches, and that says when a step is done.
+
+    What it doesn't define is the loader's own.
+
+    Args:
+        loader: the data manager's training loader, or a process's share of it.
+        after_step: called with the number of a batch, counted from 1, after torchreid's loop has trained and logged it.
+
+    Attributes:
+        loader: the loader.
+        skipped: how many batches the epoch under way leaves out.
+    """
+
+    def __init__(self, loader: Any, after_step: Callable[[int], None]) -> None:
+        self.loader = loader
+        self.skipped = 0
+        self._after_step = after_step
+        self._before_first: Callable[[], bool] | None = None
+        self._seeds = (0, 0)
+
+    @property
+    def batch_size(self) -> int:
+        """Images or tracklets in a batch of all processes; 1 where the loader doesn't say."""
+        batches = self.loader.batch_sampler
+        return getattr(batches.batches if isinstance(batches, Shards) else batches, "batch_size", 1)
+
+    def start_epoch(self, seed: int, epoch: int, skip: int, restore_random_states: Callable[[], bool]) -> None:
+        """Seeds all generators for an epoch, and on several processes then by the rank too.
+
+        Args:
+            seed: the run's.
+            epoch: its number.
+            skip: batches to leave out, which an earlier run trained.
+            restore_random_states: called after them, just before the next batch is drawn; puts back the random states
+                that the earlier run had there, and returns whether it has some.
+        """
+        batches = self.loader.batch_sampler
+        sampler = batches.sampler if isinstance(batches, Shards) else self.loader.sampler
+        seed_generators(seed, epoch)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        if isinstance(batches, Shards):
+            batches.draw()  # while all processes have the same random states
+            seed_generators(seed, epoch, distributed.rank())
+        self._seeds, self.skipped, self._before_first = (seed, epoch), skip, restore_random_states
+
+    def end_epoch(self) -> None:
+        """Leaves out no batches from here on."""
+        self.skipped, self._before_first = 0, None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, data in enumerate(self.loader, start=1):
+            if number > self.skipped:
+                yield data
+                self._after_step(number)
+            elif number == self.skipped and self._before_first is not None:
+                restored = self._before_first()
+                if restored and distributed.world_size() > 1:  # they are those of one process
+                    seed_generators(*self._seeds, distributed.rank(), number)

@@ -1,0 +1,138 @@
+"""torchreid's evaluation, of features that are extracted as a run's options say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchreid import engine
+
+from torchreid_snloss import distributed
+from torchreid_snloss.data.shards import own_test_batches
+from torchreid_snloss.data.validation import VALIDATION
+from torchreid_snloss.engine.multi_query import more_queries, pool_queries
+from torchreid_snloss.engine.options import TrainOptions
+from torchreid_snloss.evaluation import Ranking, capture_rankings
+from torchreid_snloss.progress import progress
+
+__all__ = ["Evaluated", "Testing", "selecting_map"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """An evaluation of one data set.
+
+    Attributes:
+        rank1: in [0, 1].
+        mean_ap: in [0, 1].
+        ranking: with mINP and the whole CMC curve; None where `register` was not called.
+        splits: the batches of `query` and `gallery`, with features for images where these were extracted beforehand.
+    """
+
+    rank1: float
+    mean_ap: float
+    ranking: Ranking | None
+    splits: Mapping[str, Any]
+
+
+class Testing(engine.Engine):
+    """An engine that evaluates another one's model, by torchreid's own code.
+
+    Args:
+        tested: extracts features, by its `parse_data_for_eval` and `extract_features`.
+        options: of its run.
+        check_stop: called before each batch, on all processes together; leaves the run by an exception.
+    """
+
+    def __init__(self, tested: Any, options: TrainOptions, check_stop: Callable[[], None]) -> None:
+        super().__init__(tested.datamanager, tested.use_gpu)
+        self._tested, self._options, self._check_stop = tested, options, check_stop
+
+    def evaluate(self, dataset_name: str, query_loader: Any, gallery_loader: Any, **kwargs: Any) -> Evaluated | None:
+        """Evaluates one data set, and prints the results.
+
+        Args:
+            dataset_name: its name.
+            query_loader: its query images.
+            gallery_loader: its gallery images.
+            **kwargs: those of torchreid's `Engine._evaluate`.
+
+        Returns:
+            on the first process what was found, on the others None.
+        """
+        splits = {"query": query_loader, "gallery": gallery_loader}
+        if self._options.multi_query and dataset_name != VALIDATION:
+            more = self._extract(more_queries(query_loader))
+            splits["query"] = pool_queries(self._extract(query_loader), more)
+        if distributed.world_size() > 1 or self._options.record:  # all extract, and the first one evaluates
+            splits = {split: x if isinstance(x, list) else self._extract(x) for split, x in splits.items()}
+        if distributed.rank() > 0:
+            return None
+        kwargs["rerank"] = kwargs.get("rerank", False) or self._options.rerank
+        loaders = {f"{split}_loader": progress(f"{split} features", x, "batch", len(x)) for split, x in splits.items()}
+        with capture_rankings() as rankings:
+            rank1, mean_ap = self._evaluate(dataset_name, **loaders, **kwargs)
+        if rankings:
+            print(f"mINP: {rankings[-1].mean_inp:.1%}")
+        return Evaluated(float(rank1), float(mean_ap), rankings[-1] if rankings else None, splits)
+
+    def parse_data_for_eval(self, data: Any) -> Any:
+        """Called by torchreid with a batch of images, or of features that were extracted beforehand."""
+        if _has_features(data):
+            return super().parse_data_for_eval(data)
+        self._check_stop()
+        return self._tested.parse_data_for_eval(data)
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Called by torchreid with what `parse_data_for_eval` gave."""
+        if images.dim() == 2:
+            return images
+        features: Tensor = self._tested.extract_features(images)
+        if self._options.flip:
+            features = (features + self._tested.extract_features(images.flip(-1))) / 2
+        return features
+
+    @torch.no_grad()
+    def _extract(self, loader: Any) -> list[dict[str, Any]]:
+        """Batches with features for images, of which each process extracts some; all of them on the first process.
+
+        A batch stays whole, so that its features are those of one process.
+        """
+        own: list[dict[str, Any]] = []
+        batches = iter(own_test_batches(loader))
+        turns = -(-len(loader) // distributed.world_size())  # the same number on all processes
+        for _ in progress("features", range(turns), "batch", turns):
+            self._check_stop()
+            data = next(batches, None)
+            if data is not None:
+                images, pids, camids = self._tested.parse_data_for_eval(data)
+                features = self.extract_features(images.cuda() if self.use_gpu else images)
+                own.append({"img": features.cpu(), "pid": pids, "camid": camids})
+        parts = distributed.gather_objects(own)
+        return [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]
+
+
+def _has_features(data: Mapping[str, Any]) -> bool:
+    """Whether a batch holds (batch, dimension) features in the place of images."""
+    return bool(data["img"].dim() == 2)
+
+
+def selecting_map(mean_aps: Mapping[str, float]) -> tuple[float, str]:
+    """The mAP by which the best checkpoint is chosen, and what it was measured on.
+
+    Held-out identities choose where there are some, else the test set that was evaluated last.
+
+    Args:
+        mean_aps: by data set, in [0, 1].
+
+    Returns:
+        the mAP, -1 where nothing was evaluated yet, and words for the data.
+    """
+    if VALIDATION in mean_aps:
+        return mean_aps[VALIDATION], "held-out identities"
+    name = next(reversed(list(mean_aps)), "")
+    return mean_aps.get(name, -1.0), f"the test set {name}"
