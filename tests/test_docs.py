@@ -330,6 +330,22 @@ def test_every_block_of_a_page(page: Path, runner: Runner, capsys: pytest.Captur
         assert not [name for name in columns if f"\t{name} " not in out]
 
 
+def anchors_of(page: Path) -> set[str]:
+    """What a link into the page may name, as GitHub and the site make it of headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    readme = ROOT / "README.md"
+    assert readme.stat().st_size <= 8000
+    links = re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", readme.read_text())
+    local = [(ROOT / path, anchor) for path, anchor in links if not path.startswith("https://")]
+    assert len(local) > 10
+    assert not [path for path, _ in local if not path.exists()]
+    assert not [(path.name, anchor) for path, anchor in local if anchor and anchor not in anchors_of(path)]
+
+
 def test_blocks_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n```sh\nb\n```\n:   c\n\n    ```text\n    d\n      e\n    ```\n\n```\nf\n```\n")
@@ -448,9 +464,12 @@ def test_the_site_builds(tmp_path: Path) -> None:
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
     assert pages.keys() >= {page.stem for page in PAGES[1:]}
     assert "<math" in pages["losses"]
-    assert "\\(" not in re.sub(r"<code.*?</code>", "", pages["losses"], flags=re.DOTALL)
+    for name in ("losses", "api"):
+        text = re.sub(r"<(code|math|pre).*?</\1>", "", pages[name], flags=re.DOTALL)
+        assert not re.findall(r"\\\(|\$|:class:|\.\. math", text), name
     for name in {*torchreid_snloss.__all__, "register.register"} - {"register"}:  # a module has its name
         assert f'id="torchreid_snloss.{name}"' in pages["api"], name
     assert "every key --" not in pages["keys"]
+    assert "<blockquote" not in pages["api"]  # as a description that starts with ">" would be
     # Nothing is loaded from elsewhere.
     assert not [url for page in pages.values() for url in re.findall(r'(?:src|stylesheet" href)="(https?:[^"]+)', page)]

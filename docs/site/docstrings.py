@@ -11,6 +11,7 @@ from griffe import Extension, Object
 _ROLE = re.compile(r":(?:class|func|meth|mod):`\.?([^`]+)`")
 _MATH = re.compile(r"^( *)\.\. math::\n((?:\1 +.*\n|\s*\n)+)", re.MULTILINE)
 _EXAMPLE = re.compile(r"^Example::?\n\n?((?: +.*\n|\s*\n)+)", re.MULTILINE)
+_SPHINX = re.compile(r":(?:class|func|meth|mod|math):`|^ *\.\. math::|(?<!`)``(?!`)", re.MULTILINE)
 
 
 class SphinxToMarkdown(Extension):
@@ -26,8 +27,10 @@ def to_markdown(text: str) -> str:
     """A docstring without Sphinx's markup.
 
     Args:
-        text: the docstring, dedented.
+        text: the docstring, dedented; one without Sphinx's markup is Markdown already, and stays as it is.
     """
+    if not _SPHINX.search(text):
+        return text
     text = _MATH.sub(lambda m: f"{m[1]}\\[{' '.join(m[2].split())}\\]\n\n", text + "\n")
     text = re.sub(r":math:`([^`]+)`", r"\\(\1\\)", text)
     text = _ROLE.sub(lambda m: f"`{m[1].removeprefix('torchreid_snloss.')}`", text).replace("``", "`")
