@@ -1,4 +1,4 @@
-"""Draws what each loss makes of a distance, by calling the losses themselves.
+"""Draws each loss as a function of distance, by calling the losses themselves.
 
 python docs/site/penalties.py [FOLDER]
 """
@@ -24,7 +24,7 @@ from torchreid_snloss.losses import MetricLoss
 
 IMAGES = Path(__file__).parent.parent / "images"
 BLUE, ORANGE, GREEN = "C0", "C1", "C2"
-# Okabe and Ito's, told apart by the colour-blind too.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {"light": ["#0072B2", "#D55E00", "#009E73"], "dark": ["#56B4E9", "#E69F00", "#009E73"]}
 INK = {"light": "#222222", "dark": "#dddddd"}
 GREY = "#888888"
@@ -33,15 +33,15 @@ Curve = NDArray[np.float64]
 
 
 def of_distances(loss: MetricLoss, positive: list[Tensor], negative: list[Tensor]) -> tuple[Curve, Curve]:
-    """An anchor's value, and its slope by each distance, where distances are what is said.
+    """The values of an anchor at the given distances, and their slopes.
 
     Args:
-        loss: any.
-        positive: distances of the positives, (N,) each.
-        negative: of the negatives, likewise.
+        loss: any loss.
+        positive: the distances of each positive, (N,) or (1,).
+        negative: the distances of each negative, (N,) or (1,).
 
     Returns:
-        (N,) values and (N, positives and negatives) slopes.
+        The values, (N,), and the slopes by each distance, (N, positives + negatives).
     """
     distances = torch.stack(torch.broadcast_tensors(*positive, *negative), dim=1).requires_grad_()
     is_positive = (torch.arange(distances.shape[1]) < len(positive)).expand_as(distances)
@@ -58,17 +58,17 @@ def of_distances(loss: MetricLoss, positive: list[Tensor], negative: list[Tensor
 
 
 def numbers(start: float, end: float) -> Tensor:
-    """The axis of a panel."""
+    """The values of a panel's axis."""
     return torch.linspace(start, end, 401, dtype=torch.float64)
 
 
 def at(value: float) -> Tensor:
-    """One distance."""
+    """A single distance."""
     return torch.tensor([value], dtype=torch.float64)
 
 
 def sn_separation(axes: Axes) -> None:
-    """Separation of one positive and one negative."""
+    """Draws the separation of one positive and one negative."""
     gap = numbers(-0.5, 0.5)
     for scale, colour in ((10.0, BLUE), (50.0, ORANGE)):
         loss = SNLoss(scale=scale, squeeze_weight=0.0)
@@ -81,9 +81,9 @@ def sn_separation(axes: Axes) -> None:
 
 
 def sn_squeeze(axes: Axes) -> None:
-    """Squeeze of a positive at 0.5 and one that moves off."""
+    """Draws the squeeze of a positive at 0.5 and one that moves away."""
     spread = numbers(0.0, 1.0)
-    ahead = [at(1.2), at(1.2)]  # two negatives: with 3 images in the support, a positive further than they is not in it
+    ahead = [at(1.2), at(1.2)]  # with 3 images in the support, a positive farther than these negatives is not in it
     for squeeze, colour, style, width in (
         ("nearest", GREEN, "-", 5),
         ("support", BLUE, "-", 2.2),
@@ -112,7 +112,7 @@ WEIGHTINGS: list[tuple[str, str, Callable[[], HAP2SLoss]]] = [
 
 
 def hap2s_share(axes: Axes) -> None:
-    """The weight of one of two images of a set."""
+    """Draws the share of the weight of one of two images in a set."""
     moving = numbers(0.0, 2.0)
     for name, colour, make in WEIGHTINGS:
         values, _ = of_distances(make(), [at(1.0), moving], [at(1.0)])  # 100 + D+ - 1
@@ -130,7 +130,7 @@ def hap2s_share(axes: Axes) -> None:
 
 
 def hap2s_slope(axes: Axes) -> None:
-    """Slope by the distance that moves."""
+    """Draws the slope by the distance that varies."""
     moving = numbers(0.0, 2.0)
     for name, colour, make in WEIGHTINGS:
         _, slopes = of_distances(make(), [at(1.0), moving], [at(1.0)])
@@ -145,10 +145,10 @@ def hap2s_slope(axes: Axes) -> None:
 
 
 def fidi(axes: Axes, slope: bool) -> None:
-    """A pair's term, or its slope, beside torchreid's hinge."""
+    """Draws the term of a pair, or its slope, beside torchreid's hinge."""
     d = numbers(0.0, 8.0)
     loss = FIDILoss()
-    far = at(1e6)  # a negative so far off that it adds nothing
+    far = at(1e6)  # a negative so far away that it adds nothing
     same, same_slope = of_distances(loss, [d], [far])
     other, other_slope = of_distances(loss, [at(0.0)], [d])
     axes.plot(d, same_slope[:, 0] if slope else same, color=BLUE, label="positive (k = 1)")
@@ -184,7 +184,7 @@ PANELS: dict[str, Callable[[Axes], None]] = {
 
 
 def style(background: str) -> Any:
-    """matplotlib's settings."""
+    """The settings of matplotlib for a light or a dark page."""
     ink = INK[background]
     return {
         "axes.prop_cycle": cycler(color=COLOURS[background]),
@@ -198,7 +198,7 @@ def style(background: str) -> Any:
         "legend.frameon": False,
         "legend.handlelength": 1.4,
         "legend.fontsize": "small",
-        "svg.hashsalt": "penalties",  # the same bytes each time
+        "svg.hashsalt": "penalties",  # makes the files reproducible
         "savefig.transparent": True,
         **{f"{name}.color": ink for name in ("text", "xtick", "ytick")},
         **{f"axes.{name}": ink for name in ("edgecolor", "labelcolor", "titlecolor")},
@@ -206,7 +206,7 @@ def style(background: str) -> Any:
 
 
 def main(folder: Path) -> None:
-    """Writes each panel, for light and dark pages, and all in one."""
+    """Writes each panel for light and for dark pages, and one image with all panels."""
     for background in INK:
         with plt.rc_context(style(background)):
             for name, draw in PANELS.items():
