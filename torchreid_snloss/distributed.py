@@ -1,6 +1,6 @@
-"""Several processes, one for each GPU, as ``torchrun`` starts them: what they tell each other.
+"""What several processes tell each other, one for each GPU, as `torchrun` starts them.
 
-Everything here does without a process group too; there is one process then, of rank 0.
+Everything here also works without a process group: there is then one process, of rank 0.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ __all__ = [
 
 _T = TypeVar("_T")
 TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a process waits for the others: longer than the first one takes to rank a gallery."""
+"""How long a process waits for the others: longer than rank 0 takes to rank a gallery."""
 
 
 class PeerError(RuntimeError):
-    """Another process failed, or is gone; what was wrong stands in its own message."""
+    """Another process failed or is gone; its own message says why."""
 
 
 def check_environment(use_gpu: bool) -> None:
-    """Checks what torchrun has set before anything waits for anything.
+    """Checks what torchrun has set, before any process waits for another.
 
     Raises:
-        ValueError: if some of it is missing, or there is no GPU for this process.
+        ValueError: if a variable is missing, or there is no GPU for this process.
     """
     given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
     if 0 < len(given) < 3:
-        raise ValueError(f"the environment has {given} alone: several processes are started by torchrun")
+        raise ValueError(f"the environment has only {given} of what torchrun sets: start several processes with it")
     if given and use_gpu and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
         raise ValueError(
             f"torchrun started process {os.environ['LOCAL_RANK']} (from 0) on this machine, which has "
@@ -62,15 +62,15 @@ def check_environment(use_gpu: bool) -> None:
 
 
 def start(use_gpu: bool | None = None) -> None:
-    """Joins the other processes where ``torchrun`` started this one; else does nothing.
+    """Joins the other processes if `torchrun` started this one; otherwise does nothing.
 
-    Call it first in a script of your own, and :func:`stop` last. The engines then train on all processes.
+    A script of your own calls it first, and `stop` last. The engines then train on all processes.
 
     Args:
-        use_gpu: talk over NCCL between GPUs, one a process, besides Gloo; None: where there are GPUs.
+        use_gpu: whether to use NCCL between GPUs, one for each process, besides Gloo; None: if there are GPUs.
 
     Raises:
-        ValueError: as :func:`check_environment`.
+        ValueError: as `check_environment` does.
     """
     use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
     check_environment(use_gpu)
@@ -84,12 +84,12 @@ def start(use_gpu: bool | None = None) -> None:
         )
     )
     # On one machine torchrun's store may outlive a restart, with the addresses of processes that are gone. On several
-    # each round has a store of its own, and the machines count restarts differently.
+    # machines each round has its own store, and the machines count restarts differently.
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
     attempt = dist.PrefixStore(  # type: ignore[attr-defined]
         f"attempt-{restarts}", store
     )
-    # Numbers on the CPU go over Gloo, so that to tell them is not to wait for a GPU.
+    # Numbers on the CPU go over Gloo, so that sending them does not wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=TIMEOUT)
 
@@ -106,19 +106,19 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes of a tensor, in place."""
+    """Replaces a tensor by its sum over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """The largest of the numbers that the processes pass."""
     if world_size() == 1:
         return number
     tensor = torch.tensor(number)
@@ -127,7 +127,7 @@ def all_reduce_max(number: int) -> int:
 
 
 def broadcast_object(value: _T) -> _T:
-    """The first process's value, which may be any that can be pickled."""
+    """Rank 0's value, which can be anything that pickle takes."""
     if world_size() > 1:
         values = [value]
         dist.broadcast_object_list(values, device=torch.device("cpu"))
@@ -136,7 +136,7 @@ def broadcast_object(value: _T) -> _T:
 
 
 def gather_objects(value: _T) -> list[_T]:
-    """The values of all processes on the first, in their order; an empty list on the others."""
+    """The values of all processes, by rank, on rank 0; an empty list on the others."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -145,7 +145,7 @@ def gather_objects(value: _T) -> list[_T]:
 
 
 def gather_counts(count: int) -> list[int]:
-    """Every process's number of rows."""
+    """The number of rows of each process, by rank."""
     if world_size() == 1:
         return [count]
     counts = torch.zeros(world_size(), dtype=torch.int64)
@@ -154,22 +154,22 @@ def gather_counts(count: int) -> list[int]:
 
 
 def rows_of(counts: list[int]) -> slice:
-    """Where this process's rows lie among all."""
+    """Where this process's rows are among all rows."""
     before = sum(counts[: rank()])
     return slice(before, before + counts[rank()])
 
 
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all processes, one process after the other, on each; with gradient.
+    """The rows of all processes, in the order of their ranks, on every process; with gradient.
 
-    A row's gradient is the sum of what it gets on all processes.
+    A row's gradient is the sum of its gradients on all processes.
 
     Args:
-        rows: (n, ...), n as many as ``counts`` says of this process.
-        counts: of :func:`gather_counts`.
+        rows: (n, ...), where n is this process's entry in `counts`.
+        counts: the result of `gather_counts`.
 
     Returns:
-        (sum of counts, ...); ``rows`` itself where there is one process.
+        (sum of counts, ...); `rows` itself if there is one process.
     """
     if world_size() == 1:
         return rows
@@ -195,7 +195,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def average_buffers(model: nn.Module) -> None:
-    """Gives every process the mean of the processes' buffers: batch norm's running statistics."""
+    """Replaces each buffer by its mean over the processes, such as batch norm's running statistics."""
     if world_size() > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
@@ -203,10 +203,10 @@ def average_buffers(model: nn.Module) -> None:
 
 
 def main_process_first(function: Callable[[], _T]) -> _T:
-    """Calls a function that makes or downloads files: on the first process, then on one of each machine, then on all.
+    """Calls a function that makes or downloads files: on rank 0, then on one process of each machine, then on the rest.
 
     Raises:
-        PeerError: if it raised on another process.
+        PeerError: if the function raised on another process.
     """
     if world_size() == 1:
         return function()
@@ -228,7 +228,7 @@ def main_process_first(function: Callable[[], _T]) -> _T:
 
 
 def broadcast_module(module: nn.Module) -> None:
-    """Gives every process the first one's parameters and buffers."""
+    """Gives every process rank 0's parameters and buffers."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), src=0)
@@ -236,7 +236,7 @@ def broadcast_module(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def mute_other_ranks() -> Iterator[None]:
-    """Within it only the first process prints."""
+    """Within it only rank 0 prints."""
     if rank() == 0:
         yield
         return
@@ -244,7 +244,7 @@ def mute_other_ranks() -> Iterator[None]:
         yield
 
 
-# What Gloo and NCCL say of a process that is gone, without a class of its own.
+# What Gloo and NCCL say of a process that is gone; they have no exception class for it.
 _OF_A_PEER = (
     "gloo",
     "Connection closed by peer",
@@ -257,7 +257,7 @@ _OF_A_PEER = (
 
 @contextlib.contextmanager
 def named_failures() -> Iterator[None]:
-    """Within it an error of the communication is a :class:`PeerError`."""
+    """Within it a communication error is a `PeerError`."""
     try:
         yield
     except RuntimeError as error:
