@@ -1,4 +1,4 @@
-"""A tiny dataset on disk, and torchreid in upstream's layout."""
+"""What the tests share: drawn people on disk, a tiny model, one engine maker, and the command line in two ways."""
 
 from __future__ import annotations
 
@@ -6,25 +6,99 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a thread a test at a time, or they wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or the workers wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 import torchreid
-from torchreid import data, utils
+from torch import Tensor, nn
+from torchreid import data, models, optim, utils
 
 import torchreid_snloss
+from torchreid_snloss.cli import main
 from torchreid_snloss.data import make_pedestrians
 
 ROOT = Path(__file__).parent.parent
 
+# For subprocesses: one thread, since tests run side by side, and no GPU.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+TINY = [
+    *["model.name", "tiny", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
+    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1"],
+]
+
+
+def tiny_options(*more: object) -> list[str]:
+    """Returns the config options of a run that takes a second, followed by `more`; the last value of a key counts.
+
+    A process of its own does not know the model `tiny`: give it `"model.name", "osnet_x0_25"`.
+    """
+    return [*TINY, *map(str, more)]
+
+
+class Tiny(nn.Module):
+    """A convolution and a classifier, for images of 64 x 32 pixels; features of dimension 256."""
+
+    def __init__(self, num_classes: int = 16, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, kernel_size=8, stride=8)
+        self.norm = nn.BatchNorm2d(8)
+        self.classifier = nn.Linear(8 * 8 * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.norm(self.convolution(x)).relu().flatten(1)
+        return (self.classifier(features), features) if self.training else features
+
+
+def make_datamanager(root: Path, **options: Any) -> Any:
+    """Makes a data manager for batches of 32 images, 8 identities of 4, from the `market1501` under `root`."""
+    torchreid_snloss.register()
+    utils.set_random_seed(1)
+    defaults = {
+        "root": str(root), "sources": "market1501", "height": 64, "width": 32, "batch_size_train": 32,
+        "train_sampler": "IdentitySampler", "use_gpu": False, "workers": 0,
+    }  # fmt: skip
+    return data.ImageDataManager(**{**defaults, **options})
+
+
+def make_engine(
+    cls: type[Any],
+    datamanager: Any,
+    model: nn.Module | None = None,
+    *criterion: Any,
+    optimizer: str = "sgd",
+    lr: float = 0.01,
+    **options: Any,
+) -> Any:
+    """Makes an engine in training mode, on the CPU.
+
+    Args:
+        cls: the engine's class.
+        datamanager: the engine's data manager.
+        model: what is trained; None: a new `Tiny`.
+        *criterion: the criterion, for an engine that takes one.
+        optimizer: torchreid's name of an optimizer.
+        lr: learning rate.
+        **options: the engine's other keywords.
+    """
+    utils.set_random_seed(1)
+    model = model or Tiny(datamanager.num_train_pids)
+    training = cls(
+        datamanager, model, optim.build_optimizer(model, optim=optimizer, lr=lr), *criterion, use_gpu=False, **options
+    )
+    training.set_model_mode("train")
+    return training
+
 
 @pytest.fixture(scope="session")
 def reid_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root whose ``market1501`` is 16 + 8 drawn people."""
+    """A data root whose `market1501` is 16 + 8 drawn people."""
     root = tmp_path_factory.mktemp("reid-data")
     make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8, seed=5)
     return root
@@ -32,18 +106,86 @@ def reid_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def datamanager(reid_data: Path) -> Any:
-    """A data manager for 32 images a batch, 8 identities of 4."""
-    torchreid_snloss.register()
+    return make_datamanager(reid_data)
+
+
+@pytest.fixture
+def batch(datamanager: Any) -> dict[str, Any]:
+    """A batch of 32 images, the same in every test."""
     utils.set_random_seed(1)
-    return data.ImageDataManager(
-        root=str(reid_data), sources="market1501", height=64, width=32, batch_size_train=32,
-        train_sampler="IdentitySampler", use_gpu=False, workers=0,
-    )  # fmt: skip
+    return dict(next(iter(datamanager.train_loader)))
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Iterator[None]:
+    """Lets torchreid's `build_model` know `tiny`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(models)["__model_factory"], "tiny", Tiny)
+        yield
+
+
+class Done(NamedTuple):
+    """What a run of the command line ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command_line(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """The command line in this process, in a folder of the test's own: `command_line(*arguments)`."""
+    monkeypatch.setattr(utils, "collect_env_info", lambda: "")  # it starts pip and more
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a subprocess, so that both have the same bits
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train(command_line: Callable[..., Done], reid_data: Path, tiny_model: None) -> Callable[..., Done]:
+    """The command line in this process, with tiny options on the drawn people: `train(*options)`."""
+    return lambda *options: command_line("--root", reid_data, *tiny_options(*options))
+
+
+def start(*command: str, cwd: Path | None = None, path: Path | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Starts Python as a user would, with the installed package; `path` goes before all else on PYTHONPATH."""
+    python_path = os.pathsep.join(filter(None, [str(path or ""), os.environ.get("PYTHONPATH", "")]))
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=cwd, env={**ENVIRONMENT, "PYTHONPATH": python_path}, **options
+    )
+
+
+def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Python as `start` does, to its end."""
+    with start(*command, cwd=cwd, path=path) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture(scope="session")
 def upstream_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to put on PYTHONPATH, where torchreid lies as upstream has it (``torchreid.engine``, not ``.reid.``)."""
+    """A folder to put on PYTHONPATH, where torchreid lies as upstream has it (`torchreid.engine`, not `.reid.`)."""
     installed = Path(torchreid.__file__).parent
     if not (installed / "reid").is_dir():
         pytest.skip("upstream's layout is the one installed")
@@ -52,16 +194,3 @@ def upstream_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in (folder / "torchreid").rglob("*.py"):
         module.write_text(module.read_text(encoding="utf-8").replace("torchreid.reid", "torchreid"), encoding="utf-8")
     return folder
-
-
-def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs Python as a user would, with the installed package; ``path`` goes before all else on PYTHONPATH."""
-    python_path = os.pathsep.join(filter(None, [str(path or ""), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": python_path, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
