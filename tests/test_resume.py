@@ -7,7 +7,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,32 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import Done, Tiny, make_engine, start, tiny_options
 from kill_and_resume import kill_and_resume
-from torchreid import engine, models, optim, utils
+from torchreid import engine, models, utils
 
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
-from torchreid_snloss.cli import main
-from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, with_training_loop
-
-OPTIONS = [
-    *["model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
-    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1", "data.save_dir", "log"],
-]
-
-
-@pytest.fixture
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def train(reid_data: Path, in_folder: Path) -> Callable[..., int]:
-    """The command line, in this process."""
-    return lambda *options: main(["--root", str(reid_data), *OPTIONS, *map(str, options)])
+from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, resumable
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -53,29 +34,20 @@ def test_three_kills_change_nothing(tmp_path: Path) -> None:
     assert count["kills"] == 3
 
 
-SIGNALLED = [*OPTIONS, "loss.name", "sn", "train.max_epoch", "4", "data.save_dir"]
+# As processes, which signals can come to.
+SIGNALLED = tiny_options("model.name", "osnet_x0_25", "loss.name", "sn", "train.max_epoch", 4, "data.save_dir")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(reid_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Weights of the run that the signals interrupt, without them."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("-m", "torchreid_snloss", "--root", str(reid_data), *SIGNALLED, "whole", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    weights: dict[str, torch.Tensor] = load_checkpoint(folder / "whole/model/model.pth.tar-4")["state_dict"]
-    return weights
+def start_training(reid_data: Path, *options: object, cwd: Path, **popen: Any) -> subprocess.Popen[str]:
+    arguments = ["--root", str(reid_data), *map(str, options)]
+    return start("-u", "-m", "torchreid_snloss", *arguments, cwd=cwd, **popen)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(
-    number: signal.Signals, undisturbed: dict[str, torch.Tensor], reid_data: Path, in_folder: Path
+    number: signal.Signals, reid_data: Path, train: Callable[..., Done], in_folder: Path
 ) -> None:
-    options = [*SIGNALLED, "stopped"]
-    command = [sys.executable, "-u", "-m", "torchreid_snloss", "--root", str(reid_data), *options]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=in_folder, env=environment
-    )
+    process = start_training(reid_data, *SIGNALLED, "stopped", cwd=in_folder)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch: [2/4][1/3]"):
@@ -90,28 +62,28 @@ def test_a_signal_saves_and_says_how_to_go_on(
     # In the middle of the second epoch: the steps of it that are done are not done again.
     assert checkpoint.startswith("stopped/model/model.pth.tar-1.") or checkpoint.endswith("model.pth.tar-2")
 
-    resume = ["model.resume", checkpoint]
-    resumed = run("-m", "torchreid_snloss", "--root", str(reid_data), *options, *resume, cwd=in_folder)
-    assert resumed.returncode == 0, resumed.stderr
-    weights = load_checkpoint(in_folder / "stopped/model/model.pth.tar-4")["state_dict"]
+    resumed = train(*SIGNALLED, "stopped", "model.resume", checkpoint)
+    assert resumed.code == 0, resumed.err
+    assert train(*SIGNALLED, "undisturbed").code == 0
+    last = "model/model.pth.tar-4"
+    weights, undisturbed = (
+        load_checkpoint(in_folder / name / last)["state_dict"] for name in ("stopped", "undisturbed")
+    )
     for name, value in undisturbed.items():
         assert torch.equal(value, weights[name]), name
 
 
-def test_one_checkpoint_an_epoch_the_newest_kept_and_the_best(train: Callable[..., int], in_folder: Path) -> None:
-    assert train("loss.name", "sn", "train.max_epoch", 5, "train.keep", 2, "test.eval_freq", 2) == 0
+def test_one_checkpoint_an_epoch_the_newest_kept_and_the_best(train: Callable[..., Done], in_folder: Path) -> None:
+    assert train("loss.name", "sn", "train.max_epoch", 5, "train.keep", 2, "test.eval_freq", 2).code == 0
     assert checkpoints(in_folder) == ["model-best.pth.tar", "model.pth.tar-4", "model.pth.tar-5"]
     best = load_checkpoint(in_folder / "log/model/model-best.pth.tar")
     assert best["epoch"] in (2, 4, 5)
 
 
 def test_a_signal_to_the_whole_group_with_workers(reid_data: Path, in_folder: Path) -> None:
-    options = [*OPTIONS, "data.workers", "2", "loss.name", "sn", "train.max_epoch", "50", "train.save_freq", "10"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "torchreid_snloss", "--root", str(reid_data), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=in_folder, start_new_session=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    options = ["data.workers", 2, "loss.name", "sn", "train.max_epoch", 50, "train.save_freq", 10]
+    options = tiny_options("model.name", "osnet_x0_25", *options)
+    process = start_training(reid_data, *options, cwd=in_folder, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch: [2/50][2/3]"):
@@ -123,37 +95,31 @@ def test_a_signal_to_the_whole_group_with_workers(reid_data: Path, in_folder: Pa
 
 
 class Drops(torch.nn.Module):
-    """A model that draws random numbers in its forward pass, as one with dropout does."""
+    """A model that draws random numbers in its forward pass, as one with dropout does, and may ask to stop in one."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_at: int = 0) -> None:
         super().__init__()
+        self.stop_at = stop_at
         self.features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(3 * 64 * 32, 16))
         self.classifier = torch.nn.Linear(16, 16)
 
     def forward(self, x: Any) -> Any:
+        self.stop_at -= 1
+        if self.stop_at == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
         v = self.features(x)
         return (self.classifier(v), v) if self.training else v
 
 
 def test_a_stop_in_an_epoch_keeps_the_random_states(datamanager: Any, tmp_path: Path) -> None:
-    def build() -> Any:
+    def build(stop_at: int = 0) -> Any:
         utils.set_random_seed(1)
-        model = Drops()
-        return ImageFIDIEngine(datamanager, model, optim.build_optimizer(model, lr=0.001), use_gpu=False)
+        return make_engine(ImageFIDIEngine, datamanager, Drops(stop_at))
 
     whole = build()
     whole.run(save_dir=str(tmp_path / "whole"), max_epoch=3)
 
-    stopped = build()
-    forward_backward, steps = stopped.forward_backward, []
-
-    def then_stop(batch: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 5:  # the second of the second epoch
-            os.kill(os.getpid(), signal.SIGTERM)
-        return forward_backward(batch)
-
-    stopped.forward_backward = then_stop
+    stopped = build(stop_at=5)  # the second step of the second epoch
     with pytest.raises(Stopped, match=r"model\.pth\.tar-1\.2"):
         stopped.run(save_dir=str(tmp_path / "stopped"), max_epoch=3)
 
@@ -165,106 +131,119 @@ def test_a_stop_in_an_epoch_keeps_the_random_states(datamanager: Any, tmp_path: 
         assert torch.equal(value, other)
 
 
+class StopsInTest(Tiny):
+    """Asks to stop when features are extracted."""
+
+    def forward(self, x: Any) -> Any:
+        if not self.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(x)
+
+
 def test_a_stop_in_an_evaluation_saves_what_was_trained(datamanager: Any, tmp_path: Path) -> None:
-    training = make(ImageSNEngine, datamanager)
+    training = make_engine(ImageSNEngine, datamanager, StopsInTest())
     training.options = TrainOptions(save_freq=10)
-    parse = training.parse_data_for_eval
-
-    def stop_then_parse(batch: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return parse(batch)
-
-    training.parse_data_for_eval = stop_then_parse
     with pytest.raises(Stopped, match=r"model\.pth\.tar-2$"):
         training.run(save_dir=str(tmp_path), max_epoch=4, eval_freq=2)
 
 
+class BreaksInTest(Tiny):
+    """A bias becomes NaN after the features of the second evaluation, which are better than those of the first."""
+
+    tests = 0
+
+    def train(self, mode: bool = True) -> Any:
+        self.tests += self.training and not mode
+        return super().train(mode)
+
+    def forward(self, x: Any) -> Any:
+        outputs = super().forward(x)
+        if self.training:
+            return outputs
+        if self.tests == 1:
+            return torch.rand_like(outputs)
+        with torch.no_grad():
+            self.classifier.bias[3] = torch.nan
+        return outputs
+
+
 def test_broken_weights_are_not_saved(datamanager: Any, tmp_path: Path) -> None:
-    training = make(ImageSNEngine, datamanager)
-    training.run(save_dir=str(tmp_path), max_epoch=1)
-    with torch.no_grad():
-        training.model.classifier.bias[3] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"classifier.bias.*model\.pth\.tar-1"):
-        training.save_model(1, 0.5, str(tmp_path))
-    with pytest.raises(NonFiniteError, match=r"classifier\.bias"):  # a new best, if its weights were whole
-        training.checkpointer.save_if_best(2, 1.0, "the test set")
-    assert not (tmp_path / "model" / "model.pth.tar-2").exists()
+    training = make_engine(ImageSNEngine, datamanager, BreaksInTest(), lr=0.0)
+    with pytest.raises(NonFiniteError, match=r"classifier.bias.*model\.pth\.tar-2"):
+        training.run(save_dir=str(tmp_path), max_epoch=3, eval_freq=1)
+    # The second epoch's evaluation would have been a new best, and its checkpoint was written before it.
+    assert not (tmp_path / "model" / "model.pth.tar-3").exists()
+    for name in ("model-best.pth.tar", "model.pth.tar-2"):
+        assert torch.isfinite(load_checkpoint(tmp_path / "model" / name)["state_dict"]["classifier.bias"]).all()
     assert load_checkpoint(tmp_path / "model" / "model-best.pth.tar")["epoch"] == 1
 
 
 def test_another_optimizer_is_refused(datamanager: Any, tmp_path: Path) -> None:
-    make(ImageSNEngine, datamanager).run(save_dir=str(tmp_path), max_epoch=1)
-    other = make(ImageSNEngine, datamanager)
-    sgd = ImageSNEngine(datamanager, other.model, optim.build_optimizer(other.model, optim="sgd"), use_gpu=False)
+    make_engine(ImageSNEngine, datamanager, optimizer="adam").run(save_dir=str(tmp_path), max_epoch=1)
+    sgd = make_engine(ImageSNEngine, datamanager, optimizer="sgd")
     with pytest.raises(CheckpointError, match="its optimizer is of another kind than SGD"):
         sgd.resume(tmp_path / "model" / "model.pth.tar-1")
 
 
 def test_a_checkpoint_from_several_gpus_resumes_on_a_cpu(datamanager: Any, tmp_path: Path) -> None:
-    training = make(ImageSNEngine, datamanager)
+    training = make_engine(ImageSNEngine, datamanager)
     training.run(save_dir=str(tmp_path), max_epoch=1)
     checkpoint = load_checkpoint(tmp_path / "model" / "model.pth.tar-1")
     checkpoint["state_dict"] = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
     save_checkpoint(checkpoint, tmp_path / "gpus.pth")
-    assert make(ImageSNEngine, datamanager).resume(tmp_path / "gpus.pth") == 1
+    assert make_engine(ImageSNEngine, datamanager).resume(tmp_path / "gpus.pth") == 1
 
 
 def test_torchreids_engines_save_without_a_scheduler(datamanager: Any, tmp_path: Path) -> None:
-    make(with_training_loop(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
+    make_engine(resumable(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
     assert find_newest(tmp_path / "model") is not None
 
 
-def test_save_freq(train: Callable[..., int], in_folder: Path) -> None:
-    assert train("train.max_epoch", 5, "train.keep", 0, "train.save_freq", 2) == 0
+def test_save_freq(train: Callable[..., Done], in_folder: Path) -> None:
+    assert train("train.max_epoch", 5, "train.keep", 0, "train.save_freq", 2).code == 0
     assert checkpoints(in_folder) == [
         "model-best.pth.tar",
         *(f"model.pth.tar-{epoch}" for epoch in (2, 4, 5)),
     ]
 
 
-def test_files_of_others_are_not_pruned(train: Callable[..., int], in_folder: Path) -> None:
+def test_files_of_others_are_not_pruned(train: Callable[..., Done], in_folder: Path) -> None:
     (in_folder / "log" / "model").mkdir(parents=True)
     (in_folder / "log" / "model" / "model.pth.tar-60").write_text("of another run")
-    assert train("train.max_epoch", 3, "train.keep", 1) == 0
+    assert train("train.max_epoch", 3, "train.keep", 1).code == 0
     assert checkpoints(in_folder) == ["model-best.pth.tar", "model.pth.tar-3", "model.pth.tar-60"]
 
 
-def test_resume_auto(train: Callable[..., int], in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_auto(train: Callable[..., Done], in_folder: Path) -> None:
     options = ("loss.name", "fidi", "model.resume", "auto", "train.max_epoch")
-    assert train(*options, 2) == 0
-    assert "no checkpoint in log/model, starting from the beginning" in capsys.readouterr().out
+    done = train(*options, 2)
+    assert done.code == 0
+    assert "no checkpoint in log/model, starting from the beginning" in done.out
     newest = in_folder / "log/model/model.pth.tar-2"
     damaged = in_folder / "log/model/model.pth.tar-3"
     damaged.write_bytes(newest.read_bytes()[:5000])
-    assert train(*options, 4) == 0
-    out = capsys.readouterr().out
-    assert "** Passed over" in out
-    assert f'Resuming from "{newest.relative_to(in_folder)}", after 2 epochs' in out
+    done = train(*options, 4)
+    assert done.code == 0
+    assert "** Passed over" in done.out
+    assert f'Going on from "{newest.relative_to(in_folder)}", after 2 epochs' in done.out
     # Finished already: only the test is run again.
-    assert train(*options, 4) == 0
-    assert "epoch: [" not in capsys.readouterr().out
+    done = train(*options, 4)
+    assert done.code == 0
+    assert "epoch: [" not in done.out
 
 
-def test_held_out_identities_choose_the_best(
-    train: Callable[..., int], in_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("loss.name", "sn", "data.val_fraction", 0.25, "train.max_epoch", 2, "test.eval_freq", 1) == 0
-    out = capsys.readouterr().out
-    assert "4 of 16 training identities are held out" in out
-    assert "##### Evaluating validation" in out
-    assert "on held-out identities" in out
-    assert train("loss.name", "sn", "data.val_fraction", 0.01) == 2
-
-
-def make(cls: Any, datamanager: Any, **options: Any) -> Any:
-    utils.set_random_seed(1)
-    model = models.build_model("osnet_x0_25", 16, loss="triplet", pretrained=False)
-    return cls(datamanager, model, optim.build_optimizer(model, lr=0.001), use_gpu=False, **options)
+def test_held_out_identities_choose_the_best(train: Callable[..., Done]) -> None:
+    done = train("loss.name", "sn", "data.val_fraction", 0.25, "train.max_epoch", 2, "test.eval_freq", 1)
+    assert done.code == 0
+    assert "4 of 16 training identities are held out" in done.out
+    assert "##### Evaluating validation" in done.out
+    assert "on held-out identities" in done.out
+    assert train("loss.name", "sn", "data.val_fraction", 0.01).code == 2
 
 
 @pytest.mark.parametrize("cls", [ImageSNEngine, ImageHAP2SEngine, ImageFIDIEngine])
 def test_a_nan_stops_before_the_weights_change(cls: Any, datamanager: Any) -> None:
-    training = make(cls, datamanager)
+    training = make_engine(cls, datamanager)
     training.set_model_mode("train")
     batch = next(iter(datamanager.train_loader))
     batch = {"img": batch["img"].clone(), "pid": batch["pid"]}
@@ -277,7 +256,7 @@ def test_a_nan_stops_before_the_weights_change(cls: Any, datamanager: Any) -> No
 
 
 def test_skipping_a_nan_leaves_a_model_that_trains_and_tests_on(datamanager: Any) -> None:
-    training = make(ImageSNEngine, datamanager)
+    training = make_engine(ImageSNEngine, datamanager)
     training.options = TrainOptions(nonfinite="skip")
     training.set_model_mode("train")
     good = next(iter(datamanager.train_loader))
@@ -290,21 +269,19 @@ def test_skipping_a_nan_leaves_a_model_that_trains_and_tests_on(datamanager: Any
     assert np.isfinite(list(training.forward_backward(good).values())).all()
 
 
-def test_a_non_finite_loss_ends_the_run_with_its_checkpoint(
-    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("loss.name", "sn", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3) == 1
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+def test_a_non_finite_loss_ends_the_run_with_its_checkpoint(train: Callable[..., Done]) -> None:
+    done = train("loss.name", "sn", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3)
+    assert done.code == 1
+    message = done.err.strip().splitlines()[-1]
     assert message.startswith("torchreid-snloss: error: ")
     assert "in epoch 1, step 2" in message
     assert "the last checkpoint: none yet" in message
 
 
-def test_torchreids_own_engines_stop_at_a_nan_too(
-    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("loss.name", "softmax", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3) == 1
-    assert "CrossEntropyLoss is" in capsys.readouterr().err
+def test_torchreids_own_engines_stop_at_a_nan_too(train: Callable[..., Done]) -> None:
+    done = train("loss.name", "softmax", "train.lr", "1e30", "train.optim", "sgd", "train.max_epoch", 3)
+    assert done.code == 1
+    assert "CrossEntropyLoss is" in done.err
 
 
 @pytest.mark.parametrize("amp_dtype", [torch.float16, torch.bfloat16])
@@ -321,7 +298,7 @@ def test_statistics_and_the_warning_of_a_collapse(datamanager: Any, capsys: pyte
     names = {ImageSNEngine: {"in_support"}, ImageHAP2SEngine: {"active"}, ImageFIDIEngine: {"u_pos", "u_neg"}}
     batch = next(iter(datamanager.train_loader))
     for cls, watched in names.items():
-        training = make(cls, datamanager)
+        training = make_engine(cls, datamanager)
         training.set_model_mode("train")
         summary = training.forward_backward(batch)
         assert set(summary) == {"loss_m", "loss_x", "acc", "d_pos", "d_neg", "anchors", *watched}
@@ -348,9 +325,7 @@ def test_statistics_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("kind", ["empty", "no image", "cut off", "gone"])
-def test_an_unreadable_image_is_named(
-    kind: str, reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreadable_image_is_named(kind: str, reid_data: Path, in_folder: Path, train: Callable[..., Done]) -> None:
     root = in_folder / "broken"
     shutil.copytree(reid_data, root)
     image = sorted(root.rglob("query/*.jpg"))[5]
@@ -359,27 +334,31 @@ def test_an_unreadable_image_is_named(
     if kind == "gone":
         image.unlink()
         image.symlink_to("nowhere.jpg")
-    options = ["--root", str(root), *OPTIONS, "test.evaluate", "True"]
+    options = ["data.root", root, "test.evaluate", True]
     if kind == "cut off":  # with a worker: its errors reach the process in another way, and it must not outlive it
-        done = run("-m", "torchreid_snloss", *options, "data.workers", "1", cwd=in_folder)
-        code, error = done.returncode, done.stderr
+        process = start_training(
+            root, *tiny_options("model.name", "osnet_x0_25", *options), "data.workers", 1, cwd=in_folder
+        )
+        _, error = process.communicate(timeout=120)
+        code = process.returncode
     else:
-        code, error = main(options), capsys.readouterr().err
+        code, _, error = train(*options)
     assert code == 1
     message = error.strip().splitlines()[-1]
     assert message.startswith("torchreid-snloss: error: ")
     assert f"can't read the image '{image}'" in message
 
 
-def test_queries_without_a_match_are_told(reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_queries_without_a_match_are_told(reid_data: Path, in_folder: Path, train: Callable[..., Done]) -> None:
     root = in_folder / "unmatched"
     shutil.copytree(reid_data, root)
     gallery = sorted(root.rglob("bounding_box_test/*.jpg"))
     for image in gallery:
         if image.name.startswith(gallery[0].name[:4]):
             image.unlink()
-    assert main(["--root", str(root), *OPTIONS, "train.max_epoch", "1"]) == 0
-    assert "2 of 16 queries of market1501 have no image of their identity" in capsys.readouterr().out
+    done = train("data.root", root, "train.max_epoch", 1)
+    assert done.code == 0
+    assert "2 of 16 queries of market1501 have no image of their identity" in done.out
 
     for image in gallery:
         image.unlink(missing_ok=True)
@@ -389,21 +368,21 @@ def test_queries_without_a_match_are_told(reid_data: Path, in_folder: Path, caps
             image.unlink()
     for image in first_of_each.values():  # under the same camera
         shutil.copy(image, gallery[0].parent)
-    assert main(["--root", str(root), *OPTIONS, "test.ranks", "[1]"]) == 2
-    assert "no query of 'market1501' has an image of its identity under another camera" in capsys.readouterr().err
+    done = train("data.root", root, "test.ranks", [1])
+    assert done.code == 2
+    assert "no query of 'market1501' has an image of its identity under another camera" in done.err
 
 
-def test_an_identity_with_one_image_is_told(
-    reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_identity_with_one_image_is_told(reid_data: Path, in_folder: Path, train: Callable[..., Done]) -> None:
     root = in_folder / "single"
     shutil.copytree(reid_data, root)
     images = sorted(root.rglob("bounding_box_train/*.jpg"))
     for image in images[1:]:
         if image.name.startswith(images[0].name[:4]):
             image.unlink()
-    assert main(["--root", str(root), *OPTIONS, "loss.name", "sn", "train.max_epoch", "1"]) == 0
-    assert "1 of 16 training identities have fewer than 4 images" in capsys.readouterr().out
+    done = train("data.root", root, "loss.name", "sn", "train.max_epoch", 1)
+    assert done.code == 0
+    assert "1 of 16 training identities have fewer than 4 images" in done.out
 
 
 def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +426,8 @@ def test_old_keys_of_torchreids_configs(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_feature_extractor_loads_our_checkpoint(datamanager: Any, tmp_path: Path) -> None:
-    training = make(ImageSNEngine, datamanager)
+    model = models.build_model("osnet_x0_25", 16, loss="triplet", pretrained=False)
+    training = make_engine(ImageSNEngine, datamanager, model)
     training.run(save_dir=str(tmp_path), max_epoch=1)
     path = str(tmp_path / "model" / "model.pth.tar-1")
     extractor = utils.FeatureExtractor("osnet_x0_25", path, image_size=(64, 32), device="cpu", verbose=False)
