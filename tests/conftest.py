@@ -71,7 +71,7 @@ def make_engine(
     cls: type[Any],
     datamanager: Any,
     model: nn.Module | None = None,
-    *criterion: Any,
+    *,
     optimizer: str = "sgd",
     lr: float = 0.01,
     **options: Any,
@@ -82,16 +82,14 @@ def make_engine(
         cls: the engine's class.
         datamanager: the engine's data manager.
         model: what is trained; None: a new `Tiny`.
-        *criterion: the criterion, for an engine that takes one.
         optimizer: torchreid's name of an optimizer.
         lr: learning rate.
-        **options: the engine's other keywords.
+        **options: the engine's other keywords, the criterion among them for one that takes it.
     """
     utils.set_random_seed(1)
     model = model or Tiny(datamanager.num_train_pids)
-    training = cls(
-        datamanager, model, optim.build_optimizer(model, optim=optimizer, lr=lr), *criterion, use_gpu=False, **options
-    )
+    built = optim.build_optimizer(model, optim=optimizer, lr=lr)
+    training = cls(datamanager, model, built, use_gpu=False, **options)
     training.set_model_mode("train")
     return training
 

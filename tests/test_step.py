@@ -10,41 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Done, Tiny, make_engine
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchreid import engine, models, optim, utils
+from torchreid import engine, models, optim
 
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageSNEngine
 from torchreid_snloss.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from torchreid_snloss.checks import check_config
-from torchreid_snloss.cli import main
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.engine import MetricEngine, NonFiniteError, TrainOptions, with_training_loop
 from torchreid_snloss.engine.amp import check_amp
-from torchreid_snloss.engine.update import gradient_norm
 
 needs_fp16 = pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="float16 on a CPU takes torch 2.3")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-OPTIONS = [
-    *["model.name", "tiny", "model.pretrained", "False", "data.height", "64", "data.width", "32", "loss.name", "sn"],
-    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1", "test.ranks", "[1]"],
-]
-
-
-class Tiny(nn.Module):
-    """A convolution and a classifier."""
-
-    def __init__(self, num_classes: int = 16, *_: Any, **__: Any) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 8, kernel_size=8, stride=8)
-        self.norm = nn.BatchNorm2d(8)
-        self.classifier = nn.Linear(8 * 8 * 4, num_classes)
-
-    def forward(self, x: Any) -> Any:
-        v = self.norm(self.convolution(x)).relu().flatten(1)
-        return (self.classifier(v), v) if self.training else v
 
 
 class Scaled(nn.Module):
@@ -68,35 +48,10 @@ class Viewing(Tiny):
 
 
 @pytest.fixture
-def batch(datamanager: Any) -> dict[str, Any]:
-    utils.set_random_seed(1)
-    drawn = next(iter(datamanager.train_loader))
-    return {"img": drawn["img"], "pid": drawn["pid"]}
-
-
-@pytest.fixture
-def train(
-    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Any]:
-    """The command line, in this process: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(vars(models)["__model_factory"], "tiny", Tiny)
+def train(train: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """The command line, in this process, with SN loss; it knows the model ``viewing`` too."""
     monkeypatch.setitem(vars(models)["__model_factory"], "viewing", Viewing)
-
-    def run(*options: Any) -> tuple[int, str, str]:
-        code = main(["--root", str(reid_data), *OPTIONS, *map(str, options)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def make(datamanager: Any, model: nn.Module | None = None, cls: Any = ImageSNEngine, **options: Any) -> Any:
-    utils.set_random_seed(1)
-    model = model or Tiny()
-    optimizer = optim.build_optimizer(model, optim="sgd", lr=0.01)
-    training = cls(datamanager, model, optimizer, use_gpu=False, **options)
-    training.set_model_mode("train")
-    return training
+    return lambda *options: train("loss.name", "sn", "test.ranks", "[1]", *options)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -110,7 +65,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_model_in_bfloat16_and_the_losses_in_float32(datamanager: Any, batch: dict[str, Any]) -> None:
-    training = make(datamanager, models.build_model("osnet_x0_25", 16, loss="sn", pretrained=False), amp="bf16")
+    training = make_engine(
+        ImageSNEngine, datamanager, models.build_model("osnet_x0_25", 16, loss="sn", pretrained=False), amp="bf16"
+    )
     seen: list[Any] = []
     training.model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
     summary = training.forward_backward(batch)
@@ -123,7 +80,7 @@ def test_the_model_in_bfloat16_and_the_losses_in_float32(datamanager: Any, batch
     assert "scale" not in summary
 
 
-def test_command_line_in_bfloat16_and_channels_last(train: Callable[..., Any]) -> None:
+def test_command_line_in_bfloat16_and_channels_last(train: Callable[..., Done]) -> None:
     half = ("train.amp", "bf16", "train.channels_last", "True", "train.max_epoch", 2, "data.save_dir")
     code, out, err = train(*half, "whole")
     assert code == 0, err
@@ -146,8 +103,8 @@ def test_command_line_in_bfloat16_and_channels_last(train: Callable[..., Any]) -
 
 @pytest.mark.parametrize("cls", [ImageSNEngine, with_training_loop(engine.ImageTripletEngine)])
 def test_images_in_channels_last(cls: Any, datamanager: Any, batch: dict[str, Any]) -> None:
-    training = make(datamanager, cls=cls, channels_last=True)
-    plain = make(datamanager, cls=cls)
+    training = make_engine(cls, datamanager, channels_last=True)
+    plain = make_engine(cls, datamanager)
     orders: list[bool] = []
     training.model.convolution.register_forward_pre_hook(
         lambda _, inputs: orders.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
@@ -171,7 +128,7 @@ def test_images_in_channels_last(cls: Any, datamanager: Any, batch: dict[str, An
         (["train.channels_last", "True", "model.name", "viewing"], "viewing does not take train.channels_last: view"),
     ],
 )
-def test_bad_values_are_one_message(options: list[str], words: str, train: Callable[..., Any]) -> None:
+def test_bad_values_are_one_message(options: list[str], words: str, train: Callable[..., Done]) -> None:
     code, out, err = train(*options)
     assert code == 2
     assert "epoch: [" not in out
@@ -198,15 +155,15 @@ def test_a_bare_off_in_yaml(tmp_path: Path) -> None:
         assert load_config(str(path)).train.amp == text.strip("'")
 
 
-def test_what_can_not_be_had(datamanager: Any, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
+def test_what_can_not_be_had(datamanager: Any, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Done]) -> None:
     with pytest.raises(ValueError, match="amp must be one of"):
-        make(datamanager, amp="half")
+        make_engine(ImageSNEngine, datamanager, amp="half")
     several = nn.DataParallel(Tiny())
     several.device_ids = [0, 1]
     with pytest.raises(ValueError, match=r"amp bf16 does not work with nn\.DataParallel on several GPUs"):
-        make(datamanager, several, amp="bf16")
+        make_engine(ImageSNEngine, datamanager, several, amp="bf16")
     with pytest.raises(ValueError, match=r"compile does not work with nn\.DataParallel on several GPUs"):
-        make(datamanager, several, compile=True)
+        make_engine(ImageSNEngine, datamanager, several, compile=True)
     monkeypatch.delattr(torch.amp, "GradScaler", raising=False)
     code, _, err = train("train.amp", "fp16")
     assert (code, "train.amp fp16 on a CPU needs torch 2.3 or newer" in err) == (2, True)
@@ -222,7 +179,7 @@ def test_scaling_changes_nothing_but_what_float16_holds(datamanager: Any, batch:
     # At this scale the norm of the scaled gradient, and the weights after it, would not be finite.
     trained = []
     for amp in ("off", "fp16"):
-        training = make(datamanager, Scaled(), amp=amp)
+        training = make_engine(ImageSNEngine, datamanager, Scaled(), amp=amp)
         if amp == "fp16":
             training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
         for _ in range(3):
@@ -237,7 +194,7 @@ def test_scaling_changes_nothing_but_what_float16_holds(datamanager: Any, batch:
 def test_an_overflow_lowers_the_scale_and_leaves_the_step_out(
     datamanager: Any, batch: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = make(datamanager, amp="fp16")
+    training = make_engine(ImageSNEngine, datamanager, amp="fp16")
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
     before = training.model.classifier.weight.detach().clone()
     scales = []
@@ -250,7 +207,7 @@ def test_an_overflow_lowers_the_scale_and_leaves_the_step_out(
     assert 2 < len(scales) < 24
     assert "Skipped" not in capsys.readouterr().out
 
-    reference = make(datamanager)
+    reference = make_engine(ImageSNEngine, datamanager)
     reference.forward_backward(batch)
     step, expected = (each.model.classifier.weight.detach() - before for each in (training, reference))
     assert (step - expected).norm() < 0.02 * expected.norm()
@@ -266,7 +223,7 @@ class BrokenGradient(nn.Module):
 @needs_fp16
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_gradient_broken_at_every_scale(nonfinite: Any, datamanager: Any, batch: dict[str, Any], capsys: Any) -> None:
-    training = make(datamanager, cls=MetricEngine, criterion=BrokenGradient(), amp="fp16")
+    training = make_engine(MetricEngine, datamanager, criterion=BrokenGradient(), amp="fp16")
     training.options = TrainOptions(nonfinite=nonfinite)
     before = {name: value.clone() for name, value in training.model.named_parameters()}
     scales = [training.forward_backward(batch)["scale"] for _ in range(16)]
@@ -285,10 +242,10 @@ def test_a_gradient_broken_at_every_scale(nonfinite: Any, datamanager: Any, batc
 def test_a_broken_image_is_told_at_once_in_float16_too(datamanager: Any, batch: dict[str, Any]) -> None:
     broken = {**batch, "img": batch["img"].clone()}
     broken["img"][3] = torch.nan
-    training = make(datamanager, amp="fp16")
+    training = make_engine(ImageSNEngine, datamanager, amp="fp16")
     with pytest.raises(NonFiniteError, match="loss_m is nan"):
         training.forward_backward(broken)
-    training = make(datamanager, amp="fp16")
+    training = make_engine(ImageSNEngine, datamanager, amp="fp16")
     training.options = TrainOptions(nonfinite="skip")
     for _ in range(18):
         assert training.forward_backward(broken) == {}
@@ -298,7 +255,7 @@ def test_a_broken_image_is_told_at_once_in_float16_too(datamanager: Any, batch: 
 @needs_fp16
 def test_float16_resumes_to_the_same_bit(datamanager: Any, tmp_path: Path) -> None:
     def build(amp: str = "fp16") -> Any:
-        return make(datamanager, cls=ImageFIDIEngine, amp=amp)
+        return make_engine(ImageFIDIEngine, datamanager, amp=amp)
 
     whole = build()
     whole.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=2)  # grows in every epoch
@@ -323,11 +280,11 @@ def test_float16_resumes_to_the_same_bit(datamanager: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("within", [True, False])
 def test_checkpoints_with_and_without_data_parallel(within: bool, datamanager: Any, tmp_path: Path) -> None:
-    training = make(datamanager, nn.DataParallel(Tiny()) if within else Tiny())
+    training = make_engine(ImageSNEngine, datamanager, nn.DataParallel(Tiny()) if within else Tiny())
     training.run(save_dir=str(tmp_path), max_epoch=1)
     path = tmp_path / "model" / "model.pth.tar-1"
     assert all(name.startswith("module.") == within for name in weights(path))
-    other = make(datamanager, Tiny() if within else nn.DataParallel(Tiny()))
+    other = make_engine(ImageSNEngine, datamanager, Tiny() if within else nn.DataParallel(Tiny()))
     assert other.resume(path) == 1
     model = Tiny() if within else nn.DataParallel(Tiny())
     load_weights(model, path)
@@ -335,21 +292,27 @@ def test_checkpoints_with_and_without_data_parallel(within: bool, datamanager: A
         assert all(map(torch.equal, training.model.state_dict().values(), loaded.state_dict().values()))
 
 
-def testgradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Tiny()
-    model.classifier.requires_grad_(False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1)
-    logits, features = model(torch.randn(4, 3, 64, 32))
-    (logits.sum() + features.square().sum()).backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    expected = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    torch.testing.assert_close(gradient_norm(optimizer), expected)
-    monkeypatch.delattr(nn.utils, "get_total_norm", raising=False)
-    torch.testing.assert_close(gradient_norm(optimizer), expected)
+@pytest.mark.parametrize("torch_before_2_6", [False, True])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
+    torch_before_2_6: bool, datamanager: Any, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch_before_2_6:
+        monkeypatch.delattr(nn.utils, "get_total_norm", raising=False)
+    for criterion in (torchreid_snloss.SNLoss(), BrokenGradient()):
+        model = Tiny()
+        model.classifier.requires_grad_(False)  # has no gradient
+        training = make_engine(MetricEngine, datamanager, model, criterion=criterion)
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        if isinstance(criterion, BrokenGradient):
+            with pytest.raises(NonFiniteError, match=r"^gradient is nan in epoch 1"):
+                training.forward_backward(batch)
+        else:
+            assert training.forward_backward(batch)
+        assert same(before, dict(model.named_parameters())) == isinstance(criterion, BrokenGradient)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++ is not there")
-def test_compile(train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile(train: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config  # takes seconds
 
     torch._dynamo.reset()
@@ -394,7 +357,7 @@ class Spread(nn.Module):
 @pytest.mark.parametrize("amp", ["off", "bf16", pytest.param("fp16", marks=needs_fp16)])
 def test_the_step_reads_values_once(amp: str, datamanager: Any, batch: dict[str, Any]) -> None:
     # On a CPU tolist() is no operation, so that what stands here is what comes beside the one transfer.
-    training = make(datamanager, cls=MetricEngine, criterion=Spread(), amp=amp)
+    training = make_engine(MetricEngine, datamanager, criterion=Spread(), amp=amp)
     for _ in range(2):
         with Waits() as waits:
             training.forward_backward(batch)
@@ -422,7 +385,7 @@ def test_one_synchronisation_a_step(cls: Any, amp: Any, datamanager: Any, batch:
 
 
 @needs_gpu
-def test_data_parallel_on_several_gpus_only(train: Callable[..., Any]) -> None:
+def test_data_parallel_on_several_gpus_only(train: Callable[..., Done]) -> None:
     code, _, err = train("use_gpu", "True", "train.amp", "fp16", "train.channels_last", "True", "train.max_epoch", 1)
     assert code == 0, err
     several = torch.cuda.device_count() > 1
