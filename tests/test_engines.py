@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Tiny, make_engine
 from torch import nn
-from torchreid import data, engine, losses, models, optim, utils
+from torchreid import data, engine, losses, models, utils
 
 import torchreid_snloss
 from torchreid_snloss import FIDILoss, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss
@@ -18,19 +19,11 @@ from torchreid_snloss.engine import LossEngine
 ENGINES = [ImageSNEngine, ImageHAP2SEngine, ImageFIDIEngine]
 
 
-def make(cls: type[LossEngine], datamanager: Any, model: nn.Module | None = None, **options: Any) -> LossEngine:
-    utils.set_random_seed(1)
-    if model is None:
-        model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False)
-    optimizer = optim.build_optimizer(model, optim="adam", lr=0.002)
-    return cls(datamanager, model, optimizer, use_gpu=False, **options)
-
-
 @pytest.mark.parametrize("weight_x", [0, 1])
 @pytest.mark.parametrize("cls", ENGINES)
 def test_trains_and_the_loss_falls(cls: type[LossEngine], weight_x: float, datamanager: Any) -> None:
-    training = make(cls, datamanager, weight_x=weight_x)
-    training.set_model_mode("train")
+    options = {"beta": 0.1} if cls is ImageFIDIEngine else {}  # for features that are ten apart
+    training = make_engine(cls, datamanager, weight_x=weight_x, **options)
     batch = next(iter(datamanager.train_loader))
     steps = [training.forward_backward(batch) for _ in range(24)]
     terms = {"loss_m", "loss_x"} if weight_x else {"loss_m"}
@@ -44,55 +37,47 @@ def test_trains_and_the_loss_falls(cls: type[LossEngine], weight_x: float, datam
 def test_runs_to_results_and_a_checkpoint_that_loads(
     cls: type[LossEngine], datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = make(cls, datamanager)  # without a scheduler
+    training = make_engine(cls, datamanager)  # without a scheduler
     training.run(save_dir=str(tmp_path), max_epoch=2, print_freq=1)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("epoch: [2/2][3/3]", "loss_m", "loss_x", "acc", "mAP:", "Rank-1"))
 
     checkpoint = str(tmp_path / "model" / "model.pth.tar-2")
     torch.load(checkpoint, weights_only=True)
-    resumed = make(cls, datamanager)
+    resumed = make_engine(cls, datamanager)
     assert utils.resume_from_checkpoint(checkpoint, resumed.model, resumed.optimizer, resumed.scheduler) == 2
     for name, value in training.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
 
 
 def test_losses_keywords_reach_the_loss(datamanager: Any) -> None:
-    training = make(ImageSNEngine, datamanager, num_neighbors=3, squeeze="all", weight_m=0.5)
+    training = make_engine(ImageSNEngine, datamanager, num_neighbors=3, squeeze="all", weight_m=0.5)
     loss = training.criteria.losses["m"]
     assert isinstance(loss, SNLoss)
     assert (loss.num_neighbors, loss.squeeze) == (3, "all")
     assert (training.weights, training.weight_x) == ({"m": 0.5}, 1)
-    assert isinstance(make(ImageFIDIEngine, datamanager, alpha=1.5).criteria.losses["m"], FIDILoss)
+    assert isinstance(make_engine(ImageFIDIEngine, datamanager, alpha=1.5).criteria.losses["m"], FIDILoss)
 
 
 @pytest.mark.parametrize("smooth", [True, False])
 def test_softmax_term_is_torchreids(smooth: bool, datamanager: Any) -> None:
-    training = make(ImageSNEngine, datamanager, label_smooth=smooth)
+    training = make_engine(ImageSNEngine, datamanager, label_smooth=smooth)
     logits, pids = torch.randn(32, 16, requires_grad=True), torch.randint(0, 16, (32,))
     theirs = losses.CrossEntropyLoss(16, use_gpu=False, label_smooth=smooth)
     torch.testing.assert_close(training.criterion_x(logits, pids), theirs(logits, pids))
 
 
-def test_several_outputs_go_through_deep_supervision(datamanager: Any) -> None:
-    class TwoHeads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = models.build_model("osnet_x0_25", 16, loss="triplet", pretrained=False)
-
+def test_several_outputs_go_through_deep_supervision(datamanager: Any, batch: dict[str, Any]) -> None:
+    class TwoHeads(Tiny):
         def forward(self, x: Any) -> Any:
-            logits, features = self.body(x)
+            logits, features = super().forward(x)
             return [logits, logits], (features, 2 * features)
 
-    batch = next(iter(datamanager.train_loader))
-    utils.set_random_seed(1)
-    one = models.build_model("osnet_x0_25", 16, loss="triplet", pretrained=False).train()
-    utils.set_random_seed(1)
-    model = TwoHeads().train()
-    model.body.load_state_dict(one.state_dict())
+    one, model = Tiny(), TwoHeads()
+    model.load_state_dict(one.state_dict())
     features = one(batch["img"])[1]
     pair = [FIDILoss()(scale * features, batch["pid"]).item() for scale in (1, 2)]
-    result = make(ImageFIDIEngine, datamanager, model).forward_backward(batch)
+    result = make_engine(ImageFIDIEngine, datamanager, model).forward_backward(batch)
     assert result["loss_m"] == pytest.approx(sum(pair) / 2, rel=1e-4)
 
 
@@ -100,7 +85,7 @@ def test_pcb_trains(datamanager: Any) -> None:
     pcb = models.build_model("pcb_p4", datamanager.num_train_pids, loss="hap2s", pretrained=False)
     batch = next(iter(datamanager.train_loader))
     batch = {"img": batch["img"][:8], "pid": batch["pid"][:8]}
-    training = make(ImageHAP2SEngine, datamanager, pcb)
+    training = make_engine(ImageHAP2SEngine, datamanager, pcb)
     training.set_model_mode("train")
     assert {"loss_m", "loss_x", "acc"} <= set(training.forward_backward(batch))
 
@@ -115,7 +100,7 @@ def test_pcb_trains(datamanager: Any) -> None:
 )
 def test_bad_options(options: dict[str, Any], words: str, datamanager: Any) -> None:
     with pytest.raises(ValueError, match=words):
-        make(ImageSNEngine, datamanager, **options)
+        make_engine(ImageSNEngine, datamanager, **options)
 
 
 def test_a_base_between_needs_no_loss_and_its_keywords_show() -> None:
@@ -134,16 +119,16 @@ def test_a_base_between_needs_no_loss_and_its_keywords_show() -> None:
 
 def test_unknown_keyword_names_the_loss(datamanager: Any) -> None:
     with pytest.raises(TypeError, match=r"SNLoss.*margin"):
-        make(ImageSNEngine, datamanager, margin=0.3)
+        make_engine(ImageSNEngine, datamanager, margin=0.3)
 
 
 def test_model_without_features(datamanager: Any) -> None:
     softmax = models.build_model("osnet_x0_25", 16, loss="softmax", pretrained=False)
-    with pytest.raises(ValueError, match="built with loss='softmax' and returns no features"):
-        make(ImageSNEngine, datamanager, softmax)
+    with pytest.raises(ValueError, match="built with loss='softmax' and gives no features"):
+        make_engine(ImageSNEngine, datamanager, softmax)
     own = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 32, 16))
     with pytest.raises(TypeError, match=r"must return \(logits, features\), got Tensor"):
-        make(ImageSNEngine, datamanager, own).forward_backward(next(iter(datamanager.train_loader)))
+        make_engine(ImageSNEngine, datamanager, own).forward_backward(next(iter(datamanager.train_loader)))
 
 
 def test_register_adds_and_changes_nothing() -> None:

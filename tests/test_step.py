@@ -315,6 +315,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
 def test_compile(train: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config  # takes seconds
 
+    # Vector instructions would be tried out by compiling for each kind, for ten seconds.
+    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", False)
     torch._dynamo.reset()
     options = ("train.compile", "True", "train.max_epoch", 1, "test.batch_size", 16, "data.save_dir")
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}), monkeypatch.context() as environment:
