@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Done, make_datamanager, start, tiny_options
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, multiprocessing, nn
+from torch.distributed import TCPStore
 from torch.utils.data import DataLoader
-from torchreid import data
 
-import torchreid_snloss
 from torchreid_snloss import IdentitySampler, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss, distributed
 from torchreid_snloss.checks import check_config
 from torchreid_snloss.config import ConfigError, load_config
@@ -29,6 +29,7 @@ from torchreid_snloss.pml import PairwiseLoss
 from torchreid_snloss.record import read_features, read_record
 
 PROCESSES = [2, 3, 4]
+SLOW_IMPORTS = ["torchreid_snloss.cli", "pytorch_metric_learning.utils.distributed", "pytest"]
 # A loss, its engine's options, and how many steps.
 CASES: dict[str, tuple[type[Any], dict[str, Any], int]] = {
     "sn": (ImageSNEngine, {"num_neighbors": 4}, 1),
@@ -63,11 +64,7 @@ def batches(steps: int) -> list[dict[str, Any]]:
 
 
 def make(name: str, root: str) -> tuple[Any, int]:
-    torchreid_snloss.register()
-    manager = data.ImageDataManager(
-        root=root, sources="market1501", height=64, width=32, batch_size_train=32,
-        train_sampler="IdentitySampler", use_gpu=False, workers=0,
-    )  # fmt: skip
+    manager = make_datamanager(Path(root))
     torch.manual_seed(0)
     model = SmallModel().double().eval()
     cls, options, steps = CASES[name]
@@ -88,7 +85,8 @@ def train(name: str, root: str, rows: slice) -> tuple[list[dict[str, float]], li
 
 def on_one_of_several(rank: int, processes: int, port: int, root: str, results: str) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # As under torchrun, where the processes meet at a store of the one that started them.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     torch.set_num_threads(1)
     distributed.start(use_gpu=False)
     # Uneven parts; the last process's anchors have no positive.
@@ -125,16 +123,13 @@ def no_disk_on_the_second() -> None:
         raise OSError("no disk")
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(processes: int, reid_data: Path, tmp_path: Path) -> None:
-    arguments = (processes, free_port(), str(reid_data), str(tmp_path))
-    multiprocessing.spawn(on_one_of_several, arguments, nprocs=processes)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that no other process has
+    arguments = (processes, store.port, str(reid_data), str(tmp_path))
+    # New processes, forked from one that has imported what takes seconds.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(SLOW_IMPORTS)
+    multiprocessing.start_processes(on_one_of_several, arguments, nprocs=processes, start_method="forkserver")
     results = [torch.load(tmp_path / str(rank), weights_only=False) for rank in range(processes)]
     for name in CASES:
         shown, gradients, memory = train(name, str(reid_data), slice(None))
@@ -188,25 +183,22 @@ def test_a_last_batch_too_small_for_all_is_left_out_and_a_batch_too_small_is_tol
         shard_training(DataLoader(range(14), batch_size=2))  # type: ignore[arg-type]
 
 
-def torchrun(processes: int, *options: str, cwd: Path, wait: bool = True, restarts: int = 0) -> Any:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += [f"--master-port={free_port()}", f"--max-restarts={restarts}", "-m", "torchreid_snloss", *options]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    if not wait:
-        return started
+def start_torchrun(processes: int, *options: str, cwd: Path, restarts: int = 0) -> subprocess.Popen[str]:
+    how = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    command = ["-m", "torch.distributed.run", *how, "-m", "torchreid_snloss", *options]
+    return start(*command, cwd=cwd, stderr=subprocess.STDOUT)
+
+
+def torchrun(processes: int, *options: str, cwd: Path) -> tuple[int, str]:
+    """Exit code and what all processes print."""
+    started = start_torchrun(processes, *options, cwd=cwd)
     output, _ = started.communicate(timeout=120)
     return started.returncode, output
 
 
 def options(reid_data: Path, epochs: int) -> list[str]:
-    return [
-        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
-        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", str(epochs),
-        "train.print_freq", "1", "train.lr_scheduler", "cosine", "test.normalize_feature", "True", "loss.name", "sn",
-    ]  # fmt: skip
+    own = ["loss.name", "sn", "train.max_epoch", epochs, "train.lr_scheduler", "cosine", "test.normalize_feature", True]
+    return ["--root", str(reid_data), *tiny_options("model.name", "osnet_x0_25", *own)]
 
 
 def results_in(output: str) -> list[str]:
@@ -214,7 +206,7 @@ def results_in(output: str) -> list[str]:
 
 
 def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_number(
-    reid_data: Path, tmp_path: Path
+    reid_data: Path, tmp_path: Path, command_line: Callable[..., Done]
 ) -> None:
     code, output = torchrun(3, *options(reid_data, 2), cwd=tmp_path)
     assert code == 0, output
@@ -226,11 +218,7 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     assert len(list((tmp_path / "log").glob("events.out*"))) == len(list((tmp_path / "log").glob("train.log*"))) == 1
 
     test = [*options(reid_data, 2), "model.load_weights", "log/model/model.pth.tar-2", "test.evaluate", "True"]
-    alone = subprocess.run(
-        [sys.executable, "-m", "torchreid_snloss", *test], cwd=tmp_path, text=True, capture_output=True, timeout=120,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert results_in(alone.stdout) == results_in(output)
+    assert results_in(command_line(*test).out) == results_in(output)
 
     code, output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", "train.record", "True", cwd=tmp_path)
     assert code == 0, output
@@ -298,7 +286,7 @@ def kill_one_of_two(started: Any, number: signal.Signals) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_lost_process_ends_the_others_and_a_restart_goes_on(reid_data: Path, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
-    started = torchrun(2, *options(reid_data, 40), cwd=tmp_path, wait=False)
+    started = start_torchrun(2, *options(reid_data, 40), cwd=tmp_path)
     kill_one_of_two(started, signal.SIGKILL)
     killed = time.monotonic()
     output, _ = started.communicate(timeout=60)
@@ -306,7 +294,7 @@ def test_a_lost_process_ends_the_others_and_a_restart_goes_on(reid_data: Path, t
     assert started.returncode != 0
     assert re.search(r"rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9", output), output
 
-    started = torchrun(2, *options(reid_data, 4), cwd=tmp_path / "again", wait=False, restarts=1)
+    started = start_torchrun(2, *options(reid_data, 4), cwd=tmp_path / "again", restarts=1)
     before = kill_one_of_two(started, signal.SIGKILL)
     output, _ = started.communicate(timeout=120)
     assert "Resuming from" not in before
