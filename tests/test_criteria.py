@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import run
+from conftest import Done, Tiny, make_engine, tiny_options
 from torch import Tensor
 from torchreid import losses as reid_losses
-from torchreid import models, utils
+from torchreid import utils
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, ImageMetricEngine, SNLoss
 from torchreid_snloss.losses import MinedLoss
@@ -40,16 +41,15 @@ CRITERIA: dict[str, Any] = {
     "lifted": losses.LiftedStructureLoss(),
     "NCA": losses.NCALoss(),
     "tuplet": losses.TupletMarginLoss(),
-    "proxy anchor": losses.ProxyAnchorLoss(num_classes=16, embedding_size=512),
+    "proxy anchor": losses.ProxyAnchorLoss(num_classes=16, embedding_size=256),
     "ours": PairwiseLoss(HAP2SLoss()),
 }
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_any_criterion_trains(name: str, datamanager: Any) -> None:
+def test_any_criterion_trains(name: str, datamanager: Any, batch: dict[str, Any]) -> None:
     utils.set_random_seed(1)
-    criterion = CRITERIA[name]
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+    criterion, model = CRITERIA[name], Tiny()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
     if name == "proxy anchor":
         with pytest.raises(ValueError, match=r"parameters that the optimizer does not have: .*proxies"):
@@ -57,22 +57,17 @@ def test_any_criterion_trains(name: str, datamanager: Any) -> None:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     engine = ImageMetricEngine(datamanager, model, optimizer, criterion, weight_x=0, use_gpu=False)
     engine.set_model_mode("train")
-    batch = next(iter(datamanager.train_loader))
-    features = model(batch["img"])[1]
     shown = [engine.forward_backward(batch)["loss_m"] for _ in range(6)]
     assert shown[-1] < shown[0]
-    assert features.shape == (32, 512)
 
 
-def test_several_criteria_are_a_column_each_and_add_up(datamanager: Any) -> None:
-    torch.manual_seed(0)
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+def test_several_criteria_are_a_column_each_and_add_up(datamanager: Any, batch: dict[str, Any]) -> None:
     criteria = {"sn": SNLoss(), "triplet": reid_losses.TripletLoss(), "off": centre}
-    engine = ImageMetricEngine(
-        datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), criteria,
-        weight_m={"sn": 0.5, "triplet": 2.0, "off": 0.0}, use_gpu=False, label_smooth=False,
+    engine = make_engine(
+        ImageMetricEngine, datamanager, criterion=criteria, weight_m={"sn": 0.5, "triplet": 2.0, "off": 0.0}, lr=0.0,
+        label_smooth=False,
     )  # fmt: skip
-    batch = next(iter(datamanager.train_loader))
+    model = engine.model
     shown = engine.forward_backward(batch)
     ours = [parameter.grad.clone() for parameter in model.parameters()]
     assert {name for name in shown if name.startswith("loss")} == {"loss_sn", "loss_triplet", "loss_x"}
@@ -91,32 +86,22 @@ def test_several_criteria_are_a_column_each_and_add_up(datamanager: Any) -> None
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_what_is_no_criterion_is_told(datamanager: Any) -> None:
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    engine = ImageMetricEngine(datamanager, model, optimizer, lambda features, pids: features, use_gpu=False)
-    with pytest.raises(TypeError, match=r"'m' must return a scalar tensor, got \(32, 512\)"):
-        engine.forward_backward(next(iter(datamanager.train_loader)))
+def test_what_is_no_criterion_is_told(datamanager: Any, batch: dict[str, Any]) -> None:
+    engine = make_engine(ImageMetricEngine, datamanager, criterion=lambda features, pids: features)
+    with pytest.raises(TypeError, match=r"'m' must give a scalar tensor, got \(32, 256\)"):
+        engine.forward_backward(batch)
     with pytest.raises(ValueError, match="weight_m must have the criteria's names"):
-        ImageMetricEngine(datamanager, model, optimizer, {"a": centre}, weight_m={"b": 1.0}, use_gpu=False)
+        make_engine(ImageMetricEngine, datamanager, criterion={"a": centre}, weight_m={"b": 1.0})
 
 
-def options(reid_data: Path) -> list[str]:
-    return [
-        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
-        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", "1",
-        "train.print_freq", "3", "use_gpu", "False",
-    ]  # fmt: skip
-
-
-def test_from_the_command_line(reid_data: Path, tmp_path: Path) -> None:
+def test_from_the_command_line(train: Callable[..., Done]) -> None:
     custom = ["loss.custom.target", "pytorch_metric_learning.losses.ProxyAnchorLoss", "loss.custom.kwargs"]
-    custom += ["{'num_classes': 16, 'embedding_size': 512}", "loss.custom.weight_m", "0.1"]
-    done = run("-m", "torchreid_snloss", *options(reid_data), "loss.name", "hap2s+custom", *custom, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "loss_hap2s" in done.stdout
-    assert "loss_custom" in done.stdout
-    held = torch.load(tmp_path / "log/model/model.pth.tar-1", weights_only=True)["criterion"]
+    custom += ["{'num_classes': 16, 'embedding_size': 256}", "loss.custom.weight_m", "0.1"]
+    done = train("train.max_epoch", 1, "loss.name", "hap2s+custom", *custom)
+    assert done.code == 0, done.err
+    assert "loss_hap2s" in done.out
+    assert "loss_custom" in done.out
+    held = torch.load("log/model/model.pth.tar-1", weights_only=True)["criterion"]
     assert any("proxies" in name for name in held)
 
 
@@ -235,10 +220,10 @@ def test_in_pytorch_metric_learnings_trainer() -> None:
 @pytest.mark.parametrize(
     ("target", "keywords", "message"),
     [
-        ("torch.nn.MSELoss", "{}", "MSELoss with .4, 512. features .*: RuntimeError"),
+        ("torch.nn.MSELoss", "{}", "MSELoss with .4, 256. features .*: RuntimeError"),
         (
             "pytorch_metric_learning.losses.ArcFaceLoss",
-            "{'num_classes': 3, 'embedding_size': 512}",
+            "{'num_classes': 3, 'embedding_size': 256}",
             "identities up to 15",
         ),
         ("my_own.Mine", "{}", "it must give a scalar tensor, got 3"),
@@ -246,18 +231,16 @@ def test_in_pytorch_metric_learnings_trainer() -> None:
     ],
 )
 def test_a_custom_loss_is_tried_before_training(
-    target: str, keywords: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, keywords: str, message: str, in_folder: Path, tiny_model: None
 ) -> None:
     from torchreid_snloss import build_model, load_config
     from torchreid_snloss.build import build_criteria
     from torchreid_snloss.checks import check_criteria
     from torchreid_snloss.config import ConfigError
 
-    (tmp_path / "my_own.py").write_text("class Mine:\n    def __call__(self, features, pids):\n        return 3\n")
-    monkeypatch.chdir(tmp_path)
-    options = ["loss.name", "custom", "loss.custom.target", target, "loss.custom.kwargs", keywords, "data.height", 64]
-    options += ["data.width", 32, "model.name", "osnet_x0_25", "model.pretrained", False, "use_gpu", False]
-    cfg = load_config(options=options)
+    (in_folder / "my_own.py").write_text("class Mine:\n    def __call__(self, features, pids):\n        return 3\n")
+    own = ["loss.name", "custom", "loss.custom.target", target, "loss.custom.kwargs", keywords, "use_gpu", False]
+    cfg = load_config(options=tiny_options(*own))
     model, criteria = build_model(cfg, 16), build_criteria(cfg)
     if not message:
         check_criteria(cfg, criteria, model, 16)
@@ -268,22 +251,20 @@ def test_a_custom_loss_is_tried_before_training(
 
 @pytest.mark.parametrize("name", ["x", "a.b", "keys"])
 def test_names_that_are_taken_are_told(name: str, datamanager: Any) -> None:
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with pytest.raises(ValueError, match="a criterion can't be named"):
-        ImageMetricEngine(datamanager, model, optimizer, {name: centre}, weight_m={name: 1.0}, use_gpu=False)
+        make_engine(ImageMetricEngine, datamanager, criterion={name: centre}, weight_m={name: 1.0})
 
 
 def test_another_criterion_s_checkpoint_is_told(datamanager: Any, tmp_path: Path) -> None:
     from torchreid_snloss import CheckpointError
 
     def make(criterion: Any) -> ImageMetricEngine:
-        model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="triplet", pretrained=False)
+        model = Tiny()
         parameters = [*model.parameters(), *criterion.parameters()]
         return ImageMetricEngine(datamanager, model, torch.optim.SGD(parameters, lr=0.01), criterion, use_gpu=False)
 
-    make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=512)).run(save_dir=str(tmp_path), max_epoch=1)
+    make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=256)).run(save_dir=str(tmp_path), max_epoch=1)
     path = tmp_path / "model/model.pth.tar-1"
-    make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=512)).resume(path)
+    make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=256)).resume(path)
     with pytest.raises(CheckpointError, match="is of another criterion"):
-        make(losses.ArcFaceLoss(num_classes=16, embedding_size=512)).resume(path)
+        make(losses.ArcFaceLoss(num_classes=16, embedding_size=256)).resume(path)
