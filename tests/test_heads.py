@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import run
+from conftest import Done, make_engine
 from torchreid import models, utils
 from yacs.config import CfgNode
 
-from torchreid_snloss import build_model, build_optimizer, load_config, load_weights
+from torchreid_snloss import ImageSNEngine, build_model, build_optimizer, load_config, load_weights
 from torchreid_snloss.checks import check_config
 from torchreid_snloss.config import ConfigError
 
@@ -144,46 +145,47 @@ def test_features_are_normalised_in_the_test_as_in_training(capsys: pytest.Captu
         assert config("loss.name", name).test.normalize_feature is False
 
 
-def test_flips_and_re_ranking_in_a_run(reid_data: Path, tmp_path: Path) -> None:
+def test_flips_and_re_ranking_in_a_run(train: Callable[..., Done]) -> None:
+    done = train(
+        *["train.max_epoch", 1, "loss.name", "hap2s", "model.neck", "bnneck", "test.flip", True],
+        *["test.rerank_in_training", True, "train.warmup_epochs", 0],
+    )
+    assert done.code == 0, done.err
+    assert "Applying person re-ranking" in done.out
+    assert "mAP:" in done.out
+
+
+def test_flipped_features_are_the_mean(datamanager: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    class Halves(torch.nn.Module):
+        """The mean colours of the left half of an image and of the right half."""
+
+        def forward(self, images: Any) -> Any:
+            return torch.nn.functional.adaptive_avg_pool2d(images, (1, 2)).flatten(1)
+
+    class Symmetric(Halves):
+        def forward(self, images: Any) -> Any:
+            return (super().forward(images) + super().forward(images.flip(-1))) / 2
+
+    printed = []
+    for model, flip in ((Halves(), True), (Symmetric(), False), (Halves(), False)):
+        model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))  # for the optimizer
+        engine = make_engine(ImageSNEngine, datamanager, model)
+        engine.options.flip = flip
+        engine.test()
+        out = capsys.readouterr().out
+        printed.append(out[out.index("** Results **") :])
+    assert printed[0] == printed[1] != printed[2]
+
+
+def test_layers_opened_alone_and_another_schedule(train: Callable[..., Done]) -> None:
     options = [
-        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
-        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", "1", "loss.name", "hap2s",
-        "model.neck", "bnneck", "test.flip", "True", "test.rerank_in_training", "True", "train.warmup_epochs", "0",
-    ]  # fmt: skip
-    done = run("-m", "torchreid_snloss", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Applying person re-ranking" in done.stdout
-    assert "mAP:" in done.stdout
-
-
-def test_flipped_features_are_the_mean(datamanager: Any) -> None:
-    from torchreid_snloss import ImageSNEngine
-
-    torch.manual_seed(0)
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False)
-    engine = ImageSNEngine(datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False)
-    engine.options.flip = True
-    images = next(iter(datamanager.test_loader["market1501"]["query"]))["img"]
-    seen = []
-    extract = engine.extract_features
-    engine.extract_features = lambda batch: seen.append(batch) or extract(batch)
-    engine.test()
-    flipped = seen[1]
-    torch.testing.assert_close(flipped, images.flip(-1))
-    assert torch.equal(seen[0], images)
-
-
-def test_layers_opened_alone_and_another_schedule(reid_data: Path, tmp_path: Path) -> None:
-    options = [
-        "--root", str(reid_data), "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64",
-        "data.width", "32", "data.workers", "0", "train.batch_size", "32", "train.max_epoch", "2", "loss.name", "hap2s",
-        "model.neck", "bnneck", "model.embedding", "[16]", "train.fixbase_epoch", "1", "train.open_layers",
-        "['classifier','embedding']", "train.warmup_epochs", "1", "train.lr_scheduler",
-    ]  # fmt: skip
-    done = run("-m", "torchreid_snloss", *options, "cosine", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    trained = torch.load(tmp_path / "log/model/model.pth.tar-2", weights_only=True)["state_dict"]
+        *["train.max_epoch", 2, "loss.name", "hap2s", "model.neck", "bnneck", "model.embedding", [16]],
+        *["train.fixbase_epoch", 1, "train.open_layers", "['classifier','embedding']", "train.warmup_epochs", 1],
+    ]
+    done = train(*options, "train.lr_scheduler", "cosine")
+    assert done.code == 0, done.err
+    trained = torch.load("log/model/model.pth.tar-2", weights_only=True)["state_dict"]
     assert not trained["neck.bias"].any()
-    resumed = run("-m", "torchreid_snloss", *options, "multi_step", "model.resume", "auto", cwd=tmp_path)
-    assert resumed.returncode == 2
-    assert "its scheduler is of another kind" in resumed.stderr
+    resumed = train(*options, "train.lr_scheduler", "multi_step", "model.resume", "auto")
+    assert resumed.code == 2
+    assert "its scheduler is of another kind" in resumed.err
