@@ -9,14 +9,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, run, start, tiny_options
 
 from torchreid_snloss.compare import main
 from torchreid_snloss.compare.ranked import Ranked, average_precisions
@@ -25,8 +24,7 @@ from torchreid_snloss.record import read_features, read_record
 
 def _arguments(reid_data: Path, *options: str, flags: tuple[str, ...] = ("--seeds", "1")) -> list[str]:
     config = str(ROOT / "configs/small.yaml")
-    own = ["data.height", "64", "data.width", "32", "train.batch_size", "32", "train.max_epoch", "6"]
-    own += ["data.workers", "0", "train.print_freq", "1", "use_gpu", "False", "data.save_dir", "log", *options]
+    own = tiny_options("model.name", "osnet_x0_25", "train.max_epoch", 6, "data.save_dir", "log", *options)
     data = ["--root", str(reid_data), "-s", "market1501", "-t", "market1501"]
     return ["--config-file", config, *data, "--losses", "softmax", "sn", *flags, *own]
 
@@ -157,10 +155,10 @@ def test_finished_runs_are_not_run_again(
 def test_an_interrupted_comparison_goes_on_to_the_same_results(
     compared: tuple[Path, Any], reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, *COMPARE, *_arguments(reid_data)]
+    command = [*COMPARE, *_arguments(reid_data)]
     command[command.index("softmax")] = "sn"  # alone
     command.remove("sn")
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(*command, cwd=tmp_path)
     folder = tmp_path / "log/compare/plain/sn/seed-1"
     deadline = time.monotonic() + 120
     while not any("epoch: [1/6][1/" in log.read_text() for log in folder.glob("train.log-*")):
@@ -173,7 +171,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     assert "run 1 of 1: sn, seed 1 was interrupted; the same command goes on" in errors
     assert list((folder / "model").glob("model.pth.tar-*"))
     monkeypatch.chdir(tmp_path)
-    assert main(command[3:]) == 0
+    assert main(command[2:]) == 0
     logs = sorted(folder.glob("train.log-*"), key=os.path.getmtime)
     assert "=> Resuming from" in logs[-1].read_text()
     results = [json.loads((place / "log/compare/plain/results.json").read_text()) for place in (compared[0], tmp_path)]

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import make_datamanager, make_engine, run
 from torch import nn
-from torchreid import data, metrics, optim, utils
+from torchreid import metrics, utils
 
-import torchreid_snloss
 from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.evaluation import capture_rankings, capturing, evaluate_rank, in_threads, rank_gallery
 from torchreid_snloss.rerank import re_ranking
@@ -294,14 +293,11 @@ class Writer:
 def test_an_engine_prints_minp(
     rerank: bool, reid_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torchreid_snloss.register()
+    datamanager = make_datamanager(reid_data)
     monkeypatch.setattr(metrics.rank, "evaluate_py", None)  # torchreid's are not called
     monkeypatch.setattr(utils.rerank, "np", None)
-    datamanager = data.ImageDataManager(
-        root=str(reid_data), sources="market1501", height=64, width=32, use_gpu=False, workers=0
-    )
     model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16))
-    testing = ImageSNEngine(datamanager, model, optim.build_optimizer(model), use_gpu=False)
+    testing = make_engine(ImageSNEngine, datamanager, model)
     testing.writer = Writer()
     testing.test(rerank=rerank)
     printed = capsys.readouterr().out

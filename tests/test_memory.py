@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_engine
 from torch import Tensor, nn
-from torchreid import models, utils
 
 from torchreid_snloss import FIDILoss, ImageFIDIEngine, ImageSNEngine, SNLoss
 from torchreid_snloss.losses import GlobalBatchLoss, Memory
@@ -87,9 +87,7 @@ def test_a_memory_without_images_or_of_another_dimension_is_told() -> None:
 
 
 def train(datamanager: Any, folder: Path, epochs: int, resume: str = "", **options: Any) -> Any:
-    utils.set_random_seed(1)
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False)
-    engine = ImageSNEngine(datamanager, model, torch.optim.Adam(model.parameters()), use_gpu=False, **options)
+    engine = make_engine(ImageSNEngine, datamanager, **options)
     start = engine.resume(resume) if resume else 0
     engine.run(save_dir=str(folder), max_epoch=epochs, start_epoch=start)
     return engine
@@ -114,10 +112,7 @@ def test_memory_starts_when_told_and_is_in_checkpoints(datamanager: Any, tmp_pat
 
 
 def test_a_skipped_batch_is_not_remembered(datamanager: Any) -> None:
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False)
-    engine = ImageSNEngine(
-        datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False, memory_size=64
-    )
+    engine = make_engine(ImageSNEngine, datamanager, lr=0.0, memory_size=64)
     engine.options.nonfinite = "skip"
     batch = next(iter(datamanager.train_loader))
     assert engine.forward_backward(batch)
@@ -144,9 +139,7 @@ def test_micro_batches_have_one_dropout_and_batch_norm_sees_an_image_once(datama
     images, pids = torch.randn(10, 3, 8, 8), torch.arange(10) // 2 % 4
     model = WithDropout().train()
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = ImageFIDIEngine(
-        datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False, micro_batch=4
-    )
+    engine = make_engine(ImageFIDIEngine, datamanager, model, lr=0.0, micro_batch=4)
     torch.manual_seed(7)
     shown = engine.forward_backward({"img": images, "pid": pids})
     after = torch.rand(1)

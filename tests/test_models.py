@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from torchreid import data, models, optim
+from conftest import make_datamanager, make_engine
+from torchreid import models
 
-import torchreid_snloss
+from torchreid_snloss import ImageSNEngine, register
 
-torchreid_snloss.register()
+register()
 
 QUICK = {"osnet_x0_25", "mobilenetv2_x1_0", "shufflenet_v2_x0_5", "resnet18", "hacnn", "pcb_p4", "mudeep"}
 
@@ -32,16 +33,10 @@ def factory() -> list[str]:
 )
 def test_one_step(name: str, reid_data: Path) -> None:
     height, width = (160, 64) if name == "hacnn" else (256, 128)
-    datamanager = data.ImageDataManager(
-        root=str(reid_data), sources="market1501", height=height, width=width, batch_size_train=4, num_instances=2,
-        train_sampler="IdentitySampler", use_gpu=False, workers=0,
-    )  # fmt: skip
+    datamanager = make_datamanager(reid_data, height=height, width=width, batch_size_train=4, num_instances=2)
     model = models.build_model(name, datamanager.num_train_pids, loss="sn", pretrained=False, use_gpu=False)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    engine = torchreid_snloss.ImageSNEngine(
-        datamanager, model, optim.build_optimizer(model, optim="sgd", lr=0.01), scale=5.0, use_gpu=False
-    )
-    engine.set_model_mode("train")
+    engine = make_engine(ImageSNEngine, datamanager, model, scale=5.0)
     summary = engine.forward_backward(next(iter(datamanager.train_loader)))
     assert {"loss_m", "loss_x", "acc"} <= set(summary)
     assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import run
-from torchreid import data, models, utils
+from conftest import Done, Tiny, make_datamanager, make_engine
 
-import torchreid_snloss
 from torchreid_snloss import ImageSNEngine, evaluation
 from torchreid_snloss.checks import check_datamanager
 from torchreid_snloss.config import ConfigError, load_config
-
-
-def manager(root: Path) -> Any:
-    torchreid_snloss.register()
-    return data.ImageDataManager(
-        root=str(root), sources="market1501", height=64, width=32, batch_size_train=32, batch_size_test=10,
-        train_sampler="IdentitySampler", use_gpu=False, workers=0,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -45,10 +35,8 @@ def with_boxes(reid_data: Path, tmp_path: Path) -> Path:
 
 
 def test_by_hand(with_boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    utils.set_random_seed(1)
-    datamanager = manager(with_boxes)
-    model = models.build_model("osnet_x0_25", datamanager.num_train_pids, loss="sn", pretrained=False).eval()
-    engine = ImageSNEngine(datamanager, model, torch.optim.SGD(model.parameters(), lr=0.0), use_gpu=False)
+    datamanager, model = make_datamanager(with_boxes, batch_size_test=10), Tiny()
+    engine = make_engine(ImageSNEngine, datamanager, model)
     engine.options.multi_query = True
     with evaluation.capture_rankings():
         engine.test(ranks=[1])
@@ -78,14 +66,13 @@ def test_by_hand(with_boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"Rank-1  : {expected.cmc[0]:.1%}" in printed
 
 
-def test_from_the_command_line_and_without_the_folder(with_boxes: Path, reid_data: Path, tmp_path: Path) -> None:
-    options = [
-        "model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32", "loss.name",
-        "hap2s", "data.workers", "0", "test.evaluate", "True", "test.flip", "True", "test.multi_query", "True",
-    ]  # fmt: skip
-    done = run("-m", "torchreid_snloss", "--root", str(with_boxes), *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "mAP:" in done.stdout
+def test_from_the_command_line_and_without_the_folder(
+    with_boxes: Path, reid_data: Path, train: Callable[..., Done]
+) -> None:
+    options = ["loss.name", "hap2s", "test.evaluate", True, "test.flip", True, "test.multi_query", True]
+    done = train("data.root", with_boxes, *options)
+    assert done.code == 0, done.err
+    assert "mAP:" in done.out
     cfg = load_config(options=["test.multi_query", True])
     with pytest.raises(ConfigError, match=r"test\.multi_query needs a folder gt_bbox"):
-        check_datamanager(cfg, manager(reid_data))
+        check_datamanager(cfg, make_datamanager(reid_data))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, start, tiny_options
 
 pty = pytest.importorskip("pty", reason="there are no terminals to open here")
 fcntl = pytest.importorskip("fcntl", reason="there are no terminals to open here")
@@ -21,8 +19,7 @@ def _on_a_terminal(*command: str, cwd: Path) -> tuple[int, str]:
     """Exit code, and what a terminal of 160 columns gets."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, stdout=theirs, stderr=theirs)
+    process = start(*command, cwd=cwd, stdout=theirs, stderr=theirs, text=False)
     os.close(theirs)
     chunks = []
     while True:
@@ -38,12 +35,10 @@ def _on_a_terminal(*command: str, cwd: Path) -> tuple[int, str]:
 
 
 def test_bars_on_a_terminal_leave_torchreids_lines_as_they_are(reid_data: Path, tmp_path: Path) -> None:
-    options = ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.root", str(reid_data)]
-    options += ["data.height", "64", "data.width", "32", "train.max_epoch", "1", "train.print_freq", "1"]
-    options += ["train.batch_size", "32", "data.workers", "0", "test.visrank", "False", "data.save_dir", "log"]
-    code, screen = _on_a_terminal(
-        "-m", "torchreid_snloss", "--config-file", str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path
-    )
+    options = ["--config-file", str(ROOT / "configs/small.yaml"), "--root", str(reid_data)]
+    options += ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.save_dir", "log"]
+    options += tiny_options("model.name", "osnet_x0_25", "train.max_epoch", 1, "test.visrank", False)
+    code, screen = _on_a_terminal("-m", "torchreid_snloss", *options, cwd=tmp_path)
     assert code == 0, screen
     # What stands between two moves to the start of a line.
     pieces = [piece.strip() for piece in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", screen))]

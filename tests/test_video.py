@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run
-from torchreid import data, engine, losses, models, utils
+from conftest import ROOT, Done, make_engine
+from torchreid import data, engine, losses, utils
 
 import torchreid_snloss
 from torchreid_snloss import VideoFIDIEngine, VideoHAP2SEngine, VideoMetricEngine, VideoSNEngine
@@ -27,12 +28,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )  # fmt: skip
 
 
-def make(cls: type[Any], videos: Any, *args: Any, **options: Any) -> Any:
-    utils.set_random_seed(1)
-    model = models.build_model("osnet_x0_25", videos.num_train_pids, loss="triplet", pretrained=False)
-    return cls(videos, model, torch.optim.Adam(model.parameters(), lr=0.002), *args, use_gpu=False, **options)
-
-
 def test_the_tracklets_are_what_they_say(videos: Any) -> None:
     dataset = videos.train_loader.dataset
     assert {pid for _, pid, *_ in dataset.train} == set(range(10))
@@ -46,24 +41,21 @@ def test_the_tracklets_are_what_they_say(videos: Any) -> None:
 
 @pytest.mark.parametrize("cls", [VideoSNEngine, VideoHAP2SEngine, VideoFIDIEngine])
 def test_trains_and_evaluates(cls: type[Any], videos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    training = make(cls, videos, pooling_method="max")
+    training = make_engine(cls, videos, lr=0.001, pooling_method="max", weight_x=0)
     batch = next(iter(videos.train_loader))
-    training.set_model_mode("train")
     shown = [training.forward_backward(batch)["loss_m"] for _ in range(8)]
     assert shown[-1] < shown[0]
     training.run(save_dir=str(tmp_path), max_epoch=1, print_freq=1, ranks=[1, 5])
     printed = capsys.readouterr().out
-    assert "Done, obtained 5-by-512 matrix" in printed
+    assert "Done, obtained 5-by-256 matrix" in printed
     assert "mAP:" in printed
 
 
 def test_a_step_is_torchreids_with_the_loss_swapped(videos: Any) -> None:
     """With torchreid's own triplet loss as the criterion, against its VideoTripletEngine."""
     batch = next(iter(videos.train_loader))
-    ours = make(VideoMetricEngine, videos, losses.TripletLoss(margin=0.3), weight_x=0.5)
-    theirs = make(engine.VideoTripletEngine, videos, margin=0.3, weight_t=1, weight_x=0.5)
-    for training in (ours, theirs):
-        training.set_model_mode("train")
+    ours = make_engine(VideoMetricEngine, videos, criterion=losses.TripletLoss(margin=0.3), weight_x=0.5)
+    theirs = make_engine(engine.VideoTripletEngine, videos, margin=0.3, weight_t=1, weight_x=0.5)
     shown, expected = ours.forward_backward(batch), theirs.forward_backward(batch)
     assert shown["loss_m"] == pytest.approx(expected["loss_t"], rel=1e-5)
     assert shown["loss_x"] == pytest.approx(expected["loss_x"], rel=1e-5)
@@ -80,30 +72,18 @@ def test_a_step_is_torchreids_with_the_loss_swapped(videos: Any) -> None:
 
 def test_a_wrong_pooling_method_and_a_memory_are_told(videos: Any) -> None:
     with pytest.raises(ValueError, match="pooling_method must be one of 'avg', 'max', got 'mean'"):
-        make(VideoSNEngine, videos, pooling_method="mean")
-    training = make(VideoSNEngine, videos, memory_size=10)
-    with pytest.raises(TypeError, match="a memory needs image batches"):
+        make_engine(VideoSNEngine, videos, pooling_method="mean")
+    training = make_engine(VideoSNEngine, videos, memory_size=10)
+    with pytest.raises(TypeError, match="a memory takes image batches"):
         training.forward_backward(next(iter(videos.train_loader)))
 
 
-def test_small_video_config(tmp_path: Path) -> None:
-    make_pedestrians(tmp_path / "reid-data" / SyntheticTracklets.dataset_dir, 8, 5, frames=8)
-    options = [
-        "train.max_epoch",
-        "1",
-        "train.print_freq",
-        "1",
-        "data.workers",
-        "0",
-        "data.height",
-        "64",
-        "data.width",
-        "32",
-        "test.ranks",
-        "[1]",
-    ]
-    config = str(ROOT / "configs/small_video.yaml")
-    done = run("-m", "torchreid_snloss", "--config-file", config, *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "loss_m" in done.stdout
-    assert "mAP:" in done.stdout
+def test_small_video_config(command_line: Callable[..., Done]) -> None:
+    make_pedestrians(Path("reid-data") / SyntheticTracklets.dataset_dir, 8, 5, frames=8)
+    done = command_line(
+        *["--config-file", ROOT / "configs/small_video.yaml", "train.max_epoch", 1, "train.print_freq", 1],
+        *["data.workers", 0, "data.height", 64, "data.width", 32, "test.ranks", [1]],
+    )
+    assert done.code == 0, done.err
+    assert "loss_m" in done.out
+    assert "mAP:" in done.out
