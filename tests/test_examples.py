@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import runpy
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, run, tiny_options
 from torchreid import models, utils
 
 from torchreid_snloss import build_model, load_config
 from torchreid_snloss.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def example(in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an example in this process and returns what it prints. One that calls `register()` takes a new process."""
+
+    def run_here(name: str, *arguments: str) -> str:
+        script = str(ROOT / "examples" / name)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        runpy.run_path(script, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_here
 
 
 def test_swap_the_loss(reid_data: Path, tmp_path: Path) -> None:
@@ -25,18 +42,8 @@ def test_swap_the_loss(reid_data: Path, tmp_path: Path) -> None:
 
 def test_own_main(reid_data: Path, tmp_path: Path) -> None:
     options = ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.root", str(reid_data)]
-    options += [
-        "loss.name",
-        "hap2s",
-        "train.max_epoch",
-        "1",
-        "train.batch_size",
-        "32",
-        "train.print_freq",
-        "1",
-        "test.visrank",
-        "False",
-    ]
+    own = ["loss.name", "hap2s", "train.max_epoch", 1, "test.visrank", False]
+    options += tiny_options("model.name", "osnet_x0_25", *own)
     done = run(str(ROOT / "examples/own_main.py"), str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "loss_m" in done.stdout
@@ -73,35 +80,29 @@ def test_own_images(reid_data: Path, tmp_path: Path) -> None:
     assert "no camera in the name of" in done.stderr
 
 
-def test_fine_tune(reid_data: Path, tmp_path: Path) -> None:
+def test_fine_tune(reid_data: Path, example: Callable[..., str]) -> None:
     model = models.build_model("osnet_x1_0", 751, loss="softmax", pretrained=False)
-    torch.save(model.state_dict(), tmp_path / "zoo.pth")  # as the zoo's files are
-    options = ["data.root", str(reid_data), "data.height", "64", "data.width", "32", "data.workers", "0"]
-    options += ["train.max_epoch", "1", "train.print_freq", "1", "use_gpu", "False"]
-    done = run(str(ROOT / "examples/fine_tune.py"), "--weights", "zoo.pth", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "mAP:" in done.stdout
-    tuned = torch.load(tmp_path / "log/fine_tune/model/model.pth.tar-1", weights_only=True)["state_dict"]
+    torch.save(model.state_dict(), "zoo.pth")  # as the zoo's files are
+    options = tiny_options("model.name", "osnet_x1_0", "data.root", reid_data, "train.max_epoch", 1, "use_gpu", False)
+    assert "mAP:" in example("fine_tune.py", "--weights", "zoo.pth", *options)
+    tuned = torch.load("log/fine_tune/model/model.pth.tar-1", weights_only=True)["state_dict"]
     change = (tuned["conv1.conv.weight"] - model.state_dict()["conv1.conv.weight"]).abs().max()
     assert 0 < change < 1e-3
-    done = run(str(ROOT / "examples/fine_tune.py"), "--weights", "none.pth", cwd=tmp_path)
-    assert "there is no file none.pth, and no --id" in done.stderr
+    with pytest.raises(SystemExit, match=r"there is no file none.pth, and no --id"):
+        example("fine_tune.py", "--weights", "none.pth")
 
 
-def test_extract_features(reid_data: Path, trained: Path, tmp_path: Path) -> None:
+def test_extract_features(reid_data: Path, trained: Path, example: Callable[..., str]) -> None:
     images = sorted(map(str, (reid_data / "market1501/Market-1501-v15.09.15/query").glob("*.jpg")))[:7]
     arguments = ["--config-file", str(ROOT / "configs/small.yaml"), "--weights", str(trained), *images]
-    done = run(str(ROOT / "examples/extract_features.py"), *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    features = torch.load(tmp_path / "features.pt", weights_only=True)["features"]
+    printed = example("extract_features.py", *arguments)
+    features = torch.load("features.pt", weights_only=True)["features"]
     # torchreid's own extractor reads the same weights and gives the same features.
     extractor = utils.FeatureExtractor("osnet_x0_25", str(trained), image_size=(128, 64), device="cpu", verbose=False)
     torch.testing.assert_close(features, torch.nn.functional.normalize(extractor(images)), rtol=1e-4, atol=1e-5)
-    assert len(done.stdout.splitlines()) >= 6
+    assert len(printed.splitlines()) >= 6
 
 
-def test_export_onnx(trained: Path, tmp_path: Path) -> None:
+def test_export_onnx(trained: Path, example: Callable[..., str]) -> None:
     arguments = ["--config-file", str(ROOT / "configs/small.yaml"), "--weights", str(trained)]
-    done = run(str(ROOT / "examples/export_onnx.py"), *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "model.onnx: 512 features an image, the same as torch's" in done.stdout
+    assert "model.onnx: 512 features an image, the same as torch's" in example("export_onnx.py", *arguments)
