@@ -6,7 +6,6 @@ python tests/kill_and_resume.py --kills 20
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import signal
@@ -18,31 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import start, tiny_options
 
 from torchreid_snloss.data import make_pedestrians
 
 EPOCHS = 6
-OPTIONS = {
-    "model.name": "osnet_x0_25",
-    "model.pretrained": "False",
-    "loss.name": "sn",
-    "data.height": "64",
-    "data.width": "32",
-    "data.transforms": "['random_flip', 'random_crop', 'color_jitter']",
-    "train.batch_size": "32",
-    "train.max_epoch": str(EPOCHS),
-    "train.lr_scheduler": "cosine",
-    "train.print_freq": "1",
-    "test.eval_freq": "2",
-    "model.resume": "auto",
-}
+OPTIONS = tiny_options(
+    *["model.name", "osnet_x0_25", "loss.name", "sn", "train.max_epoch", EPOCHS, "train.lr_scheduler", "cosine"],
+    *["data.transforms", "['random_flip', 'random_crop', 'color_jitter']"],
+    *["test.eval_freq", 2, "model.resume", "auto"],
+)
 
 
-def start(root: Path, save_dir: Path, workers: int) -> subprocess.Popen[str]:
-    options = {**OPTIONS, "data.root": str(root), "data.save_dir": str(save_dir), "data.workers": str(workers)}
-    command = [sys.executable, "-u", "-m", "torchreid_snloss", *(item for pair in options.items() for item in pair)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+def start_run(root: Path, save_dir: Path, workers: int) -> subprocess.Popen[str]:
+    options = ["data.root", str(root), "data.save_dir", str(save_dir), "data.workers", str(workers)]
+    return start("-u", "-m", "torchreid_snloss", *OPTIONS, *options, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen[str], save_dir: Path) -> dict[str, Any]:
@@ -72,14 +61,14 @@ def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -
     rng = random.Random(seed)
     root = folder / "reid-data"
     make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8, seed=5)
-    alone = finish(start(root, folder / "alone", workers), folder / "alone")
+    alone = finish(start_run(root, folder / "alone", workers), folder / "alone")
     assert alone["results"]
 
     count = {"kills": 0, "while a checkpoint was being written": 0, "runs compared": 0}
     while count["kills"] < kills:
         save_dir = folder / f"killed-{count['runs compared']}"
         while count["kills"] < kills and not (save_dir / "model" / f"model.pth.tar-{EPOCHS}").exists():
-            process = start(root, save_dir, workers)
+            process = start_run(root, save_dir, workers)
             if not wait_for_training(process):
                 raise AssertionError("the process ended before its training")
             writing, further = rng.random() < 0.5, epochs_done(save_dir) + rng.randint(0, 3)
@@ -89,7 +78,7 @@ def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -
                 if writing and unfinished and epochs_done(save_dir) >= further:
                     time.sleep(rng.uniform(0.0, 0.003))
                     break
-                time.sleep(0.0005)
+                time.sleep(0.002)  # a checkpoint takes a hundred times that long
             killed = process.poll() is None
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -97,7 +86,7 @@ def kill_and_resume(kills: int, folder: Path, seed: int = 0, workers: int = 1) -
             count["while a checkpoint was being written"] += bool(list((save_dir / "model").glob(".unfinished-*")))
             print(count, file=sys.stderr, flush=True)
 
-        resumed = finish(start(root, save_dir, workers), save_dir)
+        resumed = finish(start_run(root, save_dir, workers), save_dir)
         count["runs compared"] += 1
         assert resumed["results"] == alone["results"]
         for which in ("last", "best"):

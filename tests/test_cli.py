@@ -115,7 +115,8 @@ SMALL = ["--config-file", str(ROOT / "configs/small.yaml"), "data.workers", "0"]
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """Where the small config was run for an epoch, and what it printed."""
     folder = tmp_path_factory.mktemp("small")
-    return folder, run_process(*SMALL, "train.max_epoch", "1", "test.visrank_topk", "5", cwd=folder)
+    options = ["data.height", "64", "data.width", "32", "train.max_epoch", "1", "test.visrank_topk", "5"]
+    return folder, run_process(*SMALL, *options, cwd=folder)
 
 
 def test_small_config_shortened(small: tuple[Path, Done]) -> None:
