@@ -88,7 +88,7 @@ def test_several_criteria_are_a_column_each_and_add_up(datamanager: Any, batch: 
 
 def test_what_is_no_criterion_is_told(datamanager: Any, batch: dict[str, Any]) -> None:
     engine = make_engine(ImageMetricEngine, datamanager, criterion=lambda features, pids: features)
-    with pytest.raises(TypeError, match=r"'m' must give a scalar tensor, got \(32, 256\)"):
+    with pytest.raises(TypeError, match=r"'m' must return a scalar tensor, got \(32, 256\)"):
         engine.forward_backward(batch)
     with pytest.raises(ValueError, match="weight_m must have the criteria's names"):
         make_engine(ImageMetricEngine, datamanager, criterion={"a": centre}, weight_m={"b": 1.0})

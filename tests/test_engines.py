@@ -124,7 +124,7 @@ def test_unknown_keyword_names_the_loss(datamanager: Any) -> None:
 
 def test_model_without_features(datamanager: Any) -> None:
     softmax = models.build_model("osnet_x0_25", 16, loss="softmax", pretrained=False)
-    with pytest.raises(ValueError, match="built with loss='softmax' and gives no features"):
+    with pytest.raises(ValueError, match="built with loss='softmax' and returns no features"):
         make_engine(ImageSNEngine, datamanager, softmax)
     own = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 32, 16))
     with pytest.raises(TypeError, match=r"must return \(logits, features\), got Tensor"):

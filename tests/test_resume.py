@@ -22,7 +22,7 @@ from torchreid import engine, models, utils
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
-from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, resumable
+from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, with_training_loop
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -195,7 +195,7 @@ def test_a_checkpoint_from_several_gpus_resumes_on_a_cpu(datamanager: Any, tmp_p
 
 
 def test_torchreids_engines_save_without_a_scheduler(datamanager: Any, tmp_path: Path) -> None:
-    make_engine(resumable(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
+    make_engine(with_training_loop(engine.ImageTripletEngine), datamanager).run(save_dir=str(tmp_path), max_epoch=1)
     assert find_newest(tmp_path / "model") is not None
 
 
@@ -225,7 +225,7 @@ def test_resume_auto(train: Callable[..., Done], in_folder: Path) -> None:
     done = train(*options, 4)
     assert done.code == 0
     assert "** Passed over" in done.out
-    assert f'Going on from "{newest.relative_to(in_folder)}", after 2 epochs' in done.out
+    assert f'Resuming from "{newest.relative_to(in_folder)}", after 2 epochs' in done.out
     # Finished already: only the test is run again.
     done = train(*options, 4)
     assert done.code == 0

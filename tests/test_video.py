@@ -74,7 +74,7 @@ def test_a_wrong_pooling_method_and_a_memory_are_told(videos: Any) -> None:
     with pytest.raises(ValueError, match="pooling_method must be one of 'avg', 'max', got 'mean'"):
         make_engine(VideoSNEngine, videos, pooling_method="mean")
     training = make_engine(VideoSNEngine, videos, memory_size=10)
-    with pytest.raises(TypeError, match="a memory takes image batches"):
+    with pytest.raises(TypeError, match="a memory needs image batches"):
         training.forward_backward(next(iter(videos.train_loader)))
 
 
