@@ -51,6 +51,7 @@ setup(
         "torchreid",
         "torch>=2.2",
         "torchvision",
+        "Jinja2>=3.0",
         "gdown>=5",
         "yacs",
         "PyYAML",

@@ -16,10 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, run, start, tiny_options
+from PIL import Image
 
+from torchreid_snloss import get_default_config
 from torchreid_snloss.compare import main
+from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.ranked import Ranked, average_precisions
-from torchreid_snloss.record import read_features, read_record
+from torchreid_snloss.compare.results import Results, write_csv, write_json
+from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.evaluation import Ranking
+from torchreid_snloss.record import Features, Recorder, read_features, read_record
 
 
 def _arguments(reid_data: Path, *options: str, flags: tuple[str, ...] = ("--seeds", "1")) -> list[str]:
@@ -74,6 +80,79 @@ def test_the_table_is_what_torchreid_printed(compared: tuple[Path, Any]) -> None
         assert 100 < float(row[10]) < 8000
 
 
+@pytest.fixture
+def recorded_runs(tmp_path: Path) -> list[Run]:
+    """Runs as training leaves them: two losses with two seeds, evaluated on two test sets whose names are markup."""
+    rng = np.random.default_rng(0)
+    image = str(tmp_path / "<i>0001_c1.jpg")
+    Image.new("RGB", (64, 128)).save(image)
+    pids, camids = np.arange(12) % 4, np.arange(12) % 3
+    runs = []
+    for loss, level in (("softmax", 0.4), ("sn", 0.6)):
+        for seed in (1, 2):
+            cfg = get_default_config()
+            cfg.data.save_dir = str(tmp_path / loss / str(seed))
+            cfg.data.targets = ["<b>one", "two&amp;"]
+            cfg.train.max_epoch = 2
+            cfg.loss.name = loss
+            recorder = Recorder(tmp_path / loss / str(seed) / "record")
+            for epoch in (0, 2):
+                if epoch:
+                    recorder.add_epoch(epoch, {"loss": 1.5}, seconds=2.0 + seed)
+                for dataset in cfg.data.targets:
+                    ranking = Ranking(np.linspace(level, 1, 12, dtype=np.float32), level + seed / 100, level / 2)
+                    sides = [
+                        Features(rng.normal(size=(12, 8)).astype(np.float32), pids, camids, np.array([image] * 12))
+                        for _ in ("query", "gallery")
+                    ]
+                    recorder.add_evaluation(epoch, dataset, ranking, *sides)
+            runs.append(Run(loss, seed, cfg, []))
+    return runs
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no < in file names")
+def test_the_report_escapes_names_and_paths(recorded_runs: list[Run], tmp_path: Path) -> None:
+    command = "torchreid-snloss-compare --root '<u>' \udcff"  # and a byte of a path that is no UTF-8
+    write_page(Results.of(recorded_runs), recorded_runs, tmp_path / "report.html", command, "pca")
+    parsed = _Tags()
+    parsed.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert not {"b", "i", "u"} & {tag for tag, _ in parsed.tags}
+    assert parsed.texts.count("softmax, sn on <b>one, two&amp;") == 2  # title and heading
+    assert "torchreid-snloss-compare --root '<u>' ?" in parsed.texts
+    assert {attrs["title"] for tag, attrs in parsed.tags if tag == "img"} == {"<i>0001_c1.jpg"}
+
+
+def test_the_reports_table_marks_the_best_and_names_the_test_sets(recorded_runs: list[Run], tmp_path: Path) -> None:
+    write_page(Results.of(recorded_runs), recorded_runs, tmp_path / "report.html", "", "pca")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)[1:]
+    names = [re.search(r"<th.*?>(.*?)</th>", row)[1] for row in rows]  # type: ignore[index]
+    assert names == ["&lt;b&gt;one", "softmax", "sn", "two&amp;amp;", "softmax", "sn"]
+    best = [re.findall(r'<td class="best">(.*?)</td>', row) for row in rows]
+    # 0.61 and 0.62 by 0.6 + seed / 100; the seconds have no best.
+    assert best[2] == best[5] == ["61.5 ± 0.7", "30.0 ± 0.0", "60.0 ± 0.0", "74.5 ± 0.0", "92.7 ± 0.0"]
+    assert best[0] == best[1] == best[3] == best[4] == []
+
+
+def test_results_as_files(recorded_runs: list[Run], tmp_path: Path) -> None:
+    results = Results.of(recorded_runs, unchanged=recorded_runs)
+    write_csv(results, tmp_path / "results.csv")
+    write_json(results, tmp_path / "results.json")
+    with open(tmp_path / "results.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["dataset"], line["loss"], line["seeds"]) for line in lines] == [
+        ("<b>one", "softmax", "2"), ("<b>one", "sn", "2"), ("two&amp;", "softmax", "2"), ("two&amp;", "sn", "2"),
+    ]  # fmt: skip
+    line = lines[1]
+    assert (line["mAP"], line["mAP sd"], line["s/epoch"], line["mAP lost"]) == ("61.5", "0.707107", "3.5", "0")
+    content = json.loads((tmp_path / "results.json").read_text())
+    figure = content["table"][1]["figures"]["mAP"]
+    assert (round(figure["mean"], 6), round(figure["spread"], 6), figure["digits"]) == (61.5, 0.707107, 1)
+    assert [(one["loss"], one["seed"], one["dataset"]) for one in content["runs"]][:2] == [
+        ("softmax", 1, "<b>one"), ("softmax", 1, "two&amp;"),
+    ]  # fmt: skip
+
+
 class _Tags(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -108,10 +187,10 @@ def test_the_report_is_one_file_with_everything(compared: tuple[Path, Any]) -> N
     assert len(queries) == 8
     marked = []
     for query in queries:
-        asked, *shown = re.findall(r'title="(\d+)_c(\d)', query)
+        query_image, *shown = re.findall(r'title="(\d+)_c(\d)', query)
         marks = re.findall(r'<li class="(right|wrong)">', query)
-        assert marks == ["right" if image[0] == asked[0] else "wrong" for image in shown]
-        assert asked not in shown  # its own person under its own camera
+        assert marks == ["right" if image[0] == query_image[0] else "wrong" for image in shown]
+        assert query_image not in shown  # no image of its identity from its own camera
         marked += marks
     assert len(marked) == 8 * 2 * 10
     assert set(marked) == {"right", "wrong"}

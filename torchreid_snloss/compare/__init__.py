@@ -1,4 +1,4 @@
-"""``torchreid-snloss-compare``: losses trained on the same budget, and a report of what they do."""
+"""`torchreid-snloss-compare` trains several losses on the same budget and reports what they do."""
 
 from torchreid_snloss.compare.command import main
 

@@ -1,34 +1,38 @@
-"""The report's charts, as SVG whose text and axes take the colour of the page around them."""
+"""The charts of the report: SVG whose text and axes take the text colour of the page around them."""
 
 from __future__ import annotations
 
-import html
 import io
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from torchreid_snloss.compare.ranked import Distances
+from torchreid_snloss.compare.ranked import DistanceHistograms
 from torchreid_snloss.record import Features
 
-__all__ = ["cmc_curves", "feature_map", "histograms", "learning_curves", "loss_curves"]
+__all__ = ["Curves", "cmc_curves", "feature_map", "histograms", "learning_curves", "loss_curves"]
 
-# Okabe and Ito's colours for the colour-blind, a little lighter or darker, to be seen on white and on black.
+# The colour-blind safe palette of Okabe and Ito, a little lighter or darker so that it shows on white and on black.
 _COLORS = ["#8c8c8c", "#d55e00", "#2f8fd0", "#00a67a", "#cf7fb0", "#c79a00", "#7e6bd1", "#58b4d9"]
 _MARKERS = "osD^vP*X"
-_LINKS = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
-_INK = "#0a0b0c"  # stands for the page's own colour
+_INK = "#0a0b0c"  # a placeholder for the text colour of the page
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_SVG_METADATA = ("Creator", "Date", "Format", "Type")  # left out of the file
+ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "torchreid-snloss",  # the same drawing is the same file
+    "svg.hashsalt": "torchreid-snloss",  # the same figure gives the same file
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -41,27 +45,36 @@ _STYLE: Any = {
 }
 
 Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
-"""By loss, of each seed, x and y."""
+"""For each loss the x and y values of each seed."""
 
 
-def learning_curves(curves: Curves, label: str) -> str:
-    """A figure of the evaluation by epoch, means over seeds with a band from the lowest to the highest."""
-    return _lines(curves, "epochs trained", label)
+def learning_curves(curves: Curves, label: str) -> Markup:
+    """The evaluation by epoch, the mean over seeds with a band from the lowest to the highest.
+
+    Args:
+        curves: The epochs and the values. All seeds of a loss have the same epochs.
+        label: The label of the y axis.
+    """
+    return _mean_curves(curves, "epochs trained", label)
 
 
-def cmc_curves(curves: Curves) -> str:
-    """The share of queries with a match among the first k images, likewise."""
-    return _lines(curves, "rank k", "queries with a match, %")
+def cmc_curves(curves: Curves) -> Markup:
+    """The CMC curves, the mean over seeds with a band from the lowest to the highest.
+
+    Args:
+        curves: The ranks k, and the percentage of queries with a match among the first k gallery images.
+    """
+    return _mean_curves(curves, "rank k", "queries with a match, %")
 
 
-def _lines(curves: Curves, x_label: str, y_label: str) -> str:
+def _mean_curves(curves: Curves, x_label: str, y_label: str) -> Markup:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         axes = figure.subplots()
-        for number, (loss, runs) in enumerate(curves.items()):
-            x = runs[0][0]
-            values = np.array([y for _, y in runs])
-            color, marker = _COLORS[number % len(_COLORS)], _MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)]
+        for number, (loss, of_seeds) in enumerate(curves.items()):
+            x = of_seeds[0][0]
+            values = np.array([y for _, y in of_seeds])
+            color, marker = _color(number), _MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)]
             axes.plot(x, values.mean(axis=0), color=color, marker=marker, markersize=4, label=loss)
             axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -71,15 +84,19 @@ def _lines(curves: Curves, x_label: str, y_label: str) -> str:
         return _svg(figure, f"{y_label} by {x_label}: {', '.join(curves)}")
 
 
-def loss_curves(loss: str, terms: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """The terms of one loss by epoch."""
+def loss_curves(loss: str, terms: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Markup:
+    """The terms of one loss by epoch.
+
+    Args:
+        loss: The name of the loss.
+        terms: The epochs and the values by the name of the term.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.4, 2.3), layout="constrained")
         axes = figure.subplots()
         for number, (name, (x, y)) in enumerate(terms.items()):
-            axes.plot(
-                x, y, color=_COLORS[(2, 1, 3, 0)[number % 4]], linestyle=("-", "--", ":", "-.")[number % 4], label=name
-            )
+            color, linestyle = _COLORS[(2, 1, 3, 0)[number % 4]], ("-", "--", ":", "-.")[number % 4]
+            axes.plot(x, y, color=color, linestyle=linestyle, label=name)
         axes.set(xlabel="epochs trained", title=loss)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -87,8 +104,14 @@ def loss_curves(loss: str, terms: Mapping[str, tuple[Sequence[float], Sequence[f
         return _svg(figure, f"Terms of {loss} by epoch")
 
 
-def histograms(loss: str, before: Distances, after: Distances) -> str:
-    """Distances between queries and gallery, of the same and of different people, before and after training."""
+def histograms(loss: str, before: DistanceHistograms, after: DistanceHistograms) -> Markup:
+    """The distances between queries and gallery images of the same person and of different people.
+
+    Args:
+        loss: The name of the loss.
+        before: The distances before training.
+        after: The distances after training.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         for axes, when, distances in zip(figure.subplots(1, 2), ("before", "after"), (before, after)):
@@ -102,16 +125,16 @@ def histograms(loss: str, before: Distances, after: Distances) -> str:
         return _svg(figure, f"Distances with {loss}, before and after training")
 
 
-def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[int], metric: str, kind: str) -> str:
-    """Images of some identities in two dimensions.
+def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[int], metric: str, kind: str) -> Markup:
+    """The images of some identities in two dimensions.
 
     Args:
-        title: above it.
-        query: features of a test set's queries, here dots with a rim.
-        gallery: of its gallery.
-        pids: the identities to show.
-        metric: by which features are compared, ``"euclidean"`` or ``"cosine"``.
-        kind: ``"tsne"`` or ``"pca"``.
+        title: The title of the chart.
+        query: The features of the queries, which get a rim.
+        gallery: The features of the gallery.
+        pids: The identities to show.
+        metric: The distance between features, `"euclidean"` or `"cosine"`.
+        kind: How the map is made, `"tsne"` or `"pca"`.
     """
     features = np.concatenate([query.features, gallery.features])
     labels = np.concatenate([query.pids, gallery.pids])
@@ -131,26 +154,36 @@ def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[i
         figure = Figure(figsize=(3.4, 3.2), layout="constrained")
         axes = figure.subplots()
         for number, pid in enumerate(pids):
-            color, marker = _COLORS[number % len(_COLORS)], _MARKERS[number // len(_COLORS) % len(_MARKERS)]
-            for wanted, rim in ((False, "none"), (True, _INK)):
-                mine = points[(labels == pid) & (is_query == wanted)]
-                axes.scatter(mine[:, 0], mine[:, 1], s=34, color=color, marker=marker, edgecolors=rim, linewidths=1)
+            color, marker = _color(number), _MARKERS[number // len(_COLORS) % len(_MARKERS)]
+            for of_query, rim in ((False, "none"), (True, _INK)):
+                x, y = points[(labels == pid) & (is_query == of_query)].T
+                axes.scatter(x, y, s=34, color=color, marker=marker, edgecolors=rim, linewidths=1)
         axes.set(xticks=[], yticks=[], title=title)
         axes.grid(False)
         axes.spines[["top", "right"]].set_visible(True)
         return _svg(figure, f"Map of test features, {title}")
 
 
-def _svg(figure: Figure, label: str) -> str:
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    """The figure as an `<svg>` element for an HTML page, with `label` for readers who do not see it."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Ids are the page's, not the drawing's; and the page sets the size.
-    svg = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', f"{zlib.crc32(label.encode())}-", svg)
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None
-    opening = (
-        f'<svg role="img" aria-label="{html.escape(label)}" {view[0]} xmlns="http://www.w3.org/2000/svg" {_LINKS}>'
-    )
-    return opening + svg[svg.index(">") + 1 :]
+    figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
+    svg = ElementTree.fromstring(stream.getvalue().replace(_INK, "currentColor"))
+    for name in ("width", "height"):  # the page sets the size
+        del svg.attrib[name]
+    svg.attrib.update({"role": "img", "aria-label": label})
+    # All drawings of a page share its ids, so each drawing's get a prefix.
+    prefix = f"{zlib.crc32(label.encode()):x}-"
+    for element in svg.iter():
+        for name, value in element.attrib.items():
+            if name == "id":
+                element.set(name, prefix + value)
+            elif name == _HREF:
+                element.set(name, value.replace("#", f"#{prefix}"))
+            else:
+                element.set(name, value.replace("url(#", f"url(#{prefix}"))
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))  # which has escaped all text
