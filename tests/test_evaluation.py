@@ -16,8 +16,9 @@ from torch import nn
 from torchreid import metrics, utils
 
 from torchreid_snloss import ImageSNEngine
-from torchreid_snloss.evaluation import capture_rankings, capturing, evaluate_rank, in_threads, rank_gallery
+from torchreid_snloss.evaluation import capture_rankings, capturing, evaluate_rank, rank_gallery
 from torchreid_snloss.rerank import re_ranking
+from torchreid_snloss.threads import in_threads
 
 # Two queries by hand, and one whose identity is not in the gallery. The nearest image of the first query's identity is
 # under its own camera and left out; then come 2, 1 (a match), 3, 2, 1 (a match). The second query's only match comes

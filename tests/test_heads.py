@@ -85,9 +85,9 @@ def test_checkpoints_with_a_head_load_in_torchreid_and_in_one_line_here(tmp_path
     [
         (
             ["model.name", "osnet_x0_25", "model.last_stride", 1],
-            "takes a model with a layer4 of stride 2, OSNet has none",
+            "needs a model with a layer4 of stride 2, but OSNet has none",
         ),
-        (["model.name", "pcb_p4", "model.neck", "bnneck"], "one linear classifier, not PCB"),
+        (["model.name", "pcb_p4", "model.neck", "bnneck"], "one linear classifier, got PCB"),
     ],
 )
 def test_a_model_that_takes_none_is_told(options: list[Any], message: str) -> None:
@@ -188,4 +188,4 @@ def test_layers_opened_alone_and_another_schedule(train: Callable[..., Done]) ->
     assert not trained["neck.bias"].any()
     resumed = train(*options, "train.lr_scheduler", "multi_step", "model.resume", "auto")
     assert resumed.code == 2
-    assert "its scheduler is of another kind" in resumed.err
+    assert "its scheduler is of another type" in resumed.err

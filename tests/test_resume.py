@@ -181,7 +181,7 @@ def test_broken_weights_are_not_saved(datamanager: Any, tmp_path: Path) -> None:
 def test_another_optimizer_is_refused(datamanager: Any, tmp_path: Path) -> None:
     make_engine(ImageSNEngine, datamanager, optimizer="adam").run(save_dir=str(tmp_path), max_epoch=1)
     sgd = make_engine(ImageSNEngine, datamanager, optimizer="sgd")
-    with pytest.raises(CheckpointError, match="its optimizer is of another kind than SGD"):
+    with pytest.raises(CheckpointError, match="its optimizer is of another type than SGD"):
         sgd.resume(tmp_path / "model" / "model.pth.tar-1")
 
 
@@ -224,7 +224,7 @@ def test_resume_auto(train: Callable[..., Done], in_folder: Path) -> None:
     damaged.write_bytes(newest.read_bytes()[:5000])
     done = train(*options, 4)
     assert done.code == 0
-    assert "** Passed over" in done.out
+    assert "** Skipped a checkpoint: " in done.out
     assert f'Resuming from "{newest.relative_to(in_folder)}", after 2 epochs' in done.out
     # Finished already: only the test is run again.
     done = train(*options, 4)

@@ -80,5 +80,5 @@ def test_an_interrupted_start_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 
 
 def test_refuses_to_overwrite(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         make_pedestrians(tmp_path)

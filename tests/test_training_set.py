@@ -42,7 +42,7 @@ def test_label_noise_draws_every_other_identity_alike() -> None:
 
 def test_label_noise_that_leaves_an_identity_nothing_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"data.label_noise 0.9 would be 54 of 60 images, where 12 identities keep one"
+        ValueError, match=r"data.label_noise 0.9 would change the labels of 54 of 60 images, but at most 48 can change"
     ):
         add_label_noise(ITEMS, 0.9, seed=1)
 
@@ -101,7 +101,10 @@ def test_outliers_are_patches_of_their_images(reid_data: Path, tmp_path: Path) -
     ("options", "message"),
     [
         (["data.train_fraction", 0], "data.train_fraction must be above 0 and at most 1; got data.train_fraction 0.0"),
-        (["data.train_fraction", 0.05], "data.train_fraction 0.05 of 16 training identities would be 1"),
+        (
+            ["data.train_fraction", 0.05],
+            "data.train_fraction 0.05 would keep 1 of 16 training identities",
+        ),
         (["data.label_noise", 1], "data.label_noise must be at least 0 and below 1; got data.label_noise 1.0"),
         (["data.outliers", -0.1], "data.outliers must be at least 0 and at most 1; got data.outliers -0.1"),
     ],

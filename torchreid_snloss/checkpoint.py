@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and loaded without running code that is in them."""
+"""Checkpoint files. They are written atomically, and loading them runs no code that they contain."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from torchreid_snloss.deprecation import renamed
+
 __all__ = [
     "CheckpointError",
     "atomic_write",
@@ -27,8 +29,9 @@ __all__ = [
     "save_checkpoint",
 ]
 
+__getattr__ = renamed(__name__, {"write_whole": "torchreid_snloss.checkpoint.atomic_write"})
 
-# What torch.load raises for bytes that are no checkpoint, or not a whole one.
+# What torch.load raises for a file that is damaged or not a checkpoint.
 _DAMAGED = (
     OSError,
     RuntimeError,
@@ -44,27 +47,27 @@ _UNFINISHED = ".unfinished-"
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, is damaged, or belongs to another model."""
+    """A file is not a checkpoint, is damaged, or belongs to another model."""
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint, whole or not at all (:func:`atomic_write`).
+    """Writes a checkpoint with `atomic_write`.
 
     Args:
-        state: tensors, plain numbers, strings, and containers of them.
-        path: the file. Its folder is made.
+        state: The content of the checkpoint: tensors, plain numbers, strings, and containers of them.
+        path: The file. Its folder is created if needed.
     """
     atomic_write(path, lambda stream: torch.save(dict(state), stream))
 
 
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file so that at any moment ``path`` is the old file or the new one, whole.
+    """Writes a file so that at any moment `path` is either the complete old file or the complete new one.
 
-    The bytes go to a temporary file beside it, are flushed to the disk, and take the name in one step.
+    The bytes are written to a temporary file in the same folder and flushed to disk. Then the file is renamed.
 
     Args:
-        path: the file. Its folder is made.
-        write: writes the bytes into a stream.
+        path: The file. Its folder is created if needed.
+        write: A function that writes the bytes to a stream.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
         except BaseException:
             Path(stream.name).unlink(missing_ok=True)
             raise
-    with contextlib.suppress(OSError):  # a folder can't be flushed everywhere, and the file is safe by now
+    with contextlib.suppress(OSError):  # not every system can flush a folder, and the file itself is on disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -87,7 +90,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Removes what a process that was killed while it saved has left behind."""
+    """Removes the temporary files of processes that were killed while they saved."""
     for path in Path(folder).glob(f"{_UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
@@ -101,35 +104,36 @@ def _umask() -> int:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Loads a checkpoint of this package or of torchreid onto the CPU.
 
-    Only tensors, plain data and NumPy scalars are unpickled (torchreid's own engines store rank-1 as one, which
-    ``torch.load`` refuses by default since torch 2.6); a file that asks for anything else is refused, and none of its
-    code runs.
+    Only tensors, plain data and NumPy scalars are unpickled. (torchreid's own engines store rank-1 as a NumPy scalar,
+    which `torch.load` refuses by default since torch 2.6.) A file that needs anything else raises an error, and no code
+    in it runs.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
-        its dictionary, with the weights under ``"state_dict"``. A file that is a bare state dict is taken as weights.
+        The content of the checkpoint, with the weights under `"state_dict"`. A file that holds only a state dict counts
+        as weights.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or no checkpoint.
+        CheckpointError: If the file is missing, damaged, or not a checkpoint.
     """
     try:
         with _numpy_scalars_allowed():
             checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
-        reason = f"it asks for {asked[1]}, which could run code" if asked else "it holds other things than data"
-        if asked and "numpy" in asked[1] and not hasattr(torch.serialization, "safe_globals"):
-            reason = "it is one of torchreid's own engines, which takes torch 2.5 or newer to load safely"
-        raise CheckpointError(f"{str(path)!r} is no checkpoint, or not one to load safely: {reason}") from error
+        name = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+        reason = f"it needs {name[1]}, which could run code" if name else "it holds more than data"
+        if name and "numpy" in name[1] and not hasattr(torch.serialization, "safe_globals"):
+            reason = "it was saved by one of torchreid's own engines and needs torch 2.5 or newer to load safely"
+        raise CheckpointError(f"{str(path)!r} is not a checkpoint that can be loaded safely: {reason}") from error
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"can't load {str(path)!r}, is it a whole checkpoint? {reason}") from error
+        raise CheckpointError(f"can't load {str(path)!r}, which is damaged or not a checkpoint: {reason}") from error
     if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint}
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{str(path)!r} holds no checkpoint but a {type(checkpoint).__name__}")
+        raise CheckpointError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not a checkpoint")
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise CheckpointError(f"{str(path)!r} holds no model weights (a state_dict)")
@@ -146,61 +150,77 @@ def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a checkpoint's weights into a model; layers of another name or shape are named and stay as they are.
+    """Loads the weights of a checkpoint into a model.
+
+    Layers that differ in name or shape are not loaded, and a printed line names those of the checkpoint.
 
     Args:
-        model: the model, also within ``DataParallel``.
-        path: a checkpoint of this package or of torchreid.
+        model: The model, which may be wrapped in `DataParallel`.
+        path: A checkpoint of this package or of torchreid.
 
     Raises:
-        CheckpointError: as :func:`load_checkpoint` does, and if no layer fits.
+        CheckpointError: As `load_checkpoint` does, and if no layer fits.
     """
-    own = getattr(model, "module", model)
+    unwrapped = getattr(model, "module", model)
     weights = _without_prefix(load_checkpoint(path)["state_dict"])
-    current = own.state_dict()
+    current = unwrapped.state_dict()
     fitting = {name: value for name, value in weights.items() if name in current and current[name].shape == value.shape}
     if not fitting:
-        raise CheckpointError(f"{str(path)!r} belongs to another model: none of its {len(weights)} layers fit")
-    own.load_state_dict({**current, **fitting})
+        raise CheckpointError(
+            f"{str(path)!r} belongs to another model: none of its {len(weights)} layers matches in name and shape"
+        )
+    unwrapped.load_state_dict({**current, **fitting})
     print(f'=> Loaded {len(fitting)} of {len(current)} layers from "{path}"')
-    left_out = sorted(set(weights) - set(fitting))
-    if left_out:
-        print(f"** These of its layers differ in name or shape from the model's and were left out: {left_out}")
+    not_loaded = sorted(set(weights) - set(fitting))
+    if not_loaded:
+        print(f"** Layers that differ in name or shape from the model's were not loaded: {not_loaded}")
 
 
 def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
-    """Loads a checkpoint into model, optimizer and scheduler, and returns it.
+    """Loads a checkpoint into the model, the optimizer and the scheduler.
+
+    Args:
+        path: A checkpoint of this package or of torchreid.
+        model: The model, which may be wrapped in `DataParallel`.
+        optimizer: The optimizer.
+        scheduler: The learning rate scheduler.
+
+    Returns:
+        The content of the checkpoint.
 
     Raises:
-        CheckpointError: as :func:`load_checkpoint` does, and if the checkpoint is of another model or optimizer.
+        CheckpointError: As `load_checkpoint` does, and if the checkpoint belongs to another model, optimizer or
+            scheduler, or holds only weights.
     """
     checkpoint = load_checkpoint(path)
     missing = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
     if missing:
-        raise CheckpointError(f"{str(path)!r} has no {missing} to go on from; load it with model.load_weights")
+        raise CheckpointError(
+            f"{str(path)!r} has no {missing} to resume from; load its weights with model.load_weights"
+        )
     try:
         for part, current in (("optimizer", optimizer), ("scheduler", scheduler)):
-            if _kind(checkpoint[part]) != _kind(current.state_dict()):
-                raise ValueError(f"its {part} is of another kind than {type(current).__name__}")
+            if _option_names(checkpoint[part]) != _option_names(current.state_dict()):
+                raise ValueError(f"its {part} is of another type than {type(current).__name__}")
         getattr(model, "module", model).load_state_dict(_without_prefix(checkpoint["state_dict"]))
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
         checkpoint["epoch"] = int(checkpoint["epoch"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{str(path)!r} is of another model or optimizer: {reason}") from error
+        raise CheckpointError(f"{str(path)!r} belongs to another model, optimizer or scheduler: {reason}") from error
     return checkpoint
 
 
-def _kind(state: Mapping[str, Any]) -> set[str]:
-    """What tells optimizers and schedulers from each other in their states: the names of their settings."""
-    if "_schedulers" in state:  # of a chain, with warm-up
-        return {f"{number}: {key}" for number, part in enumerate(state["_schedulers"]) for key in _kind(part)}
+def _option_names(state: Mapping[str, Any]) -> set[str]:
+    """The names of the options in the state dict of an optimizer or a scheduler, which differ from type to type."""
+    if "_schedulers" in state:  # a warm-up and the scheduler after it
+        return {f"{number}: {name}" for number, part in enumerate(state["_schedulers"]) for name in _option_names(part)}
     return set(state["param_groups"][0]) if "param_groups" in state else set(state)
 
 
 def _without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """``DataParallel`` puts a prefix before each name."""
+    """The weights without the prefix that `DataParallel` puts before each name."""
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
@@ -208,11 +228,14 @@ _NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
 
 
 def find_newest(folder: str | Path, since: int = 0) -> Path | None:
-    """The checkpoint in ``folder`` written last that loads whole, or None; damaged ones are named and passed over.
+    """Finds the newest checkpoint in a folder that can be loaded. A printed line names each one that can't.
 
     Args:
-        folder: where.
-        since: only those written since, in nanoseconds.
+        folder: The folder with the checkpoints.
+        since: The time in nanoseconds since the epoch before which checkpoints do not count.
+
+    Returns:
+        The file, or None if there is none.
     """
     files = [
         (path.stat().st_mtime_ns, int(name[1]), int(name[2] or 0), path)
@@ -225,7 +248,7 @@ def find_newest(folder: str | Path, since: int = 0) -> Path | None:
         try:
             load_checkpoint(path)
         except CheckpointError as error:
-            print(f"** Passed over: {error}")
+            print(f"** Skipped a checkpoint: {error}")
         else:
             return path
     return None

@@ -1,7 +1,8 @@
-"""CMC, mAP and mINP of a gallery ranked for each query.
+"""CMC, mAP and mINP of a gallery that is ranked for each query.
 
-torchreid's evaluator in Python argsorts the whole matrix and then walks through every rank of every query. Here the
-values of a row are sorted alone, which numpy does several times faster, and the few matches are looked up in them.
+torchreid's evaluator in Python argsorts the whole distance matrix and then walks through every rank of every query.
+Here only the values of a row are sorted, which NumPy does several times faster, and the ranks of the few matches are
+looked up in the sorted values.
 """
 
 from __future__ import annotations
@@ -9,33 +10,39 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from torchreid_snloss.progress import progress_bar
+from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.threads import in_threads
 
-__all__ = ["Ranking", "capture_rankings", "capturing", "evaluate_rank", "in_threads", "rank_gallery"]
+__all__ = ["Ranking", "capture_rankings", "capturing", "evaluate_rank", "rank_gallery"]
 
-_T = TypeVar("_T")
+__getattr__ = renamed(
+    __name__,
+    {
+        "noted_rankings": "torchreid_snloss.evaluation.capture_rankings",
+        "noting": "torchreid_snloss.evaluation.capturing",
+    },
+)
+
 _CUHK03_DRAWS = 10
-_PER_TURN = 256  # bounds what is computed ahead of its use
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """How well galleries were ranked, over the queries that have a match.
+    """How well a gallery was ranked. Queries without a match do not count.
 
     Attributes:
-        cmc: float32 (max_rank,), in [0, 1]; at k - 1 the share of queries with a match among the first k images.
+        cmc: (max_rank,), float32 in [0, 1]. At index k - 1 stands the share of queries with a match among the first k
+            images.
         mean_ap: mAP in [0, 1], the mean over queries of the average precision.
-        mean_inp: mINP in [0, 1], the mean over queries of matches / rank of the last match (Ye et al., "Deep Learning
-            for Person Re-identification: A Survey and Outlook", TPAMI 2021).
+        mean_inp: mINP in [0, 1], the mean over queries of the number of matches divided by the rank of the last match
+            (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
     """
 
     cmc: NDArray[np.float32]
@@ -53,32 +60,33 @@ def evaluate_rank(
     use_metric_cuhk03: bool = False,
     use_cython: bool = True,
 ) -> tuple[NDArray[np.float32], float]:
-    """:func:`rank_gallery` with the signature of ``torchreid.metrics.evaluate_rank``, whose place it takes.
+    """Evaluates with `rank_gallery`, but has the signature of `torchreid.metrics.evaluate_rank`, which it replaces.
 
     Args:
-        distmat: as in :func:`rank_gallery`, and so are the five arguments after it.
-        q_pids: identities of the queries.
-        g_pids: identities of the gallery.
-        q_camids: cameras of the queries.
-        g_camids: cameras of the gallery.
-        max_rank: length of the CMC curve; a smaller gallery shortens it, and a line printed says so, as in torchreid.
-        use_metric_cuhk03: CUHK03's metric in place of Market-1501's.
-        use_cython: ignored; there is one evaluator for both.
+        distmat: (queries, gallery), the distances.
+        q_pids: (queries,), the identities of the queries.
+        g_pids: (gallery,), the identities of the gallery.
+        q_camids: (queries,), the cameras of the queries.
+        g_camids: (gallery,), the cameras of the gallery.
+        max_rank: The length of the CMC curve. A smaller gallery shortens the curve, and a printed line says so, as in
+            torchreid.
+        use_metric_cuhk03: Whether to use the metric of CUHK03 in place of that of Market-1501.
+        use_cython: Ignored.
 
     Returns:
-        the CMC curve and mAP, as torchreid's evaluators give them, but for rounding. Where few images are left to a
-        query, torchreid's curve is shorter than ``max_rank`` or fails; this one goes on with 1.
+        The CMC curve and mAP, which equal torchreid's up to rounding. If fewer than `max_rank` images remain for a
+        query, torchreid's curve is too short or its evaluator fails; here the curve continues with 1.
 
     Raises:
-        ValueError: as :func:`rank_gallery`.
-        TypeError: as :func:`rank_gallery`.
+        ValueError: As `rank_gallery` does.
+        TypeError: As `rank_gallery` does.
     """
     ranking = rank_gallery(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03)
     if len(ranking.cmc) < max_rank:
         print(f"Note: the gallery has {len(ranking.cmc)} images, so the CMC curve ends there, not at {max_rank}")
-    noted = _NOTED.get()
-    if noted is not None:
-        noted.append(ranking)
+    captured = _CAPTURED.get()
+    if captured is not None:
+        captured.append(ranking)
     return ranking.cmc, ranking.mean_ap
 
 
@@ -91,35 +99,37 @@ def rank_gallery(
     max_rank: int = 50,
     use_metric_cuhk03: bool = False,
 ) -> Ranking:
-    """Ranks the gallery for each query, nearest first, and says how far up the matches are.
+    """Ranks the gallery for each query, nearest first, and computes CMC, mAP and mINP.
 
-    A match is a gallery image of the query's identity under another camera. Images of its identity under its own camera
-    are left out of its ranking, and queries without a match out of the means (Zheng et al., "Scalable Person
-    Re-identification: A Benchmark", ICCV 2015). Equal distances are ranked in the gallery's order.
+    A match is a gallery image of the query's identity from another camera. Images of the query's identity from its own
+    camera are left out of its ranking, and queries without a match are left out of the means (Zheng et al., "Scalable
+    Person Re-identification: A Benchmark", ICCV 2015). Images at equal distances are ranked in the order of the
+    gallery.
 
-    In CUHK03's metric the CMC curve is of one image of each identity, drawn at random, and the mean of 10 draws (Li et
-    al., "DeepReID", CVPR 2014). They come from numpy's global generator, the same numbers in the same order as in
-    torchreid. Which image a number stands for depends on the order of equal distances; here this is
-    ``np.argsort``'s, as in torchreid, so that the same seed gives the same curve.
+    In the metric of CUHK03 the CMC curve is computed on one image of each identity, drawn at random, and averaged over
+    10 draws (Li et al., "DeepReID", CVPR 2014). The random numbers come from NumPy's global generator, in the same
+    order as in torchreid. Which image is drawn also depends on the order of equal distances, which is that of
+    `np.argsort` here as in torchreid. So the same seed gives the same curve.
 
-    Works in as many threads as torch does (``torch.get_num_threads()``), on a few rows each at a time.
+    The work is done in as many threads as torch uses (`torch.get_num_threads()`), on a few rows at a time.
 
     Args:
-        distmat: (queries, gallery) distances, of any real type; smaller is nearer, infinity is allowed. Not changed.
-        q_pids: (queries,) identities.
-        g_pids: (gallery,) identities.
-        q_camids: (queries,) cameras.
-        g_camids: (gallery,) cameras.
-        max_rank: length of the CMC curve, >= 1; the gallery's size where that is less.
-        use_metric_cuhk03: CUHK03's metric in place of Market-1501's.
+        distmat: (queries, gallery), distances of any real type. Smaller is nearer, infinity is allowed. The array is
+            not modified.
+        q_pids: (queries,), the identities of the queries.
+        g_pids: (gallery,), the identities of the gallery.
+        q_camids: (queries,), the cameras of the queries.
+        g_camids: (gallery,), the cameras of the gallery.
+        max_rank: The length of the CMC curve, >= 1. The curve is as long as the gallery if that is smaller.
+        use_metric_cuhk03: Whether to use the metric of CUHK03 in place of that of Market-1501.
 
     Returns:
-        the ranking's figures.
+        CMC, mAP and mINP.
 
     Raises:
-        ValueError: if shapes do not fit, there is no query or gallery image, ``max_rank`` is below 1, a distance is NaN
-            or no query has a match.
-        TypeError: if distances are not real numbers.
+        ValueError: If shapes do not fit, there is no query or no gallery image, `max_rank` is below 1, a distance is
+            NaN, or no query has a match.
+        TypeError: If the distances are not real numbers.
     """
     rows = np.asarray(distmat)
     if rows.ndim != 2 or 0 in rows.shape:
@@ -134,18 +144,18 @@ def rank_gallery(
     max_rank = min(max_rank, num_gallery)
 
     rank = _ranks_of_drawn_and_all_matches if use_metric_cuhk03 else _ranks_of_first_and_all_matches
-    # In float32 query by query as torchreid's, whose rounding can exceed 1e-6 in CUHK03's metric.
+    # Summed in float32, query by query, as torchreid does: its rounding can exceed 1e-6 in the metric of CUHK03.
     curves = np.zeros(max_rank, dtype=np.float32)
-    precisions, penalties = [], []
+    average_precisions, inverse_penalties = [], []
     for first, matches in rank(rows, queries, gallery):
-        found = np.bincount(first[first < max_rank], minlength=max_rank).cumsum() / len(first)
-        curves += found.astype(np.float32)
-        precisions.append(np.mean(np.arange(1, len(matches) + 1) / (matches + 1)))
-        penalties.append(len(matches) / (matches[-1] + 1))
-    if not precisions:
+        curve = np.bincount(first[first < max_rank], minlength=max_rank).cumsum() / len(first)
+        curves += curve.astype(np.float32)
+        average_precisions.append(np.mean(np.arange(1, len(matches) + 1) / (matches + 1)))
+        inverse_penalties.append(len(matches) / (matches[-1] + 1))
+    if not average_precisions:
         raise ValueError(f"none of the {num_queries} queries has a gallery image of its identity under another camera")
-    cmc = curves / np.float32(len(precisions))
-    return Ranking(cmc, mean_ap=float(np.mean(precisions)), mean_inp=float(np.mean(penalties)))
+    cmc = curves / np.float32(len(average_precisions))
+    return Ranking(cmc, mean_ap=float(np.mean(average_precisions)), mean_inp=float(np.mean(inverse_penalties)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,29 +164,30 @@ class _Labels:
     camids: NDArray[Any]
 
 
-# For a query: ranks from 0 of the first match, in one drawing or in each of several, and of all matches, ascending.
+# For one query: the ranks of the first match in each draw (a single one in the metric of Market-1501), and the ranks of
+# all matches in ascending order. Ranks are counted from 0.
 _Ranks = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, gallery: _Labels) -> Iterator[_Ranks]:
-    by_pid = np.argsort(gallery.pids, kind="stable")  # an identity's images lie side by side, in the gallery's order
+    by_pid = np.argsort(gallery.pids, kind="stable")  # groups the images of an identity, in the order of the gallery
     starts = np.searchsorted(gallery.pids, queries.pids, side="left", sorter=by_pid)
     ends = np.searchsorted(gallery.pids, queries.pids, side="right", sorter=by_pid)
-    fast = np.result_type(rows.dtype, np.float32)  # floats that hold what rows hold and are sorted fast
+    dtype = np.result_type(rows.dtype, np.float32)  # floats that hold the distances and are fast to sort
 
     def ranks_of_matches(query: int) -> NDArray[np.intp]:
         _check_numbers(rows, query)
-        row = rows[query].astype(fast)  # a copy
+        row = rows[query].astype(dtype)  # a copy
         same_pid = by_pid[starts[query] : ends[query]]
         same_camid = gallery.camids[same_pid] == queries.camids[query]
-        row[same_pid[same_camid]] = np.nan  # sorted last, and equal to nothing
+        row[same_pid[same_camid]] = np.nan  # is sorted to the end and equals nothing
         matches: NDArray[np.intp] = same_pid[~same_camid]
         if not len(matches):
             return matches
         distances, in_order = row[matches], np.sort(row)
         ranks = np.searchsorted(in_order, distances, side="left")
         tied = np.searchsorted(in_order, distances, side="right") - ranks > 1
-        for match in np.flatnonzero(tied):  # behind those that are as far and come first in the gallery
+        for match in np.flatnonzero(tied):  # images at the same distance that come earlier in the gallery rank first
             ranks[match] += np.count_nonzero(row[: matches[match]] == distances[match])
         return np.sort(ranks)
 
@@ -188,20 +199,22 @@ def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
 def _ranks_of_drawn_and_all_matches(rows: NDArray[Any], queries: _Labels, gallery: _Labels) -> Iterator[_Ranks]:
     pids, codes = np.unique(gallery.pids, return_inverse=True)
     if len(pids) < 1 << 15:
-        codes = codes.astype(np.int16)  # what numpy sorts fastest
+        codes = codes.astype(np.int16)  # the type that NumPy sorts fastest
 
     def ranks_by_identity(query: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], int] | None:
-        """Ranks of each identity's images one after the other; the identities' starts and sizes; which is the query's.
+        """The ranks of the images grouped by identity, or None if the query has no match.
 
-        The identities are in the order in which they appear in the ranking.
+        Returns:
+            The ranks; the start and the size of each identity's group, in the order in which the identities first
+            appear in the ranking; and the position of the query's identity in this order.
         """
         _check_numbers(rows, query)
         same_pid = gallery.pids == queries.pids[query]
-        left_out = same_pid & (gallery.camids == queries.camids[query])
-        if np.array_equal(left_out, same_pid):
+        excluded = same_pid & (gallery.camids == queries.camids[query])
+        if np.array_equal(excluded, same_pid):
             return None
         order = np.argsort(rows[query])
-        order = order[~left_out[order]]
+        order = order[~excluded[order]]
         ranks = np.argsort(codes[order], kind="stable")
         sizes = np.bincount(codes[order])
         starts = np.cumsum(sizes) - sizes
@@ -212,7 +225,7 @@ def _ranks_of_drawn_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
     for ranked in in_threads(ranks_by_identity, len(rows), "ranking"):
         if ranked is not None:
             ranks, starts, sizes, own = ranked
-            # Takes from the generator what np.random.choice would, identity by identity, draw by draw.
+            # The same random numbers as np.random.choice for each identity in each draw, as torchreid calls it.
             drawn = ranks[starts + np.random.randint(0, sizes, size=(_CUHK03_DRAWS, len(sizes)))]
             yield np.sum(drawn < drawn[:, [own]], axis=1), ranks[starts[own] :][: sizes[own]]
 
@@ -230,44 +243,32 @@ def _labels(name: str, labels: ArrayLike, length: int) -> NDArray[Any]:
     return array
 
 
-def in_threads(function: Callable[[int], _T], count: int, description: str, unit: str = "query") -> Iterator[_T]:
-    """Yields ``function(0)`` to ``function(count - 1)`` in this order, computed in as many threads as torch uses.
-
-    Args:
-        function: of an index.
-        count: how many indices.
-        description: what stands before the progress bar.
-        unit: what an index counts.
-    """
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, progress_bar(description, count, unit) as bar:
-        for start in range(0, count, _PER_TURN):
-            end = min(start + _PER_TURN, count)
-            yield from pool.map(function, range(start, end))
-            bar.update(end - start)
-
-
-_NOTED: ContextVar[list[Ranking] | None] = ContextVar("capture_rankings", default=None)
+_CAPTURED: ContextVar[list[Ranking] | None] = ContextVar("capture_rankings", default=None)
 
 
 @contextlib.contextmanager
 def capture_rankings() -> Iterator[list[Ranking]]:
-    """Within it :func:`evaluate_rank` puts its rankings into the list that this gives. The innermost list gets them."""
+    """In its `with` block `evaluate_rank` appends each ranking to the list that the block is given.
+
+    In nested blocks only the innermost list is appended to.
+    """
     rankings: list[Ranking] = []
-    token = _NOTED.set(rankings)
+    token = _CAPTURED.set(rankings)
     try:
         yield rankings
     finally:
-        _NOTED.reset(token)
+        _CAPTURED.reset(token)
 
 
 def capturing(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Lets another ``evaluate_rank``, torchreid's compiled one, note mINP too; what it gives stays as it is.
+    """Makes another `evaluate_rank`, such as torchreid's compiled one, work with `capture_rankings`.
 
     Args:
-        evaluate_rank: with torchreid's signature.
+        evaluate_rank: A function with the signature of torchreid's.
 
     Returns:
-        the function, which within :func:`capture_rankings` notes its CMC and mAP with the mINP of :func:`rank_gallery`.
+        A function with the same results. In a `capture_rankings` block it also appends a `Ranking` with its CMC and
+        mAP, and the mINP of `rank_gallery`.
     """
 
     @functools.wraps(evaluate_rank)
@@ -275,11 +276,11 @@ def capturing(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tu
         distmat: Any, q_pids: Any, g_pids: Any, q_camids: Any, g_camids: Any, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
         cmc, mean_ap = evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, *args, **kwargs)
-        noted = _NOTED.get()
-        if noted is not None:
-            # mINP is the same in both metrics, and Market-1501's draws nothing.
+        captured = _CAPTURED.get()
+        if captured is not None:
+            # mINP is the same in both metrics, and the metric of Market-1501 takes no random numbers.
             ranking = rank_gallery(distmat, q_pids, g_pids, q_camids, g_camids)
-            noted.append(replace(ranking, cmc=np.asarray(cmc), mean_ap=float(mean_ap)))
+            captured.append(replace(ranking, cmc=np.asarray(cmc), mean_ap=float(mean_ap)))
         return cmc, mean_ap
 
     return evaluate

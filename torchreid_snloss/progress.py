@@ -1,4 +1,4 @@
-"""Progress bars on standard error, where that is a terminal; elsewhere nothing is shown."""
+"""Progress bars on standard error. Nothing is shown if that is not a terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ __all__ = ["above_bars", "progress", "progress_bar"]
 
 
 def progress_bar(description: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:
-    """A bar that is gone when it is done; to be closed, or used in a ``with``.
+    """A progress bar that disappears when it is closed, by `close()` or at the end of a `with` block.
+
+    Only rank 0 shows it.
 
     Args:
-        description: what stands before it.
-        total: how many units there are.
-        unit: what is counted.
-        done: how many are done already.
+        description: The text before the bar.
+        total: The number of units.
+        unit: The name of the unit that is counted.
+        done: The number of units that are already done.
     """
     shown = distributed.rank() == 0 and _on_a_terminal()
     options: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "file": sys.stderr, "disable": not shown}
@@ -29,7 +31,14 @@ def progress_bar(description: str, total: int, unit: str, done: int = 0) -> tqdm
 
 
 def progress(description: str, items: Iterable[Any], unit: str, total: int) -> Iterator[Any]:
-    """Yields the items and shows how far a loop over them is."""
+    """Yields the items and shows the progress of the loop over them.
+
+    Args:
+        description: The text before the bar.
+        items: The items of the loop.
+        unit: What an item is called.
+        total: The number of items.
+    """
     with progress_bar(description, total, unit) as bar:
         for item in items:
             yield item
@@ -37,14 +46,14 @@ def progress(description: str, items: Iterable[Any], unit: str, total: int) -> I
 
 
 def _on_a_terminal() -> bool:
-    """Whether standard error is one; it may be closed, missing, or something of a user's own."""
+    """Whether standard error is a terminal. It may be closed, None, or an object that a user has put there."""
     stream: Any = sys.stderr
     return hasattr(stream, "isatty") and not getattr(stream, "closed", False) and bool(stream.isatty())
 
 
 @contextlib.contextmanager
 def above_bars() -> Iterator[None]:
-    """Within it what is printed stands above the bars, and does not run into them."""
+    """In its `with` block, lines that are printed appear above the progress bars and do not mix with them."""
     if not _on_a_terminal():
         yield
         return
@@ -57,7 +66,7 @@ def above_bars() -> Iterator[None]:
 
 
 class _AboveBars:
-    """Standard output, of which whole lines are written, while the bars are taken off the terminal."""
+    """Standard output that is written in whole lines, with the bars cleared from the terminal meanwhile."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -75,6 +84,6 @@ class _AboveBars:
         return len(text)
 
     def end(self) -> None:
-        """Writes what no line break has followed yet."""
+        """Writes the last line if it has no line break."""
         self._stream.write(self._line)
         self._line = ""

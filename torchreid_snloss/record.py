@@ -1,4 +1,4 @@
-"""What a run leaves behind for a report: the terms of each epoch, every evaluation, and the features of two of them."""
+"""The record of a run for a report: the terms of each epoch, the evaluations, and the features of two of them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ _FILE = "record.json"
 
 @dataclass(eq=False)
 class Record:
-    """A run, by epochs: 0 is before training.
+    """What happened in a run, by epoch. Epochs are counted from 1; epoch 0 is the evaluation before training.
 
     Attributes:
-        epochs: of each epoch trained ``terms`` (the means of what the progress line shows), ``seconds`` (None where a
-            run was interrupted in it, and the terms are those after that) and ``memory`` (the most so far, in MiB: on a
-            GPU what torch has allocated, else the process's; None on Windows without a GPU).
-        evaluations: of each data set's evaluations ``mAP``, ``mINP`` and ``cmc`` (a list), in [0, 1].
+        epochs: A dictionary for each trained epoch. `terms` holds the means of what the progress line shows. `seconds`
+            is None if the run was interrupted in this epoch, and `terms` then covers the steps after the interruption.
+            `memory` is the peak so far in MiB: what torch has allocated on a GPU, otherwise what the process used; it
+            is None on Windows without a GPU.
+        evaluations: By data set and epoch a dictionary with `mAP`, `mINP` and `cmc` (a list), in [0, 1].
     """
 
     epochs: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -41,13 +42,13 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features of one split of a test set, as the evaluation compares them.
+    """The features of one split of a test set, as the evaluation compares them.
 
     Attributes:
-        features: float32 (images, dimension).
-        pids: (images,) identities.
-        camids: (images,) cameras.
-        paths: (images,) files; of a tracklet its first.
+        features: (images, dimension), float32.
+        pids: (images,), the identities.
+        camids: (images,), the cameras.
+        paths: (images,), the image files; for a tracklet its first frame.
     """
 
     features: NDArray[np.float32]
@@ -57,32 +58,46 @@ class Features:
 
 
 class Recorder:
-    """Writes a :class:`Record`, a file that is whole at any moment, and features beside it.
+    """Writes the `Record` of a run to a file, which is complete at any moment, and features beside it.
 
     Args:
-        folder: to write into; what an earlier run left there is gone on with.
-        start_epoch: epochs trained so far; what is recorded of later ones is dropped.
+        folder: The folder to write to. A record that an earlier run left there is continued.
+        start_epoch: How many epochs have been trained. What the record holds of later epochs is dropped.
     """
 
     def __init__(self, folder: str | Path, start_epoch: int = 0) -> None:
         self._folder = Path(folder)
         record = read_record(self._folder) if has_record(self._folder) else Record()
-        evaluations = {name: _up_to(start_epoch, found) for name, found in record.evaluations.items()}
+        evaluations = {dataset: _up_to(start_epoch, found) for dataset, found in record.evaluations.items()}
         self._record = Record(_up_to(start_epoch, record.epochs), evaluations)
 
     def add_epoch(self, epoch: int, terms: dict[str, float], seconds: float | None) -> None:
-        """Notes an epoch, counted from 1."""
+        """Records an epoch.
+
+        Args:
+            epoch: The number of the epoch, counted from 1.
+            terms: The means of the terms over the epoch.
+            seconds: The time the epoch took; None if it was interrupted.
+        """
         self._record.epochs[epoch] = {"terms": terms, "seconds": seconds, "memory": _peak_memory()}
         self._write()
 
     def add_evaluation(self, epoch: int, dataset: str, ranking: Ranking, query: Features, gallery: Features) -> None:
-        """Notes an evaluation after so many epochs; of features the first one's and the last one's stay."""
-        figures = {"mAP": ranking.mean_ap, "mINP": ranking.mean_inp, "cmc": [float(value) for value in ranking.cmc]}
+        """Records an evaluation. The features before training and those of the latest evaluation are kept.
+
+        Args:
+            epoch: How many epochs have been trained.
+            dataset: The name of the test set.
+            ranking: The result of the evaluation.
+            query: The features of the queries.
+            gallery: The features of the gallery.
+        """
+        evaluation = {"mAP": ranking.mean_ap, "mINP": ranking.mean_inp, "cmc": [float(value) for value in ranking.cmc]}
         splits = {"query": query, "gallery": gallery}
         arrays = {f"{split}_{name}": value for split, x in splits.items() for name, value in vars(x).items()}
         path = _features_path(self._folder, dataset, after=epoch > 0)
         atomic_write(path, lambda stream: np.savez(stream, **arrays))
-        self._record.evaluations.setdefault(dataset, {})[epoch] = figures
+        self._record.evaluations.setdefault(dataset, {})[epoch] = evaluation
         self._write()
 
     def _write(self) -> None:
@@ -91,31 +106,36 @@ class Recorder:
 
 
 def has_record(folder: str | Path) -> bool:
-    """Whether a :class:`Recorder` wrote something there."""
+    """Whether a `Recorder` has written a record to the folder."""
     return (Path(folder) / _FILE).exists()
 
 
 def read_record(folder: str | Path) -> Record:
-    """Reads what a :class:`Recorder` wrote.
+    """Reads the record that a `Recorder` has written.
+
+    Args:
+        folder: The folder of the `Recorder`.
 
     Raises:
-        OSError, ValueError: if there is none, or it can't be read.
+        OSError: If there is no record, or the file can't be read.
+        ValueError: If the file is not a record.
     """
-    found = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
-    evaluations = {name: _by_number(evaluations) for name, evaluations in found["evaluations"].items()}
-    return Record(_by_number(found["epochs"]), evaluations)
+    content = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
+    evaluations = {dataset: _by_epoch(evaluations) for dataset, evaluations in content["evaluations"].items()}
+    return Record(_by_epoch(content["epochs"]), evaluations)
 
 
 def read_features(folder: str | Path, dataset: str, after: bool) -> tuple[Features, Features]:
-    """The features of queries and gallery.
+    """Reads the features of the queries and of the gallery.
 
     Args:
-        folder: of the :class:`Recorder`.
-        dataset: the test set's name.
-        after: those of the last evaluation, and not those before training.
+        folder: The folder of the `Recorder`.
+        dataset: The name of the test set.
+        after: True for the features of the last evaluation, False for those before training.
 
     Raises:
-        OSError, ValueError: if there are none, or they can't be read.
+        OSError: If there are no features, or the file can't be read.
+        ValueError: If the file does not hold features.
     """
     with np.load(_features_path(Path(folder), dataset, after)) as arrays:
         query, gallery = (
@@ -126,12 +146,12 @@ def read_features(folder: str | Path, dataset: str, after: bool) -> tuple[Featur
 
 
 def to_features(batches: Sequence[dict[str, Any]], items: Sequence[Any], normalize: bool) -> Features:
-    """Of one split of a test set.
+    """Collects the features of one split of a test set.
 
     Args:
-        batches: with features in ``img``, ``pid`` and ``camid``, in the order of the images.
-        items: the data set's, of which each starts with its path, or a tracklet's paths.
-        normalize: L2-normalise features.
+        batches: The batches in the order of the images, with features in `img`, `pid` and `camid`.
+        items: The items of the data set. Each starts with the path of the image, or the paths of the tracklet.
+        normalize: Whether to L2-normalise the features.
     """
     features = torch.cat([batch["img"].float() for batch in batches])
     paths = [item[0] if isinstance(item[0], str) else item[0][0] for item in items]
@@ -147,12 +167,12 @@ def _features_path(folder: Path, dataset: str, after: bool) -> Path:
     return folder / f"{dataset}-{'after' if after else 'before'}.npz"
 
 
-def _by_number(found: dict[str, Any]) -> dict[int, Any]:
-    return {int(epoch): value for epoch, value in found.items()}
+def _by_epoch(values: dict[str, Any]) -> dict[int, Any]:
+    return {int(epoch): value for epoch, value in values.items()}  # JSON's keys are strings
 
 
-def _up_to(epoch: int, found: dict[int, Any]) -> dict[int, Any]:
-    return {number: value for number, value in found.items() if number <= epoch}
+def _up_to(last_epoch: int, values: dict[int, Any]) -> dict[int, Any]:
+    return {epoch: value for epoch, value in values.items() if epoch <= last_epoch}
 
 
 def _peak_memory() -> float | None:
@@ -160,7 +180,7 @@ def _peak_memory() -> float | None:
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":
         return None
-    if sys.platform == "linux":  # where getrusage tells of the process that started this one, if that is larger
+    if sys.platform == "linux":  # ru_maxrss survives exec, so it may be the peak of the parent process
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

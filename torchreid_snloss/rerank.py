@@ -1,7 +1,7 @@
-"""k-reciprocal re-ranking: distances made anew from the neighbours that two images have in common.
+"""k-reciprocal re-ranking: new distances by the neighbours that two images have in common.
 
-Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. An image has a few dozen
-neighbours among thousands of images, so its encoding V is kept sparse here; torchreid's has a column for every image.
+Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. An image has a few
+dozen neighbours among thousands of images, so the encoding V is a sparse matrix here. It is dense in torchreid.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from torchreid_snloss.evaluation import in_threads
+from torchreid_snloss.threads import in_threads
 
 __all__ = ["re_ranking"]
 
-_BLOCK = 64  # images whose distances to all others are looked at together, in each thread
+_BLOCK_SIZE = 64  # images; each thread holds their distances to all images
 
 
 def re_ranking(
@@ -27,26 +27,29 @@ def re_ranking(
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> NDArray[np.float32]:
-    """Re-ranks, with the signature of ``torchreid.utils.re_ranking`` and its result but for rounding.
+    """Re-ranks with the signature of `torchreid.utils.re_ranking` and the same result up to rounding.
 
-    Equal distances are taken in the images' order, queries first; torchreid's order is arbitrary. Where an image is at
-    distance 0 from all others, as features that have collapsed are, torchreid gives NaN and this a number.
+    Images at equal distances are taken in their order, queries first; in torchreid this order is arbitrary. If an image
+    is at distance 0 from all others, as with collapsed features, torchreid returns NaN, and this function a number.
 
-    Works in as many threads as torch does (``torch.get_num_threads()``).
+    The work is done in as many threads as torch uses (`torch.get_num_threads()`).
 
     Args:
-        q_g_dist: (Q, G) distances of queries to gallery images, an array or a tensor on the CPU; not changed.
-        q_q_dist: (Q, Q) distances among queries.
-        g_g_dist: (G, G) distances among gallery images.
-        k1: nearest images, besides itself, among which an image's reciprocal neighbours are, >= 1.
-        k2: nearest images, itself included, over which encodings are averaged, >= 1; 1: no averaging.
-        lambda_value: weight of the given distances in the result, in [0, 1]; that of the Jaccard distances is the rest.
+        q_g_dist: (Q, G), the distances from queries to gallery images, an array or a CPU tensor. It is not modified.
+        q_q_dist: (Q, Q), the distances among queries.
+        g_g_dist: (G, G), the distances among gallery images.
+        k1: The number of nearest images, besides the image itself, among which its reciprocal neighbours are searched,
+            >= 1.
+        k2: The number of nearest images, including the image itself, over which encodings are averaged, >= 1. There is
+            no averaging with 1.
+        lambda_value: The weight of the given distances in the result, in [0, 1]. The Jaccard distances have the weight
+            `1 - lambda_value`.
 
     Returns:
-        float32 (Q, G), in [0, 1]; smaller is nearer.
+        (Q, G), float32 in [0, 1]; smaller is nearer.
 
     Raises:
-        ValueError: if shapes do not fit, a parameter is out of range, or squared distances are not finite.
+        ValueError: If shapes do not fit, a parameter is out of range, or a squared distance is not finite.
     """
     distances = _Distances(np.asarray(q_g_dist), np.asarray(q_q_dist), np.asarray(g_g_dist))
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
@@ -54,16 +57,16 @@ def re_ranking(
         raise ValueError(f"k1 and k2 must be at least 1 and lambda_value in [0, 1], got {got}")
     nearest = distances.nearest(max(k1 + 1, k2))
 
-    # The paper's R: of an image's nearest those that have it among theirs. R*: with the R of k1 / 2 of those images
-    # that have more than 2/3 of it in common with the image's.
+    # The k-reciprocal neighbours R(p, k1): the nearest images of p that have p among their own nearest images. R* adds
+    # R(q, k1 / 2) for each q in R(p, k1) if more than 2/3 of R(q, k1 / 2) is in R(p, k1).
     mutual = _mutual(nearest[:, : k1 + 1])
     half = _mutual(nearest[:, : round(k1 / 2) + 1])  # symmetric, its own transpose
     common = mutual.multiply(mutual @ half).tocoo()
-    alike = 3 * common.data > 2 * half.sum(axis=1)[common.col]
-    taken_in = _ones(common.row[alike], common.col[alike], distances.num_images)
-    neighbors = (mutual + taken_in @ half).tocoo()
+    is_expanded = 3 * common.data > 2 * half.sum(axis=1)[common.col]
+    expanded = _ones(common.row[is_expanded], common.col[is_expanded], distances.num_images)
+    neighbors = (mutual + expanded @ half).tocoo()
 
-    # V: a row for each image, a weight for each of its neighbours, of sum 1.
+    # The encoding V: a row for each image with a weight for each of its neighbours. A row sums to 1.
     weights = np.exp(-distances.pairs(neighbors.row, neighbors.col))
     encoding = sparse.csr_array((weights, (neighbors.row, neighbors.col)), shape=neighbors.shape)
     encoding.data /= np.repeat(encoding.sum(axis=1), np.diff(encoding.indptr))
@@ -73,16 +76,17 @@ def re_ranking(
         encoding = _ones(rows, averaged.ravel(), distances.num_images).astype(np.float32) @ encoding
         encoding.data /= averaged.shape[1]
 
-    return _jaccard_and_given(encoding.tocsr(), distances, lambda_value)
+    return _final_distances(encoding.tocsr(), distances, lambda_value)
 
 
-def _jaccard_and_given(encoding: Any, distances: _Distances, lambda_value: float) -> NDArray[np.float32]:
-    """Queries' Jaccard distances to the gallery and the given ones, weighted.
+def _final_distances(encoding: Any, distances: _Distances, lambda_value: float) -> NDArray[np.float32]:
+    """The weighted sum of the Jaccard distances from queries to gallery images and the given distances.
 
-    A Jaccard distance is 1 less the sum of minima over the sum of maxima of two images' rows of the encoding.
+    The Jaccard distance of two images is 1 minus the sum of the minima of their rows of the encoding divided by the sum
+    of the maxima.
     """
     num_queries, num_gallery = distances.q_g.shape
-    by_neighbor = encoding[num_queries:].tocsc()  # a neighbour's column: the gallery images that have it
+    by_neighbor = encoding[num_queries:].tocsc()  # a column holds the gallery images that have this neighbour
     result = np.empty((num_queries, num_gallery), dtype=np.float32)
 
     def fill_row(query: int) -> None:
@@ -90,7 +94,7 @@ def _jaccard_and_given(encoding: Any, distances: _Distances, lambda_value: float
         shared = by_neighbor[:, encoding.indices[own]]
         minima = np.minimum(shared.data, np.repeat(encoding.data[own], np.diff(shared.indptr)))
         overlap = np.bincount(shared.indices, weights=minima, minlength=num_gallery)
-        jaccard = 1 - overlap / (2 - overlap)  # both rows sum to 1, so their maxima to 2 less their minima
+        jaccard = 1 - overlap / (2 - overlap)  # both rows sum to 1, so minima and maxima sum to 2
         result[query] = jaccard * (1 - lambda_value) + distances.to_gallery(query) * lambda_value
 
     for _ in in_threads(fill_row, num_queries, "re-ranking"):
@@ -99,14 +103,15 @@ def _jaccard_and_given(encoding: Any, distances: _Distances, lambda_value: float
 
 
 class _Distances:
-    """Squared distances from each image to all, queries first, divided by the image's largest: in [0, 1].
+    """The squared distances from each image to all images, queries first, divided by the largest of the image.
 
-    Made a few rows at a time, for all rows are larger than the given matrices together. Like torchreid, it makes a row
-    of a column of the given matrices; it would be the same of a row, but for rounding.
+    The values are in [0, 1]. They are computed a few rows at a time, because all rows would take more memory than the
+    given matrices together. As in torchreid, a row is computed from a column of the given matrices, which are symmetric
+    up to rounding.
 
     Attributes:
-        q_g: the given distances of queries to gallery images.
-        num_images: queries and gallery images.
+        q_g: The given distances from queries to gallery images.
+        num_images: The number of queries and gallery images.
     """
 
     def __init__(self, q_g: NDArray[Any], q_q: NDArray[Any], g_g: NDArray[Any]) -> None:
@@ -121,63 +126,64 @@ class _Distances:
         self._largest = np.empty(self.num_images, dtype=np.float32)
 
     def nearest(self, count: int) -> NDArray[np.intp]:
-        """Each image's nearest images, itself included, nearest first: (images, at most count)."""
+        """The nearest images of each image, including itself, nearest first: (images, at most `count`)."""
         count = min(count, self.num_images)
         result = np.empty((self.num_images, count), dtype=np.intp)
 
         def fill_block(block: int) -> None:
-            start = block * _BLOCK
+            start = block * _BLOCK_SIZE
             for image, row in enumerate(self._rows(start), start):
                 farthest = np.partition(row, count - 1)[count - 1]
-                candidates = np.flatnonzero(row <= farthest)  # more than count where the farthest are equally far
+                candidates = np.flatnonzero(row <= farthest)  # more than count if several are equally far
                 result[image] = candidates[np.argsort(row[candidates], kind="stable")[:count]]
 
-        for _ in in_threads(fill_block, -(-self.num_images // _BLOCK), "neighbors", "block"):
+        for _ in in_threads(fill_block, -(-self.num_images // _BLOCK_SIZE), "neighbors", "block"):
             pass
         return result
 
     def _rows(self, start: int) -> NDArray[np.float32]:
-        """The rows of a block of images, whose largest distances it notes."""
-        in_gallery = slice(max(0, start - len(self.q_g)), max(0, start - len(self.q_g) + _BLOCK))
-        columns = [[queries[:, start : start + _BLOCK], gallery[:, in_gallery]] for queries, gallery in self._parts]
+        """The rows of the block of images from `start` on. Stores the largest distance of each of these images."""
+        block = slice(start, start + _BLOCK_SIZE)
+        in_gallery = slice(max(0, block.start - len(self.q_g)), max(0, block.stop - len(self.q_g)))
+        columns = [[queries[:, block], gallery[:, in_gallery]] for queries, gallery in self._parts]
         rows = _squared(np.block(columns).T.copy())
         largest = rows.max(axis=1)
         if not np.isfinite(largest).all():
             image = start + int(np.argmin(np.isfinite(largest)))
             raise ValueError(f"squared distances to image {image} of queries and gallery are not finite in float32")
         largest[largest == 0] = 1
-        self._largest[start : start + _BLOCK] = largest
+        self._largest[block] = largest
         rows /= largest[:, None]
         return rows
 
     def pairs(self, images: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float32]:
-        """Distances from each image to the other at its place, after :meth:`nearest` has seen all rows."""
+        """The distance from each of `images` to the image in the same place of `others`. Call `nearest` before."""
         num_queries = len(self.q_g)
         squared = np.empty(len(images), dtype=np.float32)
         for i, parts in enumerate(self._parts):
             for j, part in enumerate(parts):
-                here = ((others >= num_queries) == i) & ((images >= num_queries) == j)
-                squared[here] = _squared(part[others[here] - i * num_queries, images[here] - j * num_queries])
+                in_part = ((others >= num_queries) == i) & ((images >= num_queries) == j)
+                squared[in_part] = _squared(part[others[in_part] - i * num_queries, images[in_part] - j * num_queries])
         squared /= self._largest[images]
         return squared
 
     def to_gallery(self, query: int) -> NDArray[np.float32]:
-        """Distances from a query to the gallery images, after :meth:`nearest` has seen all rows."""
+        """The distances from a query to the gallery images. Call `nearest` before."""
         row: NDArray[np.float32] = _squared(self.q_g[query]) / self._largest[query]
         return row
 
 
 def _squared(distances: NDArray[Any]) -> NDArray[np.float32]:
     squared: NDArray[Any] = np.square(distances, dtype=np.result_type(distances.dtype, np.float32))
-    with np.errstate(over="ignore"):  # infinity is found by those who look for it
+    with np.errstate(over="ignore"):  # `_rows` raises an error for infinity
         return squared.astype(np.float32, copy=False)
 
 
 def _mutual(nearest: NDArray[np.intp]) -> Any:
-    """Sparse (images, images), 1 where two images are in each other's row of nearest ones."""
+    """A sparse matrix (images, images) with 1 where each image is among the nearest images of the other."""
     rows = np.repeat(np.arange(len(nearest)), nearest.shape[1])
-    has = _ones(rows, nearest.ravel(), len(nearest))
-    return has.multiply(has.T).tocsr()
+    is_near = _ones(rows, nearest.ravel(), len(nearest))
+    return is_near.multiply(is_near.T).tocsr()
 
 
 def _ones(rows: NDArray[Any], columns: NDArray[Any], size: int) -> Any:

@@ -1,4 +1,4 @@
-"""Data: the identity sampler, the synthetic data set, other training sets, held-out identities, unreadable images."""
+"""Data: the identity sampler, synthetic data sets, changes to the training set, held-out identities, image files."""
 
 from torchreid_snloss.data.readable import UnreadableImageError, name_unreadable_images
 from torchreid_snloss.data.sampler import IdentitySampler

@@ -1,4 +1,4 @@
-"""Procedurally drawn people: who somebody is, what a camera makes of it, and what differs from image to image."""
+"""Procedurally drawn people: the identity of a person, the effect of a camera, and what varies between images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEADS = ("short", "long", "bun", "cap", "bald")
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same from image to image. Lengths are shares of the body's height."""
+    """What stays the same in all images of a person. Lengths are relative to the height of the body."""
 
     skin: Colour
     hair: Colour
@@ -52,7 +52,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Camera:
-    """What a camera does to everybody it sees."""
+    """What a camera does to all its images."""
 
     gain: np.ndarray  # (3,), light and colour cast
     gamma: float
@@ -70,7 +70,7 @@ def _pick(rng: np.random.Generator, choices: list[Colour]) -> Colour:
 
 
 def make_person(rng: np.random.Generator) -> Person:
-    """Draws an identity."""
+    """Draws a random identity."""
     return Person(
         skin=_pick(rng, _SKINS),
         hair=_pick(rng, _HAIRS),
@@ -91,7 +91,7 @@ def make_person(rng: np.random.Generator) -> Person:
 
 
 def make_twin(person: Person, rng: np.random.Generator) -> Person:
-    """Somebody else who differs from ``person`` in one small detail."""
+    """Draws another person who differs from `person` in one small detail."""
     details = ["shoes", "head", "bag"]
     if person.top in ("plain", "logo") and person.head != "cap":  # a cap has the logo's colour
         details.append("logo")
@@ -110,7 +110,7 @@ def _other(rng: np.random.Generator, *colours: Colour) -> Colour:
 
 
 def make_camera(rng: np.random.Generator) -> Camera:
-    """Draws a camera."""
+    """Draws a random camera."""
     return Camera(
         gain=rng.uniform(0.7, 1.1) * rng.uniform(0.88, 1.12, size=3),
         gamma=float(rng.uniform(0.85, 1.2)),
@@ -125,7 +125,7 @@ def make_camera(rng: np.random.Generator) -> Camera:
 
 
 def draw(person: Person, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Draws one image of ``person`` as ``camera`` sees it: RGB, HEIGHT x WIDTH."""
+    """Draws one RGB image of a person as a camera sees it, `HEIGHT` x `WIDTH` pixels."""
     canvas = Image.new("RGB", (WIDTH * _OVERSAMPLE, HEIGHT * _OVERSAMPLE))
     pen = ImageDraw.Draw(canvas)
     _draw_background(pen, camera, rng)
@@ -149,7 +149,7 @@ def _draw_background(pen: ImageDraw.ImageDraw, camera: Camera, rng: np.random.Ge
     pen.rectangle((0, 0, width, horizon), fill=camera.wall)
     pen.rectangle((0, horizon, width, height), fill=camera.floor)
     offset = (camera.offset + rng.uniform(-0.15, 0.15)) * width
-    for stripe in range(camera.stripes):  # windows and posts, which somebody stands before at a place of their own
+    for stripe in range(camera.stripes):  # windows and posts in the background
         left = (offset + stripe * width / camera.stripes) % width
         pen.rectangle((left, 0, left + width * 0.07, horizon), fill=_shade(camera.wall, 0.7))
     for _ in range(rng.integers(0, 4)):  # clutter
@@ -163,13 +163,13 @@ def _draw_person(pen: ImageDraw.ImageDraw, person: Person, camera: Camera, rng: 
     middle = WIDTH * _OVERSAMPLE * (0.5 + rng.uniform(-0.1, 0.1))
     feet = HEIGHT * _OVERSAMPLE * (0.98 + rng.uniform(-0.03, 0.03))
     from_behind = rng.random() < 0.5
-    turn = rng.uniform(0.75, 1.0)  # seen from the side, somebody is slimmer
+    turn = rng.uniform(0.75, 1.0)  # a person is slimmer from the side
     stride = rng.uniform(-0.11, 0.11)
     swing = rng.uniform(-0.09, 0.09)
     lean = rng.uniform(-0.02, 0.02)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        """Pixel of a point ``x`` right of the middle and ``y`` above the feet, in shares of the body's height."""
+        """The pixel of a point `x` right of the middle and `y` above the feet, relative to the height of the body."""
         return middle + (x + lean * y) * size, feet - y * tall
 
     def limb(start: tuple[float, float], end: tuple[float, float], thick: float, colour: Colour) -> None:
@@ -190,7 +190,7 @@ def _draw_person(pen: ImageDraw.ImageDraw, person: Person, camera: Camera, rng: 
     hip_half = half * 0.8
     sleeve = person.top_colour if person.long_sleeves else person.skin
 
-    # Legs, shoes, and what covers them.
+    # Legs, shoes and a skirt.
     for side, shift in ((-1, stride), (1, -stride)):
         knee = (side * hip_half * 0.5 + shift * 0.6, hip * 0.5)
         foot = (side * hip_half * 0.5 + shift, 0.02)
@@ -205,7 +205,7 @@ def _draw_person(pen: ImageDraw.ImageDraw, person: Person, camera: Camera, rng: 
             fill=person.bottom_colour,
         )
 
-    # The far arm, then the trunk over it.
+    # The far arm, and the trunk over it.
     limb((-half, shoulder - 0.02), (-half - 0.02 - swing, hip + 0.14), 0.055, person.top_colour)
     limb((-half - 0.02 - swing, hip + 0.14), (-half - 0.01 - 1.6 * swing, hip - 0.01), 0.045, sleeve)
     pen.polygon(
@@ -256,9 +256,9 @@ def _draw_person(pen: ImageDraw.ImageDraw, person: Person, camera: Camera, rng: 
 def _draw_occluder(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     width, height = WIDTH * _OVERSAMPLE, HEIGHT * _OVERSAMPLE
     colour = _shade(_pick(rng, _CLOTHES), 0.8)
-    if rng.random() < 0.5:  # something low in front
+    if rng.random() < 0.5:  # something low in the foreground
         pen.rectangle((0, height * rng.uniform(0.65, 0.9), width, height), fill=colour)
-    else:  # a post, or somebody at the edge
+    else:  # a post, or another person at the edge
         thick = width * rng.uniform(0.12, 0.3)
         left = rng.choice([rng.uniform(-thick / 2, width * 0.2), rng.uniform(width * 0.65, width)])
         pen.rectangle((left, height * rng.uniform(0.0, 0.4), left + thick, height), fill=colour)

@@ -1,4 +1,4 @@
-"""Images that can't be read are named, where torchreid tries again forever."""
+"""Image files that can't be read raise an error with their name; torchreid tries to read them again forever."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = [
 
 
 class UnreadableImageError(OSError):
-    """An image file that is missing, empty, cut off or no image."""
+    """An image file is missing, empty, truncated or not an image."""
 
 
 class ReadableImageDataset(data.ImageDataset):
-    """torchreid's ``ImageDataset``, which reads an image once and says which file can't be read."""
+    """torchreid's `ImageDataset`, but an image that can't be read raises `UnreadableImageError` at once."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, pid, camid, dsetid = self.data[index]
@@ -33,10 +33,13 @@ class ReadableImageDataset(data.ImageDataset):
 
 
 def read_image(path: str) -> Image.Image:
-    """An image in RGB.
+    """Reads an image in RGB.
+
+    Args:
+        path: The image file.
 
     Raises:
-        UnreadableImageError: names the file.
+        UnreadableImageError: If the file can't be read. The message names it.
     """
     try:
         with Image.open(path) as file:
@@ -46,7 +49,7 @@ def read_image(path: str) -> Image.Image:
 
 
 def all_loaders(datamanager: Any) -> list[Any]:
-    """The loaders of a data manager: training, and query and gallery of each test set."""
+    """All loaders of a data manager: the training loader, and query and gallery of each test set."""
     return [datamanager.train_loader, *test_loaders(datamanager)]
 
 
@@ -56,7 +59,13 @@ def test_loaders(datamanager: Any) -> list[Any]:
 
 
 def name_unreadable_images(datamanager: Any) -> None:
-    """Makes a data manager's image data sets :class:`ReadableImageDataset`, but for those that read their own way."""
+    """Turns the image data sets of a data manager into `ReadableImageDataset`.
+
+    A data set with a `__getitem__` of its own is not changed.
+
+    Args:
+        datamanager: A data manager of torchreid.
+    """
     for loader in all_loaders(datamanager):
         if type(loader.dataset).__getitem__ is data.ImageDataset.__getitem__:
             loader.dataset.__class__ = ReadableImageDataset

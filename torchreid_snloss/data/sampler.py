@@ -1,4 +1,4 @@
-"""The identity sampler: P identities x K images a batch, exactly."""
+"""The identity sampler: batches of exactly P identities with K images each."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ __all__ = ["IdentitySampler"]
 
 
 class IdentitySampler(Sampler[int]):
-    """Batches of P = ``batch_size // num_instances`` distinct identities with K = ``num_instances`` images each.
+    """Samples batches of P = `batch_size // num_instances` distinct identities with K = `num_instances` images each.
 
-    How an epoch is made:
+    An epoch is made in three steps:
 
-    1. Each identity's images are shuffled and cut into groups of K. Images left over sit this epoch out; others are
-       left over in the next.
-    2. There are as many batches as these groups fill with distinct identities, and never fewer than it takes to show
-       every identity once. Groups too many are left out, of identities that have several; groups too few are drawn
-       again, from the images left over first.
-    3. The groups are dealt to the batches at random, no identity twice into one batch.
+    1. The images of each identity are shuffled and cut into groups of K. Images that are left over are not used in
+       this epoch. In the next epoch they are others.
+    2. The number of batches is the largest that the groups can fill with distinct identities, but at least the number
+       that is needed to use every identity once. Surplus groups are dropped from identities that have several groups.
+       Missing groups are drawn again, first from the images that are left over.
+    3. The groups are distributed over the batches at random. A batch never has two groups of one identity.
 
-    Corner cases: an identity with fewer than K images repeats each of them as often, give or take one, so as few
-    repeats as possible; an identity with very many images has at most one group a batch.
+    Corner cases: The images of an identity with fewer than K images are repeated equally often, up to one repeat, so
+    there are as few repeats as possible. An identity with very many images has at most one group in each batch.
 
-    ``len(sampler)`` is exactly the number of indices an epoch gives, a multiple of the batch size, and the same for
-    each epoch. An epoch depends on the data, ``seed`` and the epoch's number only. The number goes up by one each time
-    the sampler is iterated; :meth:`set_epoch` sets it, as when training is resumed.
+    `len(sampler)` is exactly the number of indices in an epoch, which is a multiple of the batch size and the same in
+    each epoch. An epoch depends only on the data, the seed and the number of the epoch. This number is increased by one
+    each time the sampler is iterated, and can be set with `set_epoch` when training is resumed.
 
     Args:
-        data_source: torchreid's training tuples ``(img_path(s), pid, camid, ...)``.
-        batch_size: P x K images.
-        num_instances: K, images of an identity in a batch.
-        seed: of the sampling; None: torch's initial seed, so that torchreid's ``set_random_seed`` sets it.
+        data_source: The training items of torchreid, `(img_path(s), pid, camid, ...)`.
+        batch_size: The number of images in a batch, P x K.
+        num_instances: The number of images of each identity in a batch, K.
+        seed: The seed of the sampling. None takes torch's initial seed, which torchreid's `set_random_seed` sets.
 
     Attributes:
-        num_short_pids: identities with fewer than K images.
+        num_short_pids: The number of identities with fewer than K images.
 
     Raises:
-        ValueError: for a ``batch_size`` that is no multiple of ``num_instances`` or holds fewer than two identities,
-            or a ``data_source`` with fewer identities than a batch.
+        ValueError: If `batch_size` is not a multiple of `num_instances`, a batch holds fewer than two identities, or
+            `data_source` has fewer identities than a batch.
     """
 
     def __init__(
@@ -82,7 +82,11 @@ class IdentitySampler(Sampler[int]):
         return self._num_batches * self.num_pids_per_batch * self.num_instances
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the number of the epoch that the next iteration gives, counted from 0."""
+        """Sets the number of the epoch that the next iteration yields.
+
+        Args:
+            epoch: The number, counted from 0.
+        """
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -91,15 +95,15 @@ class IdentitySampler(Sampler[int]):
         return iter(self._sample(rng).ravel().tolist())
 
     def _sample(self, rng: np.random.Generator) -> np.ndarray:
-        """One epoch: (batches, P, K) indices into the data."""
-        # All groups, one identity after the other, the identities in random order.
+        """The indices of one epoch, (batches, P, K)."""
+        # Lists all groups, those of an identity next to each other, with the identities in random order.
         order = rng.permutation(len(self._sizes))
         counts = self._group_counts(rng)[order]
         identity = np.repeat(order, counts)
         group = np.arange(len(identity)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-        # Identities' images in random order; an identity with too few goes round again.
-        shuffled = np.argsort(self._identity + rng.random(len(self._identity)))  # a tenth of lexsort's time
+        # The images of each identity in random order. An identity with too few images starts from the first again.
+        shuffled = np.argsort(self._identity + rng.random(len(self._identity)))  # ten times as fast as np.lexsort
         position = group[:, None] * self.num_instances + np.arange(self.num_instances)
         images = shuffled[self._starts[identity, None] + position % self._sizes[identity, None]]
 
@@ -110,20 +114,25 @@ class IdentitySampler(Sampler[int]):
         return dealt
 
     def _group_counts(self, rng: np.random.Generator) -> np.ndarray:
-        """How many groups each identity gives in an epoch: at least 1, at most one a batch, and all batches full."""
+        """The number of groups of each identity in an epoch: at least 1, at most one a batch, and all batches full."""
         counts = np.minimum(self._groups, self._num_batches)
         surplus = int(counts.sum()) - self._num_batches * self.num_pids_per_batch
         if surplus > 0:
-            spare = np.repeat(np.arange(len(counts)), counts - 1)
-            left_out = rng.choice(spare, surplus, replace=False)
-            counts = counts - np.bincount(left_out, minlength=len(counts))
-        elif surplus < 0:  # fewer than P, and always as many identities that have room for one more
+            droppable = np.repeat(np.arange(len(counts)), counts - 1)
+            dropped = rng.choice(droppable, surplus, replace=False)
+            counts = counts - np.bincount(dropped, minlength=len(counts))
+        elif surplus < 0:  # fewer than P groups are missing, and enough identities can have one more
             counts[rng.choice(np.flatnonzero(counts < self._num_batches), -surplus, replace=False)] += 1
         return counts
 
 
 def _count_batches(groups: np.ndarray, num_pids_per_batch: int) -> int:
-    """The most batches that the groups fill with distinct identities, but enough to show every identity."""
+    """The largest number of batches that the groups can fill with distinct identities, but enough for all identities.
+
+    Args:
+        groups: (identities,), the number of groups of each identity.
+        num_pids_per_batch: P.
+    """
     fits, too_many = 1, int(groups.sum()) // num_pids_per_batch + 1
     while too_many - fits > 1:
         batches = (fits + too_many) // 2
@@ -135,21 +144,22 @@ def _count_batches(groups: np.ndarray, num_pids_per_batch: int) -> int:
 
 
 def _deal(columns: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Deals groups to batches at random, no identity twice into one.
+    """Distributes groups over batches at random, with no identity twice in a batch.
 
     Args:
-        columns: (P, batches) identities; those of one identity follow one another, at most ``batches`` of them. So an
-            identity stands in one column, or at the end of one and the head of the next.
+        columns: (P, batches), the identities of the groups. The groups of an identity follow one another, and there
+            are at most as many as batches. So an identity is in one column, or at the end of one column and the start
+            of the next.
 
     Yields:
-        for each of the P columns the batches that its groups go to.
+        For each of the P columns the batches that its groups go to, (batches,).
     """
     num_batches = columns.shape[1]
     last, taken = -1, np.empty(0, dtype=np.intp)
     for identity in columns:
         batches = rng.permutation(num_batches)
         carried = np.count_nonzero(identity == last)
-        if carried:  # the head of this column keeps clear of the batches its identity is in already
+        if carried:  # the first identity of this column is already in some batches, which its groups must avoid
             free = batches[~np.isin(batches, taken)]
             rest = rng.permutation(np.concatenate([free[carried:], taken]))
             batches = np.concatenate([free[:carried], rest])

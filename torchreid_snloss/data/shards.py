@@ -1,4 +1,4 @@
-"""What each of several processes loads: its part of a training batch, its share of the batches of a test."""
+"""What each process loads in distributed training: a part of every training batch, and some of the test batches."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ __all__ = ["Shards", "own_test_batches", "shard_training"]
 
 
 class Shards(Sampler[list[int]]):
-    """This process's part of every batch of a sampler that all processes have alike.
+    """A batch sampler that yields the part of this process of every batch. All processes draw the same batches.
 
-    The parts are as even as whole identities allow: the ``num_instances`` images of one stay together. A last batch
-    with fewer identities than there are processes is left out.
+    The parts are as even as possible without splitting a group, which is the `num_instances` images of an identity. A
+    last batch with fewer groups than processes is left out.
 
     Args:
-        batches: a batch sampler, with ``sampler``, ``batch_size`` and ``drop_last``.
+        batches: A batch sampler with the attributes `sampler`, `batch_size` and `drop_last`.
 
     Raises:
-        ValueError: if a batch has fewer identities than there are processes.
+        ValueError: If a batch has fewer groups than there are processes.
     """
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
         self.sampler = batches.sampler
-        self._together = getattr(batches.sampler, "num_instances", 1)
+        self._group_size = getattr(batches.sampler, "num_instances", 1)
         self._drawn: list[list[int]] | None = None
         processes = distributed.world_size()
-        if self._groups(batches.batch_size) < processes:
+        groups = self._num_groups(batches.batch_size)
+        if groups < processes:
             raise ValueError(
-                f"a batch of {batches.batch_size} images has {self._groups(batches.batch_size)} groups of "
-                f"{self._together} that stay together, too few for {processes} processes"
+                f"a batch of {batches.batch_size} images has {groups} groups of {self._group_size} images, "
+                f"too few for {processes} processes"
             )
 
-    def _groups(self, images: int) -> int:
-        return -(-images // self._together)
+    def _num_groups(self, num_images: int) -> int:
+        return -(-num_images // self._group_size)
 
     def draw(self) -> None:
-        """Draws the next epoch, while the random states of all processes are the same."""
+        """Draws the batches of the next epoch. Call it while all processes have the same random states."""
         self._drawn = list(self.batches)
 
     def __len__(self) -> int:
         last = len(self.sampler) % self.batches.batch_size
-        left_out = not self.batches.drop_last and 0 < self._groups(last) < distributed.world_size()
+        left_out = not self.batches.drop_last and 0 < self._num_groups(last) < distributed.world_size()
         return len(self.batches) - left_out
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -54,23 +55,23 @@ class Shards(Sampler[list[int]]):
         self._drawn = None
         processes, rank = distributed.world_size(), distributed.rank()
         for batch in drawn:
-            groups = self._groups(len(batch))
+            groups = self._num_groups(len(batch))
             if groups >= processes:
-                first, end = (groups * part // processes * self._together for part in (rank, rank + 1))
-                yield batch[first:end]
+                start, end = (groups * part // processes * self._group_size for part in (rank, rank + 1))
+                yield batch[start:end]
 
 
 def shard_training(loader: Any) -> Any:
-    """A loader of this process's part of each training batch."""
+    """A loader like the training loader, which loads the part of this process of each batch."""
     return _with_batches(loader, Shards(loader.batch_sampler))
 
 
 def own_test_batches(loader: Any) -> Any:
-    """A loader of every ``world_size``-th batch of a test, from the process's rank on; batches stay as they are."""
+    """A loader like the test loader, which loads every `world_size`-th batch, starting at the rank of the process."""
     return _with_batches(loader, list(loader.batch_sampler)[distributed.rank() :: distributed.world_size()])
 
 
 def _with_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
-    kept = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "timeout", "persistent_workers")
-    options = {name: getattr(loader, name) for name in (*kept, "prefetch_factor", "multiprocessing_context")}
+    names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "timeout", "persistent_workers")
+    options = {name: getattr(loader, name) for name in (*names, "prefetch_factor", "multiprocessing_context")}
     return DataLoader(loader.dataset, batch_sampler=batches, **options)

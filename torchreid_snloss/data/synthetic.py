@@ -1,4 +1,4 @@
-"""The dataset ``synthetic``: drawn people on disk, in Market-1501 layout, made on first use."""
+"""The data sets `synthetic` and `synthetic_video`: drawn people in Market-1501 layout, written on first use."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ __all__ = ["SyntheticPedestrians", "SyntheticTracklets", "make_pedestrians"]
 
 _FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 _NUM_CAMERAS = 6
-_IMAGES_A_CAMERA = 2
-_FRAMES = 8
+_IMAGES_PER_CAMERA = 2
+_FRAMES_PER_TRACKLET = 8
 
 
 class SyntheticPedestrians(data.datasets.Market1501):
-    """Drawn people, for trying out losses without a download. Not real people, and no measure of real accuracy.
+    """Images of drawn people, to try losses without a download. They say nothing about the accuracy on real people.
 
-    An identity is its clothes, proportions, hair and bag; every fifth identity is the one before it with one small
-    detail changed. Six cameras differ in light, colour cast, background and viewpoint, images in pose, position,
-    scale, occlusion and noise.
+    An identity has its own clothes, proportions, hair and bag. Every fifth identity is the previous one with one small
+    detail changed. The six cameras differ in light, colour cast, background and viewpoint. The images differ in pose,
+    position, scale, occlusion and noise.
 
-    Statistics: 120 training identities with 6 to 10 images; 100 others with 8 images to test, of which 2 are queries.
-    The first use writes about 1,750 images of 64 x 128 to ``<root>/synthetic-v1``, in seconds; later ones read them.
+    There are 120 training identities with 6 to 10 images each. 100 other identities with 8 images each are for testing,
+    and 2 of the 8 images are queries. The first use takes some seconds and writes about 1,750 images, 64 pixels wide
+    and 128 high, to `<root>/synthetic-v1`.
     """
 
     dataset_dir = "synthetic-v1"
@@ -42,15 +43,15 @@ class SyntheticPedestrians(data.datasets.Market1501):
         super().__init__(root=root, **kwargs)
 
     def process_dir(self, dir_path: str, relabel: bool = False) -> list[tuple[str, int, int]]:
-        # Sorted, since the order of a folder's files differs between machines.
+        # Sorted, because the order of the files in a folder depends on the file system.
         return sorted(super().process_dir(dir_path, relabel=relabel))
 
 
 class SyntheticTracklets(data.VideoDataset):
-    """The drawn people as video: a tracklet is a person under a camera, of 8 frames.
+    """Tracklets of drawn people: one of 8 frames for each person and camera that sees the person.
 
-    60 training identities under 3 to 5 cameras, 40 others under 4 to test, whose first tracklet is the query. The first
-    use writes about 3,200 images to ``<root>/synthetic-video-v1``.
+    60 training identities are seen by 3 to 5 cameras. 40 other identities, each seen by 4 cameras, are for testing, and
+    the first tracklet of each is the query. The first use writes about 3,200 images to `<root>/synthetic-video-v1`.
     """
 
     dataset_dir = "synthetic-video-v1"
@@ -58,7 +59,7 @@ class SyntheticTracklets(data.VideoDataset):
     def __init__(self, root: str = "", **kwargs: Any) -> None:
         directory = Path(root).expanduser().absolute() / self.dataset_dir
         if not directory.exists():
-            make_pedestrians(directory, num_train_pids=60, num_test_pids=40, frames=_FRAMES)
+            make_pedestrians(directory, num_train_pids=60, num_test_pids=40, frames=_FRAMES_PER_TRACKLET)
         train, query, gallery = (_tracklets(directory / "Market-1501-v15.09.15" / folder) for folder in _FOLDERS)
         labels = {pid: label for label, pid in enumerate(sorted({pid for _, pid, _ in train}))}
         train = [(paths, labels[pid], camid) for paths, pid, camid in train]
@@ -66,7 +67,7 @@ class SyntheticTracklets(data.VideoDataset):
 
 
 def _tracklets(folder: Path) -> list[tuple[tuple[str, ...], int, int]]:
-    """Frames of an identity under a camera, ``0001_c3s1_000000_00.jpg`` and so on, in order."""
+    """The frames of each identity from each camera, `0001_c3s1_000000_00.jpg` and so on, in order."""
     frames: dict[tuple[int, int], list[str]] = {}
     for path in sorted(folder.glob("*.jpg")):
         pid, camera, *_ = path.name.split("_")
@@ -77,26 +78,27 @@ def _tracklets(folder: Path) -> list[tuple[tuple[str, ...], int, int]]:
 def make_pedestrians(
     directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0, frames: int = 0
 ) -> None:
-    """Draws people and writes them in Market-1501 layout.
+    """Draws people and writes the images in Market-1501 layout.
 
-    The same arguments give the same bytes with the same versions of NumPy and Pillow. The folder appears only once it
+    The same arguments give the same bytes with the same versions of NumPy and Pillow. The folder appears only when it
     is complete.
 
     Args:
-        directory: to make; it holds ``Market-1501-v15.09.15/`` with ``bounding_box_train``, ``query`` and
-            ``bounding_box_test``.
-        num_train_pids: training identities.
-        num_test_pids: identities in query and gallery, other people than in training.
-        seed: of everything random.
-        frames: of a tracklet, for video: an identity has so many images under each of its cameras, and of those to test
-            the first one's are the query; 0: no video, two images under a camera, and a query each from two cameras.
+        directory: The folder to create. It will hold `Market-1501-v15.09.15/` with `bounding_box_train`, `query` and
+            `bounding_box_test`.
+        num_train_pids: The number of training identities.
+        num_test_pids: The number of identities in query and gallery, who are not in the training set.
+        seed: The seed of everything random.
+        frames: The number of frames in a tracklet, for video. Each camera that sees an identity then takes that many
+            images, and for a test identity those of the first camera are the query. With 0 a camera takes two images
+            of an identity, and for a test identity one image each from two cameras is a query.
 
     Raises:
-        FileExistsError: if ``directory`` exists.
+        FileExistsError: If `directory` exists.
     """
     directory = Path(directory)
     if directory.exists():
-        raise FileExistsError(f"{directory} exists already")
+        raise FileExistsError(f"{directory} already exists")
     directory.parent.mkdir(parents=True, exist_ok=True)
     print(f"=> Drawing the synthetic pedestrians into {directory}")
     cameras = [make_camera(np.random.default_rng([seed, 1, camera])) for camera in range(_NUM_CAMERAS)]
@@ -111,7 +113,7 @@ def make_pedestrians(
         try:
             made.rename(directory)
         except OSError:
-            if not directory.exists():  # it does where another process was faster
+            if not directory.exists():  # it exists if another process was faster
                 raise
 
 
@@ -129,10 +131,10 @@ def _write_person(
     rng = np.random.default_rng([seed, 3, pid])
     seen_by = rng.permutation(_NUM_CAMERAS)[: rng.integers(3, 6) if is_train else 4]
     for order, camera in enumerate(seen_by):
-        for frame in range(frames or _IMAGES_A_CAMERA):
+        for frame in range(frames or _IMAGES_PER_CAMERA):
             if is_train:
                 folder = folders["bounding_box_train"]
-            else:  # a query from each of two cameras, the rest is gallery
+            else:
                 is_query = order == 0 if frames else order < 2 and frame == 0
                 folder = folders["query" if is_query else "bounding_box_test"]
             image = draw(person, cameras[camera], rng)

@@ -1,4 +1,4 @@
-"""Other training sets made of a data manager's: fewer identities, wrong labels, outliers."""
+"""Changes to the training set of a data manager: fewer identities, wrong labels, outliers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from torchreid_snloss.progress import progress
 
 __all__ = ["add_label_noise", "add_outliers", "keep_fraction", "set_training_items"]
 
-# (path or tracklet's paths, identity, camera, data set), as torchreid's data sets hold an image.
+# An item of a torchreid data set: (path of the image or paths of the tracklet, identity, camera, data set).
 Item = tuple[Any, ...]
 
-_PATCH = 0.25  # of the image's height and width
+_PATCH_SIZE = 0.25  # as a share of the height and the width of the image
 
 
 def set_training_items(datamanager: Any, items: Sequence[Item], **sampler_options: Any) -> None:
-    """Trains on other items: identities are numbered anew, in their order, and the loader and its sampler built anew.
+    """Replaces the training set of a data manager, and builds its training loader and sampler again.
+
+    The identities are relabelled from 0 in their order.
 
     Args:
-        datamanager: torchreid's, with its loaders built.
-        items: of its training set.
-        **sampler_options: ``train_sampler``, ``batch_size``, ``num_instances`` and so on, as the loader has them.
+        datamanager: A data manager of torchreid.
+        items: The new items, which are items of the old training set, or changed ones.
+        **sampler_options: The options of the training sampler, such as `train_sampler`, `batch_size` and
+            `num_instances`.
     """
     loader = datamanager.train_loader
     labels = {pid: label for label, pid in enumerate(sorted({item[1] for item in items}))}
@@ -49,71 +52,79 @@ def set_training_items(datamanager: Any, items: Sequence[Item], **sampler_option
 
 
 def keep_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
-    """All images of a share of the identities.
+    """Keeps all images of some of the identities, drawn at random.
 
     Args:
-        items: of a training set.
-        fraction: share of the identities, above 0 and at most 1.
-        seed: of the choice.
+        items: The items of a training set.
+        fraction: The share of the identities to keep, above 0 and at most 1.
+        seed: The seed of the random choice.
 
     Raises:
-        ValueError: if fewer than 2 identities would be left.
+        ValueError: If fewer than 2 identities would be kept.
     """
     pids = sorted({item[1] for item in items})
     number = round(fraction * len(pids))
     if number < 2:
-        raise ValueError(f"data.train_fraction {fraction} of {len(pids)} training identities would be {number}")
+        raise ValueError(
+            f"data.train_fraction {fraction} would keep {number} of {len(pids)} training identities, "
+            "but at least 2 are needed"
+        )
     kept = set(np.random.default_rng([seed, 2]).permutation(pids)[:number].tolist())
     print(f"=> Training on {number} of {len(pids)} identities")
     return [item for item in items if item[1] in kept]
 
 
 def add_label_noise(items: Sequence[Item], share: float, seed: int) -> list[Item]:
-    """Gives a share of the images the label of another identity, any with the same probability.
+    """Gives some of the images the label of another identity. All other identities are equally probable.
 
-    Each identity keeps one image of its own at least.
+    Each identity keeps at least one of its images.
 
     Args:
-        items: of a training set.
-        share: of the images, in [0, 1).
-        seed: of the choice.
+        items: The items of a training set.
+        share: The share of the images to give another label, in [0, 1).
+        seed: The seed of the random choice.
 
     Raises:
-        ValueError: if there are too few images, or a single identity.
+        ValueError: If there are too few images or only one identity.
     """
     rng = np.random.default_rng([seed, 3])
     noisy = list(items)
     pids = sorted({item[1] for item in items})
     number, order = round(share * len(items)), rng.permutation(len(items)).tolist()
-    first = {items[index][1]: index for index in reversed(order)}
-    free = [index for index in order if first[items[index][1]] != index]
-    if number > len(free) or len(pids) < 2:
+    kept = {items[index][1]: index for index in reversed(order)}  # one image of each identity
+    changeable = [index for index in order if kept[items[index][1]] != index]
+    if len(pids) < 2:
+        raise ValueError(f"data.label_noise {share} needs at least 2 training identities, got {len(pids)}")
+    if number > len(changeable):
         raise ValueError(
-            f"data.label_noise {share} would be {number} of {len(items)} images, where {len(pids)} identities keep one"
+            f"data.label_noise {share} would change the labels of {number} of {len(items)} images, "
+            f"but at most {len(changeable)} can change: each of the {len(pids)} identities keeps one image"
         )
-    for index in free[:number]:
+    for index in changeable[:number]:
         path, pid, *rest = items[index]
-        others = pids.index(pid) + 1 + int(rng.integers(len(pids) - 1))
-        noisy[index] = (path, pids[others % len(pids)], *rest)
-    print(f"=> {number} of {len(items)} training images have another identity's label")
+        other = pids.index(pid) + 1 + int(rng.integers(len(pids) - 1))
+        noisy[index] = (path, pids[other % len(pids)], *rest)
+    print(f"=> {number} of {len(items)} training images have the label of another identity")
     return noisy
 
 
 def add_outliers(items: Sequence[Item], share: float, seed: int, folder: str | Path) -> list[Item]:
-    """Replaces a share of the images by a patch of theirs, a quarter as high and wide, as a detector's failures are.
+    """Replaces some of the images by a small patch of the same image, as from a detector that failed.
+
+    The patch has a quarter of the height and the width of the image, and is resized to the size of the image.
 
     Args:
-        items: of a training set; of a tracklet every frame is replaced.
-        share: of the images, in [0, 1].
-        seed: of the choice.
-        folder: where the patches are written, in the size of the images.
+        items: The items of a training set. All frames of a chosen tracklet are replaced.
+        share: The share of the items to replace, in [0, 1].
+        seed: The seed of the random choice.
+        folder: The folder to write the patches to.
 
     Raises:
-        UnreadableImageError: for an image that can't be read.
-        OSError: if the folder can't be written to.
+        UnreadableImageError: If an image can't be read.
+        OSError: If the folder can't be written to.
     """
     rng = np.random.default_rng([seed, 4])
-    changed = list(items)
+    replaced = list(items)
     number = round(share * len(items))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +137,12 @@ def add_outliers(items: Sequence[Item], share: float, seed: int, folder: str | P
         for frame, path in enumerate(paths):
             patches.append(str(folder / f"{index:06d}_{frame:02d}_{Path(path).stem}.png"))
             _patch(read_image(path), corner).save(patches[-1])
-        changed[index] = (patches[0] if isinstance(frames, str) else tuple(patches), *rest)
+        replaced[index] = (patches[0] if isinstance(frames, str) else tuple(patches), *rest)
     print(f"=> {number} of {len(items)} training images are outliers, in {folder}")
-    return changed
+    return replaced
 
 
 def _patch(image: Image.Image, corner: Any) -> Image.Image:
-    width, height = (max(1, round(side * _PATCH)) for side in image.size)
+    width, height = (max(1, round(side * _PATCH_SIZE)) for side in image.size)
     left, top = int(corner[0] * (image.width - width)), int(corner[1] * (image.height - height))
     return image.crop((left, top, left + width, top + height)).resize(image.size, Image.Resampling.BICUBIC)

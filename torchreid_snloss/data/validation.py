@@ -1,4 +1,4 @@
-"""Identities held out of training, to choose the best checkpoint by."""
+"""Identities that are held out of training to choose the best checkpoint."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ VALIDATION = "validation"
 
 
 def hold_out(datamanager: Any, fraction: float, seed: int, **sampler_options: Any) -> None:
-    """Moves a share of a data manager's training identities into a validation set that is evaluated like a test set.
+    """Moves some training identities of a data manager to a validation set, which is evaluated like a test set.
 
-    Of each held-out identity the first image under each camera is a query, and all of its images are gallery.
+    The first image of each held-out identity from each camera is a query, and all its images are in the gallery.
 
     Args:
-        datamanager: torchreid's, with its loaders built.
-        fraction: share of the identities, between 0 and 1.
-        seed: of the choice.
-        **sampler_options: ``train_sampler``, ``batch_size``, ``num_instances`` and so on, as the training loader has
-            them: it is built anew.
+        datamanager: A data manager of torchreid.
+        fraction: The share of the identities to hold out, between 0 and 1.
+        seed: The seed of the random choice.
+        **sampler_options: The options of the training sampler, such as `train_sampler`, `batch_size` and
+            `num_instances`, because the training loader is built again.
 
     Raises:
-        ValueError: if no identity would be left on either side.
+        ValueError: If no identity would be held out, or fewer than two would be kept for training.
     """
     dataset = datamanager.train_loader.dataset
     pids = sorted({item[1] for item in dataset.train})
     number = round(fraction * len(pids))
     if not 0 < number < len(pids) - 1:
-        raise ValueError(f"data.val_fraction {fraction} of {len(pids)} training identities would be {number}")
+        raise ValueError(
+            f"data.val_fraction {fraction} would hold out {number} of {len(pids)} training identities, "
+            "but at least 1 must be held out and 2 kept"
+        )
     held_out = set(np.random.default_rng([seed, 1]).permutation(pids)[:number].tolist())
     set_training_items(datamanager, [item for item in dataset.train if item[1] not in held_out], **sampler_options)
 
     gallery = [item for item in dataset.train if item[1] in held_out]
-    first_under_camera = {(item[1], item[2], item[3]): item for item in reversed(gallery)}
-    splits = {"query": list(first_under_camera.values()), "gallery": gallery}
+    # By (identity, camera, data set).
+    first_from_camera = {tuple(item[1:4]): item for item in reversed(gallery)}
+    splits = {"query": list(first_from_camera.values()), "gallery": gallery}
     any_test_loader = next(iter(datamanager.test_loader.values()))["query"]
     loaders = {}
     for mode, items in splits.items():
@@ -53,7 +57,7 @@ def hold_out(datamanager: Any, fraction: float, seed: int, **sampler_options: An
             num_workers=any_test_loader.num_workers,
             pin_memory=any_test_loader.pin_memory,
         )
-    # First, so that torchreid's test() still returns the rank-1 of the last real test set.
+    # The validation set comes first, because torchreid's test() returns the rank-1 of the last test set.
     datamanager.test_loader = {VALIDATION: loaders, **datamanager.test_loader}
     datamanager.test_dataset = {VALIDATION: splits, **datamanager.test_dataset}
     print(f"=> {number} of {len(pids)} training identities are held out to choose the best checkpoint")
