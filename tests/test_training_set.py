@@ -47,6 +47,11 @@ def test_label_noise_that_leaves_an_identity_nothing_is_refused() -> None:
         add_label_noise(ITEMS, 0.9, seed=1)
 
 
+def test_label_noise_needs_another_identity() -> None:
+    with pytest.raises(ValueError, match=r"data.label_noise 0.2 needs at least 2 training identities, got 1"):
+        add_label_noise(ITEMS[:5], 0.2, seed=1)
+
+
 def _datamanager(reid_data: Path, folder: Path, *options: Any) -> Any:
     own = ["data.root", str(reid_data), "data.sources", ["market1501"], "data.targets", ["market1501"]]
     own += ["data.workers", 0, "train.batch_size", 8, "data.save_dir", str(folder), "use_gpu", False]
@@ -104,6 +109,10 @@ def test_outliers_are_patches_of_their_images(reid_data: Path, tmp_path: Path) -
         (
             ["data.train_fraction", 0.05],
             "data.train_fraction 0.05 would keep 1 of 16 training identities",
+        ),
+        (
+            ["data.val_fraction", 0.95],
+            "data.val_fraction 0.95 would hold out 15 of 16 training identities, but at least 1 must be held out",
         ),
         (["data.label_noise", 1], "data.label_noise must be at least 0 and below 1; got data.label_noise 1.0"),
         (["data.outliers", -0.1], "data.outliers must be at least 0 and at most 1; got data.outliers -0.1"),
