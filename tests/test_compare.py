@@ -1,4 +1,4 @@
-"""``torchreid-snloss-compare`` as a user runs it."""
+"""`torchreid-snloss-compare` as a user runs it, and its report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMPARE = ("-m", "torchreid_snloss.compare")
 def compared(
     reid_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Where a comparison was run, and what it printed."""
+    """The folder in which a comparison was run, and the process with its output."""
     folder = tmp_path_factory.mktemp("compared")
     done = run(*COMPARE, *_arguments(reid_data), cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def compared(
 
 
 def _final(log: str) -> list[str]:
-    """What torchreid printed of the last evaluation, in the table's order: mAP, mINP, rank-1, 5, 10."""
+    """The results that torchreid printed for the last evaluation, in the table's order: mAP, mINP, rank-1, 5, 10."""
     last = log[log.rindex("** Results **") :]
     names = ("mAP", "mINP", "Rank-1 ", "Rank-5 ", "Rank-10")
     return [re.search(rf"{name} *: ([\d.]+)%", last)[1] for name in names]  # type: ignore[index]
@@ -182,7 +182,7 @@ def test_the_report_is_one_file_with_everything(compared: tuple[Path, Any]) -> N
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 2 + 2 + 1 + 2 + 3
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
-    # 8 queries, each with a list of 10 for either loss, in which an image is right that shows the query's person.
+    # 8 queries, each with a list of 10 images for both losses. Right are those images that show the query's person.
     queries = re.findall(r'<article class="query">.*?</article>', text, re.DOTALL)
     assert len(queries) == 8
     marked = []
@@ -202,7 +202,7 @@ def test_the_ranked_lists_are_those_of_the_evaluation(compared: tuple[Path, Any]
     for loss in ("softmax", "sn"):
         record = folder / "log/compare/plain" / loss / "seed-1/record"
         evaluations = read_record(record).evaluations["market1501"]
-        assert sorted(evaluations) == [0, 2, 4, 6]  # before training, and at most five times in it
+        assert sorted(evaluations) == [0, 2, 4, 6]  # before training, and at most five times during it
         for epoch, after in ((0, False), (6, True)):
             features = read_features(record, "market1501", after)
             precisions = average_precisions(*features, "euclidean")
@@ -292,7 +292,7 @@ def test_noise_is_shown_beside_the_unchanged(compared: tuple[Path, Any], reid_da
         (["--config-file", "nowhere.yaml"], "can't read the config file 'nowhere.yaml'"),
     ],
 )
-def test_what_can_not_be_compared_is_said_before_anything_runs(
+def test_what_can_not_be_compared_is_refused_before_any_run(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -309,10 +309,10 @@ def test_a_run_that_fails_ends_the_comparison_and_names_itself(
     monkeypatch.chdir(tmp_path)
     assert main(_arguments(reid_data, "train.batch_size", "4096")) == 2
     errors = capfd.readouterr().err
-    assert "torchreid-snloss: error: " in errors  # the run's own
+    assert "torchreid-snloss: error: " in errors  # the message of the run itself
     assert "batch" in errors
     assert "run 1 of 2: softmax, seed 1 ended with exit code 2" in errors
-    # It stands in nobody's way: that with another size gets as far.
+    # The failed run leaves nothing that stops one with another batch size.
     assert main(_arguments(reid_data, "train.batch_size", "2048")) == 2
     assert "other settings" not in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""CMC, mAP, mINP and re-ranking against torchreid's own, which stay at evaluate_py and utils.rerank, and by hand."""
+"""CMC, mAP, mINP and re-ranking, compared with torchreid's own functions and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torchreid_snloss.evaluation import capture_rankings, capturing, evaluate_ra
 from torchreid_snloss.rerank import re_ranking
 from torchreid_snloss.threads import in_threads
 
-# Two queries by hand, and one whose identity is not in the gallery. The nearest image of the first query's identity is
-# under its own camera and left out; then come 2, 1 (a match), 3, 2, 1 (a match). The second query's only match comes
-# first: the other image of its identity is under its camera.
+# Two queries with known ranks, and a third whose identity is not in the gallery. The image nearest to the first query
+# is of its identity and from its own camera, so it is left out. Then come the identities 2, 1 (a match), 3, 2, 1 (a
+# match). The second query has one match, which comes first: the other image of its identity is from its own camera.
 G_PIDS, G_CAMIDS = np.array([1, 2, 1, 3, 2, 1]), np.array([0, 0, 1, 1, 1, 2])
 Q_PIDS, Q_CAMIDS = np.array([1, 2, 9]), np.array([0, 1, 0])
 DISTANCES = np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.9, 0.2, 0.8, 0.7, 0.1, 0.6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])
@@ -32,7 +32,10 @@ Args = tuple[Any, Any, Any, Any, Any]
 
 
 def make(num_queries: int, num_gallery: int, num_pids: int, *, tied: bool = False, seed: int = 0) -> Args:
-    """Random distances, no two alike unless tied; three cameras; two queries' identities are not in the gallery."""
+    """Makes random distances, all different unless `tied`, and labels of three cameras.
+
+    The identities of two queries are not in the gallery.
+    """
     rng = np.random.default_rng(seed)
     g_pids, q_pids = rng.integers(0, num_pids, num_gallery), rng.integers(0, num_pids, num_queries)
     q_pids[3:5] = [num_pids, -1]
@@ -49,7 +52,7 @@ def make(num_queries: int, num_gallery: int, num_pids: int, *, tied: bool = Fals
 def by_the_formula(
     distances: Any, q_pids: Any, g_pids: Any, q_camids: Any, g_camids: Any
 ) -> tuple[Any, Any, list[float], list[float]]:
-    """A query at a time: for each, whether it was found by rank k; first ranks; average precision; |matches| / last."""
+    """Computes the mean CMC curve; and for each query the first match's rank, average precision and inverse penalty."""
     curves, firsts, precisions, penalties = [], [], [], []
     for row, pid, camid in zip(distances, q_pids, q_camids):
         order = [i for i in sorted(range(len(row)), key=lambda i: row[i]) if (g_pids[i], g_camids[i]) != (pid, camid)]
@@ -64,7 +67,7 @@ def by_the_formula(
 
 @pytest.fixture
 def _numpy_bool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchreid's CUHK03 metric uses np.bool, which numpy 1.24 to 1.26 do not have."""
+    """Provides np.bool, which torchreid uses in CUHK03's metric and NumPy 1.24 to 1.26 do not have."""
     monkeypatch.setattr(np, "bool", np.bool_, raising=False)
 
 
@@ -87,13 +90,14 @@ def test_by_hand() -> None:
     ],
 )
 def test_close_and_equal_distances(row: list[float], first: int) -> None:
-    ranking = rank_gallery([row], [1], [2, 1, 2], [0], [0, 1, 0])  # the match stands second in the gallery
+    ranking = rank_gallery([row], [1], [2, 1, 2], [0], [0, 1, 0])  # the match is the second image of the gallery
     assert ranking.cmc.tolist() == [rank >= first for rank in (1, 2, 3)]
 
 
 def test_cuhk03_by_hand() -> None:
-    # The first query's ranking is 2, 1, 3, 2, 1. Of the nearer 1 and the nearer 2 drawn, the match comes second; of the
-    # nearer 1 and the farther 2 first; the farther 1 comes third. The second query's match is always drawn, and first.
+    # The ranking of the first query is 2, 1, 3, 2, 1. If the nearer 1 and the nearer 2 are drawn, the match is second;
+    # if the nearer 1 and the farther 2 are drawn, it is first; if the farther 1 is drawn, it is third. The only match
+    # of the second query is always drawn and always first.
     np.random.seed(0)
     curves = [rank_gallery(*BY_HAND, max_rank=3, use_metric_cuhk03=True).cmc for _ in range(200)]
     np.testing.assert_allclose(np.mean(curves, axis=0), [(1 / 4 + 1) / 2, (1 / 2 + 1) / 2, 1], atol=0.03)
@@ -102,7 +106,7 @@ def test_cuhk03_by_hand() -> None:
 @pytest.mark.usefixtures("_numpy_bool")
 @pytest.mark.parametrize("cuhk03", [False, True])
 @pytest.mark.parametrize("size", [(40, 400, 60), (300, 70, 4), (20, 300, 2)])
-def test_same_as_torchreids(size: tuple[int, int, int], cuhk03: bool) -> None:
+def test_same_as_torchreid(size: tuple[int, int, int], cuhk03: bool) -> None:
     args = make(*size)
     results = []
     for evaluate in (metrics.rank.evaluate_py, evaluate_rank):
@@ -110,10 +114,10 @@ def test_same_as_torchreids(size: tuple[int, int, int], cuhk03: bool) -> None:
         results.append((*evaluate(*args, 50, cuhk03), np.random.random()))
     (cmc, mean_ap, after), (our_cmc, our_mean_ap, our_after) = results
     assert len(our_cmc) == 50
-    np.testing.assert_array_equal(our_cmc[: len(cmc)], cmc)  # theirs ends with the last identity
+    np.testing.assert_array_equal(our_cmc[: len(cmc)], cmc)  # torchreid's curve ends at the number of identities
     np.testing.assert_array_equal(our_cmc[len(cmc) :], 1)
     assert our_mean_ap == pytest.approx(mean_ap, abs=1e-6)
-    assert our_after == after  # the generator goes on from the same state
+    assert our_after == after  # both took as many random numbers
 
 
 @pytest.mark.usefixtures("_numpy_bool")
@@ -169,7 +173,7 @@ def test_a_small_gallery_shortens_the_curve(capsys: pytest.CaptureFixture[str]) 
     cmc, mean_ap = evaluate_rank(*args)
     assert "the gallery has 12 images, so the CMC curve ends there, not at 50" in capsys.readouterr().out
     assert len(cmc) == 12
-    # Queries to which fewer than 12 images are left: torchreid can't put their curves together.
+    # Fewer than 12 images are ranked for some queries, and torchreid can't average curves of different lengths.
     with pytest.raises(ValueError, match="inhomogeneous"):
         metrics.rank.evaluate_py(*args, 50, False)
     curve, _, precisions, _ = by_the_formula(*args)
@@ -200,7 +204,7 @@ def test_bad_input(changes: dict[int, Any], words: str, cuhk03: bool) -> None:
         evaluate_rank(*args, use_metric_cuhk03=cuhk03)
 
 
-def test_distances_that_are_no_numbers() -> None:
+def test_distances_must_be_real() -> None:
     with pytest.raises(TypeError, match="distmat must hold real numbers, got complex128"):
         rank_gallery(DISTANCES + 0j, *BY_HAND[1:])
 
@@ -208,7 +212,7 @@ def test_distances_that_are_no_numbers() -> None:
 def test_works_in_as_many_threads_as_torch() -> None:
     torch.set_num_threads(3)
     together = threading.Barrier(3, timeout=20)
-    assert len(list(in_threads(lambda _: together.wait(), 3, "waiting"))) == 3  # three at a time, or the barrier breaks
+    assert len(list(in_threads(lambda _: together.wait(), 3, "waiting"))) == 3  # breaks unless three run at a time
     torch.set_num_threads(1)
     assert len(set(in_threads(lambda _: threading.get_ident(), 1000, "naming"))) == 1
     assert list(in_threads(lambda i: i, 1000, "counting")) == list(range(1000))
@@ -221,11 +225,11 @@ def test_takes_little_memory(cuhk03: bool) -> None:
     rank_gallery(*args, use_metric_cuhk03=cuhk03)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # torchreid's evaluator: 3 times the 8 MB of the distances and more. CUHK03's keeps 256 rankings ahead.
+    # torchreid's evaluator takes more than 3 times the 8 MB of the distances. CUHK03's metric holds up to 256 rankings.
     assert peak < args[0].nbytes * (0.8 if cuhk03 else 0.25)
 
 
-def test_notes_rankings_where_asked_to() -> None:
+def test_captures_rankings() -> None:
     evaluate_rank(*BY_HAND)
     with capture_rankings() as outer:
         cmc, mean_ap = evaluate_rank(*BY_HAND)
@@ -239,7 +243,7 @@ def test_notes_rankings_where_asked_to() -> None:
     assert (outer[0].mean_ap, outer[0].mean_inp) == (mean_ap, pytest.approx(0.7))
 
 
-def test_a_compiled_evaluator_keeps_its_results_and_notes_minp() -> None:
+def test_a_compiled_evaluator_keeps_its_results_and_captures_minp() -> None:
     given = (np.array([0.25, 0.5]), np.float64(0.125))
 
     def compiled(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -254,7 +258,7 @@ def test_a_compiled_evaluator_keeps_its_results_and_notes_minp() -> None:
         results = [evaluate(*BY_HAND, 50, use_metric_cuhk03=True) for _ in range(2)]
     evaluate(*BY_HAND, 50, use_metric_cuhk03=True)
     assert results == [given, given]
-    assert np.random.get_state()[2] == before  # CUHK03's draws are the compiled one's own
+    assert np.random.get_state()[2] == before  # capturing takes no random numbers
     assert [(ranking.cmc is given[0], ranking.mean_ap) for ranking in rankings] == [(True, 0.125)] * 2
     assert rankings[0].mean_inp == pytest.approx(0.7)
 
@@ -280,7 +284,7 @@ def test_register_keeps_a_compiled_evaluator_under_upstreams_layout(upstream_lay
 
 
 class Writer:
-    """What torchreid calls of TensorBoard's."""
+    """The part of TensorBoard's SummaryWriter that torchreid calls."""
 
     def __init__(self) -> None:
         self.scalars: dict[str, float] = {}
@@ -295,7 +299,7 @@ def test_an_engine_prints_minp(
     rerank: bool, reid_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datamanager = make_datamanager(reid_data)
-    monkeypatch.setattr(metrics.rank, "evaluate_py", None)  # torchreid's are not called
+    monkeypatch.setattr(metrics.rank, "evaluate_py", None)  # torchreid's own functions must not run
     monkeypatch.setattr(utils.rerank, "np", None)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16))
     testing = make_engine(ImageSNEngine, datamanager, model)
@@ -313,7 +317,7 @@ def test_an_engine_prints_minp(
 
 
 def people(num_queries: int, num_gallery: int, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Euclidean distances among features of people with 8 images each, as torchreid makes them."""
+    """Computes the distance matrices of random features, with about 8 images of each person, as torchreid does."""
     torch.manual_seed(seed)
     pids = torch.randint(0, (num_queries + num_gallery) // 8 + 1, (num_queries + num_gallery,))
     features = torch.randn(int(pids.max()) + 1, 16)[pids] + 0.7 * torch.randn(len(pids), 16)
@@ -326,7 +330,7 @@ def people(num_queries: int, num_gallery: int, seed: int = 0) -> tuple[Any, Any,
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("options", [(20, 6, 0.3), (9, 1, 0.0), (5, 2, 0.8), (2, 8, 0.5)], ids=str)
 def test_re_ranking_is_torchreids(options: tuple[int, int, float]) -> None:
-    # In float64, of no symmetry, no two alike; an image is not the nearest to itself.
+    # In float64, asymmetric, with all distances different and no image nearest to itself.
     every = np.random.default_rng(0).permutation(120 * 120).reshape(120, 120) / 120**2 + 0.2
     uneven = (every[:30, 30:], every[:30, :30], every[30:, 30:])
     for given in (people(50, 150), people(100, 20, seed=1), uneven):
@@ -345,9 +349,10 @@ def test_re_ranking_of_fewer_images_than_neighbors() -> None:
 
 
 def test_re_ranking_by_hand() -> None:
-    # Images on a line at 0 (the query), 1, 3 and 7. k1 = 1: an image's nearest are itself and one more. 0 and 1 have
-    # each other; 3 has 1 and 7 has 3, which do not have them. So the query has neighbours in common with 1 alone, and
-    # its Jaccard distance to 3 and 7 is 1. The largest squared distances from 0, 1, 3, 7 are 49, 36, 16, 49.
+    # Images on a line at 0 (the query), 1, 3 and 7. With k1 = 1 the nearest images of an image are itself and one
+    # other: 0 and 1 have each other, 3 has 1 and 7 has 3, but not the other way round. So the query has common
+    # neighbours only with 1, and its Jaccard distance to 3 and 7 is 1. The largest squared distances from 0, 1, 3, 7
+    # are 49, 36, 16, 49.
     points = np.array([0.0, 1.0, 3.0, 7.0])
     distances = np.abs(points[:, None] - points)
     ours = re_ranking(distances[:1, 1:], distances[:1, :1], distances[1:, 1:], k1=1, k2=1, lambda_value=0.25)
@@ -358,7 +363,7 @@ def test_re_ranking_by_hand() -> None:
 
 
 def test_re_ranking_takes_equal_distances_in_order() -> None:
-    # All at distance 0 from each other: everyone's two nearest are the first query and the first gallery image.
+    # All images are at distance 0, so the two nearest of each are the query and the first gallery image.
     ours = re_ranking(np.zeros((1, 4)), np.zeros((1, 1)), np.zeros((4, 4)), k1=1, k2=1, lambda_value=0.0)
     np.testing.assert_allclose(ours, [[0, 1, 1, 1]], atol=1e-6)
 
@@ -369,7 +374,7 @@ def test_re_ranking_takes_little_memory() -> None:
     re_ranking(*given)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2000 * 2000 * 4  # of which torchreid's makes about six
+    assert peak < 2000 * 2000 * 4  # the size of one matrix; torchreid's function makes about six
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Last stride, embedding and neck on torchreid's models; warm-up, exponential decay, flips and re-ranking."""
+"""Last stride, embedding and neck on torchreid's models; warm-up, exponential decay, flipping and re-ranking."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_bnneck_and_embedding(name: str) -> None:
     images = torch.randn(4, 3, 64, 32)
     logits, features = model(images)
     assert (logits.shape, features.shape) == ((4, 5), (4, 12))
-    # By hand: the classifier sees the features after the batch norm, of the batch in training.
+    # The classifier gets the features after a batch norm, which uses the statistics of the batch in training.
     after = torch.nn.functional.batch_norm(features, None, None, training=True)
     torch.testing.assert_close(logits, after @ model.classifier.weight.t(), rtol=1e-4, atol=1e-5)
     model.eval()
@@ -70,7 +70,7 @@ def test_checkpoints_with_a_head_load_in_torchreid_and_in_one_line_here(tmp_path
     again = build_model(cfg, 9).eval()  # another number of identities
     load_weights(again, str(path))
     torch.testing.assert_close(again(batch), model(batch))
-    # And what torchreid's own model has learned goes in.
+    # Weights of torchreid's own model load too.
     plain = models.build_model("osnet_x0_25", 7, loss="triplet", pretrained=False)
     model.load_state_dict(
         {**model.state_dict(), **{k: v for k, v in plain.state_dict().items() if "classifier" not in k}}
@@ -90,7 +90,7 @@ def test_checkpoints_with_a_head_load_in_torchreid_and_in_one_line_here(tmp_path
         (["model.name", "pcb_p4", "model.neck", "bnneck"], "one linear classifier, got PCB"),
     ],
 )
-def test_a_model_that_takes_none_is_told(options: list[Any], message: str) -> None:
+def test_a_model_without_the_needed_layers_is_refused(options: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(config(*options), 5)
 
@@ -105,7 +105,7 @@ def test_a_model_that_takes_none_is_told(options: list[Any], message: str) -> No
         (["train.lr_scheduler", "exponential", "train.stepsize", [60]], "needs a first train.stepsize below"),
     ],
 )
-def test_a_wrong_value_is_told(options: list[Any], message: str) -> None:
+def test_a_wrong_value_is_refused(options: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_config(config(*options))
 
@@ -132,7 +132,7 @@ def test_warm_up_comes_before_each_of_torchreids_schedules_and_the_exponential_o
     ):
         plain = rates(*schedule)
         assert rates(*schedule, *warm) == pytest.approx([a * b for a, b in zip(plain, share)], rel=1e-6)
-    # Li et al.'s: constant, then to a thousandth at the end.
+    # The exponential schedule is constant at first, then falls to a thousandth at the end.
     assert plain == pytest.approx([1, 1, 1, 1, 1, 1e-3**0.25, 1e-3**0.5, 1e-3**0.75])
 
 
@@ -177,7 +177,7 @@ def test_flipped_features_are_the_mean(datamanager: Any, capsys: pytest.CaptureF
     assert printed[0] == printed[1] != printed[2]
 
 
-def test_layers_opened_alone_and_another_schedule(train: Callable[..., Done]) -> None:
+def test_a_frozen_base_and_another_schedule(train: Callable[..., Done]) -> None:
     options = [
         *["train.max_epoch", 2, "loss.name", "hap2s", "model.neck", "bnneck", "model.embedding", [16]],
         *["train.fixbase_epoch", 1, "train.open_layers", "['classifier','embedding']", "train.warmup_epochs", 1],

@@ -1,4 +1,4 @@
-"""Multi-query evaluation on Market-1501's layout with its folder of hand-drawn boxes."""
+"""Multi-query evaluation in Market-1501 layout, with its folder `gt_bbox` of hand-drawn boxes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import Done, Tiny, make_datamanager, make_engine
+from PIL import Image
 
-from torchreid_snloss import ImageSNEngine, evaluation
+from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.checks import check_datamanager
 from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.evaluation import rank_gallery
 
 
 @pytest.fixture
 def with_boxes(reid_data: Path, tmp_path: Path) -> Path:
-    """Two more images for each of the first eleven of 16 queries, under its camera; and some of no query."""
+    """Adds two images of the identity and the camera of each of the first 11 of 16 queries, and some of no query."""
     shutil.copytree(reid_data / "market1501", tmp_path / "market1501")
     folder = tmp_path / "market1501/Market-1501-v15.09.15"
     (folder / "gt_bbox").mkdir()
@@ -38,16 +40,13 @@ def test_by_hand(with_boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datamanager, model = make_datamanager(with_boxes, batch_size_test=10), Tiny()
     engine = make_engine(ImageSNEngine, datamanager, model)
     engine.options.multi_query = True
-    with evaluation.capture_rankings():
-        engine.test(ranks=[1])
+    engine.test(ranks=[1])
     printed = capsys.readouterr().out
     transform = datamanager.test_loader["market1501"]["query"].dataset.transform
 
     def features(name: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         paths = sorted((with_boxes / "market1501/Market-1501-v15.09.15" / name).glob("*.jpg"))
         keys = [(int(path.name[:4]), int(path.name[6]) - 1) for path in paths]
-        from PIL import Image
-
         with torch.no_grad():
             return model(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])), keys
 
@@ -61,7 +60,7 @@ def test_by_hand(with_boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(key in box_keys for key in keys) == 11
     distances = torch.cdist(torch.stack(pooled), gallery).square().numpy()
     (pids, camids), (gallery_pids, gallery_camids) = np.array(keys).T, np.array(gallery_keys).T
-    expected = evaluation.rank_gallery(distances, pids, gallery_pids, camids, gallery_camids)
+    expected = rank_gallery(distances, pids, gallery_pids, camids, gallery_camids)
     assert f"mAP: {expected.mean_ap:.1%}" in printed
     assert f"Rank-1  : {expected.cmc[0]:.1%}" in printed
 

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and silence elsewhere."""
+"""Progress bars on a terminal, and none in the log file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ termios = pytest.importorskip("termios", reason="there are no terminals to open 
 
 
 def _on_a_terminal(*command: str, cwd: Path) -> tuple[int, str]:
-    """Exit code, and what a terminal of 160 columns gets."""
+    """Runs Python on a terminal of 160 columns, and returns its exit code and its output."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
     process = start(*command, cwd=cwd, stdout=theirs, stderr=theirs, text=False)
@@ -25,7 +25,7 @@ def _on_a_terminal(*command: str, cwd: Path) -> tuple[int, str]:
     while True:
         try:
             chunk = os.read(ours, 4096)
-        except OSError:  # how Linux tells that nobody writes any more
+        except OSError:  # Linux's way to say that the other side is closed
             break
         if not chunk:
             break
@@ -34,13 +34,13 @@ def _on_a_terminal(*command: str, cwd: Path) -> tuple[int, str]:
     return process.wait(), b"".join(chunks).decode()
 
 
-def test_bars_on_a_terminal_leave_torchreids_lines_as_they_are(reid_data: Path, tmp_path: Path) -> None:
+def test_bars_on_a_terminal_do_not_break_torchreids_lines(reid_data: Path, tmp_path: Path) -> None:
     options = ["--config-file", str(ROOT / "configs/small.yaml"), "--root", str(reid_data)]
     options += ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.save_dir", "log"]
     options += tiny_options("model.name", "osnet_x0_25", "train.max_epoch", 1, "test.visrank", False)
     code, screen = _on_a_terminal("-m", "torchreid_snloss", *options, cwd=tmp_path)
     assert code == 0, screen
-    # What stands between two moves to the start of a line.
+    # The text between two moves of the cursor to the start of a line.
     pieces = [piece.strip() for piece in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", screen))]
     bars = [piece for piece in pieces if re.search(r"\d+%\|", piece)]
     epoch = [bar for bar in bars if bar.startswith("epoch 1/1")]

@@ -1,4 +1,4 @@
-"""The identity sampler: each promise of its docstring, on many random datasets."""
+"""The identity sampler: each statement of its docstring, on many random data sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def dataset(sizes: list[int], seed: int = 0) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("trial", range(200))
-def test_every_promise(trial: int) -> None:
+def test_every_statement_of_the_docstring(trial: int) -> None:
     rng = random.Random(trial)
     instances, identities = rng.randint(1, 5), rng.randint(2, 8)
     sizes = [rng.choice([1, 2, 3, 8, 30, 300]) for _ in range(rng.randint(identities, 40))]
@@ -39,20 +39,20 @@ def test_every_promise(trial: int) -> None:
                 assert times in (instances // available, -(-instances // available))
 
 
-def test_no_image_is_lost_where_the_numbers_fit() -> None:
+def test_every_image_is_used_once_if_the_numbers_fit() -> None:
     items = dataset([8] * 12)
     epoch = list(IdentitySampler(items, 16, 4, seed=1))
     assert sorted(epoch) == list(range(len(items)))
 
 
-def test_as_many_batches_as_there_can_be() -> None:
-    # One identity has 100 groups of 2, the others 1 each. A batch takes it once, so 4 identities make 3 batches only.
+def test_as_many_batches_as_possible() -> None:
+    # One identity has 100 groups of 2, three have 1. Each batch of two identities needs one of the three.
     assert len(IdentitySampler(dataset([200, 2, 2, 2]), 4, 2, seed=0)) == 3 * 4
-    # 5 identities with one group each, 4 a batch: two batches show all, three groups are drawn again.
+    # 5 identities have one group each. Two batches of 4 identities use all of them, and three groups are drawn again.
     assert len(IdentitySampler(dataset([4] * 5), 16, 4, seed=0)) == 2 * 16
 
 
-def test_an_epoch_depends_on_seed_and_number_only() -> None:
+def test_an_epoch_depends_only_on_its_seed_and_number() -> None:
     items = dataset([5, 9, 1, 7, 4, 12])
     first, second = IdentitySampler(items, 6, 2, seed=3), IdentitySampler(items, 6, 2, seed=3)
     epochs = [list(first) for _ in range(3)]
@@ -64,7 +64,7 @@ def test_an_epoch_depends_on_seed_and_number_only() -> None:
     assert list(IdentitySampler(items, 6, 2, seed=4)) != epochs[0]
 
 
-def test_default_seed_is_torchs() -> None:
+def test_the_default_seed_is_that_of_torch() -> None:
     items = dataset([5, 9, 1, 7, 4, 12])
     torch.manual_seed(7)
     first = list(IdentitySampler(items, 6, 2))
@@ -75,7 +75,7 @@ def test_default_seed_is_torchs() -> None:
 
 
 def test_batches_mix_identities_evenly() -> None:
-    # 40 identities, 4 groups each, 8 a batch: over many epochs every pair meets about equally often.
+    # With 40 identities, 4 groups each and 8 identities a batch, all pairs meet about equally often in many epochs.
     sampler = IdentitySampler(dataset([8] * 40), 16, 2, seed=0)
     meetings: Counter[tuple[int, int]] = Counter()
     items = dataset([8] * 40)

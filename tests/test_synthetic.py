@@ -1,4 +1,4 @@
-"""The drawn people: the same bytes from the same seed, in Market-1501 layout, made once."""
+"""The synthetic data sets: the same seed gives the same bytes, in Market-1501 layout, written once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_dataset_is_made_once_and_laid_out_like_market1501(tmp_path: Path) -> No
     assert all(re.fullmatch(r"\d{4}_c[1-6]s1_\d{6}_00\.jpg", Path(name).name) for name in made)
     with Image.open(dataset.train[0][0]) as image:
         assert image.size == (64, 128)
-    # Each query finds its identity under another camera.
+    # Each query has a match from another camera.
     seen = defaultdict(set)
     for _, pid, camera, _ in dataset.gallery:
         seen[pid].add(camera)

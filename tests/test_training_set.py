@@ -1,4 +1,4 @@
-"""Fewer identities, wrong labels and outliers in the training set."""
+"""Changes to the training set: fewer identities, wrong labels and outliers."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ ITEMS = [(f"{pid}_{image}.jpg", pid, image % 3, 0) for pid in range(12) for imag
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.8])
-def test_label_noise_is_of_the_share_asked_for(share: float) -> None:
+def test_label_noise_changes_the_given_share(share: float) -> None:
     noisy = add_label_noise(ITEMS, share, seed=1)
     changed = [after[1] for before, after in zip(ITEMS, noisy) if before[1] != after[1]]
     assert len(changed) == round(share * len(ITEMS))
     assert [(item[0], *item[2:]) for item in noisy] == [(item[0], *item[2:]) for item in ITEMS]
     own = {after[1] for before, after in zip(ITEMS, noisy) if before[1] == after[1]}
-    assert own == set(range(12))  # each keeps an image of its own
+    assert own == set(range(12))  # each identity keeps one of its images
     assert noisy == add_label_noise(ITEMS, share, seed=1)
     assert noisy != add_label_noise(ITEMS, share, seed=2)
 
 
-def test_label_noise_draws_every_other_identity_alike() -> None:
+def test_label_noise_draws_all_other_identities_equally_often() -> None:
     items = [(f"{pid}_{image}", pid, 0, 0) for pid in range(4) for image in range(5000)]
     given = collections.Counter((a[1], b[1]) for a, b in zip(items, add_label_noise(items, 0.5, seed=3)) if a != b)
     assert set(given) == {(a, b) for a in range(4) for b in range(4) if a != b}
-    # 10,000 draws into 12 cells: 833 each, standard deviation 28.
+    # 10,000 draws over 12 pairs give 833 each, with a standard deviation of 28.
     assert all(abs(number - 10000 / 12) < 150 for number in given.values())
 
 
-def test_label_noise_that_leaves_an_identity_nothing_is_refused() -> None:
+def test_label_noise_must_leave_each_identity_an_image() -> None:
     with pytest.raises(
         ValueError, match=r"data.label_noise 0.9 would change the labels of 54 of 60 images, but at most 48 can change"
     ):
@@ -90,7 +90,7 @@ def test_outliers_are_patches_of_their_images(reid_data: Path, tmp_path: Path) -
             quarter = tuple(side // 4 for side in before.size)
             small = np.asarray(after.resize(quarter, Image.Resampling.BOX), dtype=float)
             image = np.asarray(before.convert("RGB"), dtype=float)
-        # Somewhere in the image the patch stands, but for what resizing did to it.
+        # The patch is somewhere in the image, up to the error of resizing.
         height, width, _ = small.shape
         nearest = min(
             np.abs(image[top : top + height, left : left + width] - small).mean()
@@ -118,7 +118,7 @@ def test_outliers_are_patches_of_their_images(reid_data: Path, tmp_path: Path) -
         (["data.outliers", -0.1], "data.outliers must be at least 0 and at most 1; got data.outliers -0.1"),
     ],
 )
-def test_a_share_that_can_not_be_is_refused(options: list[Any], message: str, reid_data: Path, tmp_path: Path) -> None:
+def test_an_impossible_share_is_refused(options: list[Any], message: str, reid_data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         _datamanager(reid_data, tmp_path, *options)
     assert message in str(raised.value)

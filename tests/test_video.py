@@ -1,4 +1,4 @@
-"""Video: the engines on torchreid's VideoDataManager with drawn tracklets, and its standard evaluator."""
+"""Video: the engines with torchreid's VideoDataManager on synthetic tracklets, and the standard evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )  # fmt: skip
 
 
-def test_the_tracklets_are_what_they_say(videos: Any) -> None:
+def test_tracklets_have_the_documented_shape(videos: Any) -> None:
     dataset = videos.train_loader.dataset
     assert {pid for _, pid, *_ in dataset.train} == set(range(10))
     assert all(len(paths) == 8 for paths, *_ in [*dataset.train, *dataset.query, *dataset.gallery])
@@ -51,8 +51,7 @@ def test_trains_and_evaluates(cls: type[Any], videos: Any, tmp_path: Path, capsy
     assert "mAP:" in printed
 
 
-def test_a_step_is_torchreids_with_the_loss_swapped(videos: Any) -> None:
-    """With torchreid's own triplet loss as the criterion, against its VideoTripletEngine."""
+def test_a_step_with_the_triplet_loss_equals_torchreids(videos: Any) -> None:
     batch = next(iter(videos.train_loader))
     ours = make_engine(VideoMetricEngine, videos, criterion=losses.TripletLoss(margin=0.3), weight_x=0.5)
     theirs = make_engine(engine.VideoTripletEngine, videos, margin=0.3, weight_t=1, weight_x=0.5)
@@ -70,7 +69,7 @@ def test_a_step_is_torchreids_with_the_loss_swapped(videos: Any) -> None:
         assert torch.equal(ours.extract_features(images), theirs.extract_features(images))
 
 
-def test_a_wrong_pooling_method_and_a_memory_are_told(videos: Any) -> None:
+def test_a_wrong_pooling_method_and_a_memory_are_refused(videos: Any) -> None:
     with pytest.raises(ValueError, match="pooling_method must be one of 'avg', 'max', got 'mean'"):
         make_engine(VideoSNEngine, videos, pooling_method="mean")
     training = make_engine(VideoSNEngine, videos, memory_size=10)
