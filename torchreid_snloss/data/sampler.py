@@ -18,7 +18,7 @@ class IdentitySampler(Sampler[int]):
     An epoch is made in three steps:
 
     1. The images of each identity are shuffled and cut into groups of K. Images that are left over are not used in
-       this epoch. In the next epoch they are others.
+       this epoch; the next epoch leaves out others.
     2. The number of batches is the largest that the groups can fill with distinct identities, but at least the number
        that is needed to use every identity once. Surplus groups are dropped from identities that have several groups.
        Missing groups are drawn again, first from the images that are left over.
