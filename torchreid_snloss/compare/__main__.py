@@ -1,4 +1,4 @@
-"""``python -m torchreid_snloss.compare``."""
+"""`python -m torchreid_snloss.compare`."""
 
 from torchreid_snloss.compare import main
 
