@@ -35,11 +35,13 @@ TINY = [
 
 
 def tiny_options(*more: object) -> list[str]:
-    """Returns the config options of a run that takes a second, followed by `more`; the last value of a key counts.
-
-    A process of its own does not know the model `tiny`: give it `"model.name", "osnet_x0_25"`.
-    """
+    """Returns the config options of a run that takes a second, followed by `more`; the last value of a key counts."""
     return [*TINY, *map(str, more)]
+
+
+def process_options(*more: object) -> list[str]:
+    """Returns `tiny_options` for a process of its own, which knows torchreid's models only."""
+    return tiny_options("model.name", "osnet_x0_25", *more)
 
 
 class Tiny(nn.Module):

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import start, tiny_options
+from conftest import process_options, start
 
 from torchreid_snloss.data import make_pedestrians
 
 EPOCHS = 6
-OPTIONS = tiny_options(
-    *["model.name", "osnet_x0_25", "loss.name", "sn", "train.max_epoch", EPOCHS, "train.lr_scheduler", "cosine"],
+OPTIONS = process_options(
+    *["loss.name", "sn", "train.max_epoch", EPOCHS, "train.lr_scheduler", "cosine"],
     *["data.transforms", "['random_flip', 'random_crop', 'color_jitter']"],
     *["test.eval_freq", 2, "model.resume", "auto"],
 )

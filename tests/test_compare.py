@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, start, tiny_options
+from conftest import ROOT, process_options, run, start
 from PIL import Image
 
 from torchreid_snloss import get_default_config
@@ -30,7 +30,7 @@ from torchreid_snloss.record import Features, Recorder, read_features, read_reco
 
 def _arguments(reid_data: Path, *options: str, flags: tuple[str, ...] = ("--seeds", "1")) -> list[str]:
     config = str(ROOT / "configs/small.yaml")
-    own = tiny_options("model.name", "osnet_x0_25", "train.max_epoch", 6, "data.save_dir", "log", *options)
+    own = process_options("train.max_epoch", 6, "data.save_dir", "log", *options)
     data = ["--root", str(reid_data), "-s", "market1501", "-t", "market1501"]
     return ["--config-file", config, *data, "--losses", "softmax", "sn", *flags, *own]
 

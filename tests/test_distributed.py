@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done, make_datamanager, start, tiny_options
+from conftest import Done, make_datamanager, process_options, start
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, multiprocessing, nn
 from torch.distributed import TCPStore
@@ -198,7 +198,7 @@ def torchrun(processes: int, *options: str, cwd: Path) -> tuple[int, str]:
 
 def options(reid_data: Path, epochs: int) -> list[str]:
     own = ["loss.name", "sn", "train.max_epoch", epochs, "train.lr_scheduler", "cosine", "test.normalize_feature", True]
-    return ["--root", str(reid_data), *tiny_options("model.name", "osnet_x0_25", *own)]
+    return ["--root", str(reid_data), *process_options(*own)]
 
 
 def results_in(output: str) -> list[str]:
@@ -254,7 +254,7 @@ def test_what_several_processes_can_not_do_is_told(
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"RANK": "0"}, r"the environment has \['RANK'\] alone"),
+        ({"RANK": "0"}, r"the environment has only \['RANK'\] of what torchrun sets"),
         (
             {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "1000"},
             "process 1000 .from 0. on this machine, which has . GPUs",

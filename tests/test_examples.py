@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run, tiny_options
+from conftest import ROOT, process_options, run, tiny_options
 from torchreid import models, utils
 
 from torchreid_snloss import build_model, load_config
@@ -43,7 +43,7 @@ def test_swap_the_loss(reid_data: Path, tmp_path: Path) -> None:
 def test_own_main(reid_data: Path, tmp_path: Path) -> None:
     options = ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.root", str(reid_data)]
     own = ["loss.name", "hap2s", "train.max_epoch", 1, "test.visrank", False]
-    options += tiny_options("model.name", "osnet_x0_25", *own)
+    options += process_options(*own)
     done = run(str(ROOT / "examples/own_main.py"), str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "loss_m" in done.stdout

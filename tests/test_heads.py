@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done, make_engine
+from conftest import Done, make_engine, tiny_options
 from torchreid import models, utils
 from yacs.config import CfgNode
 
@@ -16,11 +16,9 @@ from torchreid_snloss import ImageSNEngine, build_model, build_optimizer, load_c
 from torchreid_snloss.checks import check_config
 from torchreid_snloss.config import ConfigError
 
-SMALL = ["model.pretrained", False, "use_gpu", False, "loss.name", "hap2s", "data.height", 64, "data.width", 32]
-
 
 def config(*options: Any) -> CfgNode:
-    return load_config(options=[*SMALL, *options])
+    return load_config(options=[*tiny_options("use_gpu", False, "loss.name", "hap2s"), *options])
 
 
 def test_last_stride_1_keeps_the_weights_and_doubles_the_map() -> None:

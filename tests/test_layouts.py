@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import ROOT, run, tiny_options
+from conftest import ROOT, process_options, run
 
 
 def test_engines_under_upstreams_layout(upstream_layout: Path) -> None:
@@ -17,7 +17,7 @@ def test_engines_under_upstreams_layout(upstream_layout: Path) -> None:
 
 def test_command_line_under_upstreams_layout(upstream_layout: Path, reid_data: Path, tmp_path: Path) -> None:
     flags = ["-s", "market1501", "-t", "market1501", "--root", str(reid_data)]
-    options = tiny_options("model.name", "osnet_x0_25", "loss.name", "fidi", "train.max_epoch", 1)
+    options = process_options("loss.name", "fidi", "train.max_epoch", 1)
     done = run("-m", "torchreid_snloss", *flags, *options, cwd=tmp_path, path=upstream_layout)
     assert done.returncode == 0, done.stderr
     assert "mAP:" in done.stdout

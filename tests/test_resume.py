@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Done, Tiny, make_engine, start, tiny_options
+from conftest import Done, Tiny, make_engine, process_options, start
 from kill_and_resume import kill_and_resume
 from torchreid import engine, models, utils
 
@@ -35,7 +35,7 @@ def test_three_kills_change_nothing(tmp_path: Path) -> None:
 
 
 # As processes, which signals can come to.
-SIGNALLED = tiny_options("model.name", "osnet_x0_25", "loss.name", "sn", "train.max_epoch", 4, "data.save_dir")
+SIGNALLED = process_options("loss.name", "sn", "train.max_epoch", 4, "data.save_dir")
 
 
 def start_training(reid_data: Path, *options: object, cwd: Path, **popen: Any) -> subprocess.Popen[str]:
@@ -82,7 +82,7 @@ def test_one_checkpoint_an_epoch_the_newest_kept_and_the_best(train: Callable[..
 
 def test_a_signal_to_the_whole_group_with_workers(reid_data: Path, in_folder: Path) -> None:
     options = ["data.workers", 2, "loss.name", "sn", "train.max_epoch", 50, "train.save_freq", 10]
-    options = tiny_options("model.name", "osnet_x0_25", *options)
+    options = process_options(*options)
     process = start_training(reid_data, *options, cwd=in_folder, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -336,9 +336,7 @@ def test_an_unreadable_image_is_named(kind: str, reid_data: Path, in_folder: Pat
         image.symlink_to("nowhere.jpg")
     options = ["data.root", root, "test.evaluate", True]
     if kind == "cut off":  # with a worker: its errors reach the process in another way, and it must not outlive it
-        process = start_training(
-            root, *tiny_options("model.name", "osnet_x0_25", *options), "data.workers", 1, cwd=in_folder
-        )
+        process = start_training(root, *process_options(*options), "data.workers", 1, cwd=in_folder)
         _, error = process.communicate(timeout=120)
         code = process.returncode
     else:

@@ -40,7 +40,7 @@ class Scaled(nn.Module):
 
 
 class Viewing(Tiny):
-    """Has a ``view()`` that takes the usual order in memory alone, as PCB and MuDeep have."""
+    """Has a `view()` that takes the usual order in memory alone, as PCB and MuDeep have."""
 
     def forward(self, x: Any) -> Any:
         v = self.convolution(x)
@@ -49,7 +49,7 @@ class Viewing(Tiny):
 
 @pytest.fixture
 def train(train: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """The command line, in this process, with SN loss; it knows the model ``viewing`` too."""
+    """The command line, in this process, with SN loss; it knows the model `viewing` too."""
     monkeypatch.setitem(vars(models)["__model_factory"], "viewing", Viewing)
     return lambda *options: train("loss.name", "sn", "test.ranks", "[1]", *options)
 
