@@ -59,6 +59,8 @@ del losses.SNLoss
 data.sampler.AVAI_SAMPLERS.append("IdentitySampler")
 refused("a sampler named")
 data.sampler.AVAI_SAMPLERS.remove("IdentitySampler")
+data.register_video_dataset("synthetic_video", 1)
+refused("a data set named 'synthetic_video'")
 data.register_image_dataset("synthetic", 1)
 refused("a data set named 'synthetic'")
 """
@@ -66,4 +68,38 @@ refused("a data set named 'synthetic'")
 
 def test_register_refuses_what_it_would_overwrite() -> None:
     done = run("-c", TAKEN)
+    assert done.returncode == 0, done.stderr
+
+
+# The last thing that register() changes can't be changed: everything before it has to be put back.
+UNDONE = """
+import sys
+from torchreid import data, engine, losses, metrics, models, utils
+import torchreid_snloss
+data.sampler.AVAI_SAMPLERS = BAD
+places = [losses, engine, models, data.sampler, data.datamanager, metrics, metrics.rank, utils,
+          sys.modules[engine.Engine.__module__]]
+def state():
+    names = [{**vars(place)} for place in places]
+    return names, {**vars(data.datasets)["__image_datasets"]}, {**vars(data.datasets)["__video_datasets"]}
+before = state()
+try:
+    torchreid_snloss.register()
+except AttributeError as error:
+    assert "append" in str(error)
+else:
+    raise SystemExit("register() went through")
+assert state() == before, "register() left something behind"
+data.sampler.AVAI_SAMPLERS = ["RandomSampler"]
+torchreid_snloss.register()
+names, images, videos = state()
+assert "SNLoss" in names[0] and "synthetic" in images and "synthetic_video" in videos
+assert data.sampler.AVAI_SAMPLERS == ["RandomSampler", "IdentitySampler"]
+"""
+
+
+@pytest.mark.parametrize("layout", ["PyPI's", "upstream's"])
+def test_register_changes_nothing_if_it_raises(layout: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue("upstream_layout") if layout == "upstream's" else None
+    done = run("-c", UNDONE.replace("BAD", "('RandomSampler',)"), path=path)
     assert done.returncode == 0, done.stderr

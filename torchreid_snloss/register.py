@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torchreid import data, engine, losses, metrics, models, utils
@@ -16,52 +18,76 @@ from torchreid_snloss.losses import LOSSES
 
 __all__ = ["register"]
 
+_IMAGE_DATASETS: dict[str, Any] = vars(data.datasets)["__image_datasets"]
+_VIDEO_DATASETS: dict[str, Any] = vars(data.datasets)["__video_datasets"]
+
 
 @functools.cache  # holds a call that went through, and lets one that raised be tried again
 def register() -> None:
     """Makes torchreid know this package's losses, engines, sampler and dataset. Calling it again does nothing.
 
-    Afterwards, in PyPI's layout (``torchreid.reid.*``) as in upstream's (``torchreid.*``):
+    Afterwards, in PyPI's layout (`torchreid.reid.*`) as in upstream's (`torchreid.*`):
 
-    - ``torchreid.losses`` and ``torchreid.engine`` have the classes, ``SNLoss``, ``ImageSNEngine`` and so on;
-    - ``torchreid.models.build_model`` takes ``loss='sn'``, ``'hap2s'`` and ``'fidi'``;
-    - data managers take ``train_sampler='IdentitySampler'`` and the datasets ``'synthetic'`` and
-      ``'synthetic_video'``;
-    - ``torchreid.metrics.evaluate_rank`` is :func:`torchreid_snloss.evaluation.evaluate_rank` where torchreid has no
-      compiled one, and that one where it has; within ``capture_rankings()`` either notes mINP as well;
-    - ``torchreid.utils.re_ranking`` is :func:`torchreid_snloss.rerank.re_ranking`.
+    - `torchreid.losses` and `torchreid.engine` have the classes, `SNLoss`, `ImageSNEngine` and so on;
+    - `torchreid.models.build_model` takes `loss='sn'`, `'hap2s'` and `'fidi'`;
+    - data managers take `train_sampler='IdentitySampler'` and the datasets `'synthetic'` and `'synthetic_video'`;
+    - `torchreid.metrics.evaluate_rank` is `torchreid_snloss.evaluation.evaluate_rank` where torchreid has no compiled
+      one, and torchreid's where it has; within `capture_rankings()` either notes mINP as well;
+    - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`.
 
     What torchreid had keeps its behaviour. Evaluation and re-ranking give its results, in less time and memory.
 
     Raises:
-        RuntimeError: if torchreid has something else by one of these names; nothing is changed then.
+        RuntimeError: if torchreid has something else by one of these names.
+
+    Whatever it raises, torchreid is as it was before.
     """
-    additions = [(losses, loss) for loss in LOSSES.values()] + [(engine, cls) for cls in ENGINES.values()]
-    for module, cls in additions:
+    classes = [(losses, loss) for loss in LOSSES.values()] + [(engine, cls) for cls in ENGINES.values()]
+    _check_names_are_free(classes)
+    with contextlib.ExitStack() as undo:
+        for module, cls in classes:
+            _set(undo, module, cls.__name__, cls)
+        _add_dataset(undo, data.register_image_dataset, _IMAGE_DATASETS, "synthetic", SyntheticPedestrians)
+        _add_dataset(undo, data.register_video_dataset, _VIDEO_DATASETS, "synthetic_video", SyntheticTracklets)
+        _set(undo, models, "build_model", _with_our_losses(models.build_model))
+        build_train_sampler = _with_our_sampler(data.sampler.build_train_sampler)
+        _set(undo, data.sampler, "build_train_sampler", build_train_sampler)
+        _set(undo, data.datamanager, "build_train_sampler", build_train_sampler)  # imported there by name
+        compiled = metrics.rank.IS_CYTHON_AVAI
+        evaluate_rank = evaluation.capturing(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
+        _set(undo, metrics, "evaluate_rank", evaluate_rank)
+        _set(undo, metrics.rank, "evaluate_rank", evaluate_rank)
+        _set(undo, utils, "re_ranking", rerank.re_ranking)
+        _set(undo, sys.modules[engine.Engine.__module__], "re_ranking", rerank.re_ranking)  # by name too
+        data.sampler.AVAI_SAMPLERS.append(IdentitySampler.__name__)
+        undo.pop_all()
+
+
+def _check_names_are_free(classes: list[tuple[Any, type]]) -> None:
+    for module, cls in classes:
         if hasattr(module, cls.__name__):
             raise RuntimeError(f"{module.__name__} has a {cls.__name__} already, this package can't add its own")
     if IdentitySampler.__name__ in data.sampler.AVAI_SAMPLERS:
         raise RuntimeError("torchreid has a sampler named IdentitySampler already, this package can't add its own")
+    for name, datasets in (("synthetic", _IMAGE_DATASETS), ("synthetic_video", _VIDEO_DATASETS)):
+        if name in datasets:
+            raise RuntimeError(f"torchreid has a data set named {name!r} already, this package can't add its own")
 
-    try:
-        data.register_image_dataset("synthetic", SyntheticPedestrians)
-        data.register_video_dataset("synthetic_video", SyntheticTracklets)
-    except ValueError as error:
-        raise RuntimeError(
-            "torchreid has a data set named 'synthetic' already, this package can't add its own"
-        ) from error
-    for module, cls in additions:
-        setattr(module, cls.__name__, cls)
-    models.build_model = _with_our_losses(models.build_model)
-    data.sampler.AVAI_SAMPLERS.append(IdentitySampler.__name__)
-    build_train_sampler = _with_our_sampler(data.sampler.build_train_sampler)
-    data.sampler.build_train_sampler = build_train_sampler
-    data.datamanager.build_train_sampler = build_train_sampler  # imported there by name
-    compiled = metrics.rank.IS_CYTHON_AVAI
-    evaluate_rank = evaluation.capturing(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
-    metrics.evaluate_rank = metrics.rank.evaluate_rank = evaluate_rank
-    utils.re_ranking = rerank.re_ranking
-    sys.modules[engine.Engine.__module__].re_ranking = rerank.re_ranking  # type: ignore[attr-defined] # by name too
+
+_NOTHING = object()
+
+
+def _set(undo: contextlib.ExitStack, module: Any, name: str, value: Any) -> None:
+    before = getattr(module, name, _NOTHING)
+    setattr(module, name, value)
+    undo.callback(*((delattr, module, name) if before is _NOTHING else (setattr, module, name, before)))
+
+
+def _add_dataset(
+    undo: contextlib.ExitStack, add: Callable[[str, Any], None], datasets: dict[str, Any], name: str, dataset: type
+) -> None:
+    add(name, dataset)
+    undo.callback(datasets.pop, name)
 
 
 def _with_our_losses(build_model: Any) -> Any:
