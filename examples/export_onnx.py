@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from torchreid_snloss import build_model, load_config, load_weights
+from torchreid_snloss import build_model, load_config, load_weights, resolve
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config-file", required=True, help="the one the model was trained with")
@@ -17,18 +17,18 @@ parser.add_argument("--weights", required=True)
 parser.add_argument("--output", default="model.onnx")
 args = parser.parse_args()
 
-cfg = load_config(args.config_file, ["model.pretrained", False])
-model = build_model(cfg, num_classes=1).eval()  # the classifier is not used
+settings = resolve(load_config(args.config_file, ["model.pretrained", False]))
+model = build_model(settings, num_classes=1).eval()  # the classifier is not used
 load_weights(model, args.weights)
 
-images = torch.randn(2, 3, cfg.data.height, cfg.data.width)
+images = torch.randn(2, 3, settings.height, settings.width)
 torch.onnx.export(
     model, (images,), args.output, input_names=["images"], output_names=["features"],
     dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}}, dynamo=False,
 )  # fmt: skip
 
 session = onnxruntime.InferenceSession(args.output, providers=["CPUExecutionProvider"])
-more = torch.randn(5, 3, cfg.data.height, cfg.data.width)
+more = torch.randn(5, 3, settings.height, settings.width)
 with torch.no_grad():
     expected = model(more).numpy()
 (features,) = session.run(None, {"images": more.numpy()})

@@ -11,7 +11,7 @@ from torchreid import data, metrics
 from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms.functional import to_pil_image
 
-from torchreid_snloss import build_model, load_config, load_weights
+from torchreid_snloss import build_model, load_config, load_weights, resolve
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config-file", required=True, help="the one the model was trained with")
@@ -20,17 +20,17 @@ parser.add_argument("--output", default="features.pt")
 parser.add_argument("images", nargs="+")
 args = parser.parse_args()
 
-cfg = load_config(args.config_file, ["model.pretrained", False])
-model = build_model(cfg, num_classes=1).eval()  # the classifier is not used
+settings = resolve(load_config(args.config_file, ["model.pretrained", False]))
+model = build_model(settings, num_classes=1).eval()  # the classifier is not used
 load_weights(model, args.weights)
 _, transform = data.transforms.build_transforms(
-    cfg.data.height, cfg.data.width, norm_mean=cfg.data.norm_mean, norm_std=cfg.data.norm_std
+    settings.height, settings.width, norm_mean=settings.norm_mean, norm_std=settings.norm_std
 )
 images = [transform(to_pil_image(read_image(path, ImageReadMode.RGB))) for path in args.images]
 with torch.no_grad():
     batch = torch.stack(images)
-    features = (model(batch) + model(batch.flip(-1))) / 2 if cfg.test.flip else model(batch)
-if cfg.test.normalize_feature:  # as in the test
+    features = (model(batch) + model(batch.flip(-1))) / 2 if settings.flip else model(batch)
+if settings.normalize_feature:  # as in the test
     features = torch.nn.functional.normalize(features)
 torch.save({"images": args.images, "features": features}, args.output)
 print(f"{tuple(features.shape)} features written to {args.output}")

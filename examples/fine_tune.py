@@ -12,7 +12,7 @@ import gdown
 
 from torchreid_snloss import build_datamanager, build_engine, build_model, build_optimizer, load_config, load_weights
 from torchreid_snloss.build import build_criteria
-from torchreid_snloss.config import engine_run_kwargs
+from torchreid_snloss.settings import engine_run_kwargs
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--weights", type=Path, required=True, help="the file")

@@ -10,7 +10,8 @@ from torch import nn
 from torchreid import utils
 
 # Change 1. Was: from default_config import get_default_config, optimizer_kwargs, ...
-from torchreid_snloss.config import engine_run_kwargs, get_default_config
+from torchreid_snloss.config import get_default_config
+from torchreid_snloss.settings import engine_run_kwargs
 
 # Change 2. Was: a build_datamanager() and a build_engine() in this file, and torchreid's build_model() and so on
 from torchreid_snloss import build_datamanager, build_engine, build_model, build_optimizer  # isort: skip

@@ -127,11 +127,11 @@ def test_from_the_command_line(train: Callable[..., Done]) -> None:
     ],
 )
 def test_a_custom_loss_that_is_none_is_told(changes: list[str], message: str) -> None:
-    from torchreid_snloss.checks import check_config
     from torchreid_snloss.config import ConfigError, load_config
+    from torchreid_snloss.settings import resolve
 
     with pytest.raises(ConfigError, match=message):
-        check_config(load_config(options=["loss.name", "custom", "use_gpu", "False", *changes]))
+        resolve(load_config(options=["loss.name", "custom", "use_gpu", "False", *changes]))
 
 
 def test_keywords_come_from_a_file_too(tmp_path: Path) -> None:

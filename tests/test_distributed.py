@@ -21,12 +21,12 @@ from torch.distributed import TCPStore
 from torch.utils.data import DataLoader
 
 from torchreid_snloss import IdentitySampler, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss, distributed
-from torchreid_snloss.checks import check_config
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.losses import GlobalBatchLoss
 from torchreid_snloss.pml import PairwiseLoss
 from torchreid_snloss.record import read_features, read_record
+from torchreid_snloss.settings import resolve
 
 PROCESSES = [2, 3, 4]
 SLOW_IMPORTS = ["torchreid_snloss.cli", "pytorch_metric_learning.utils.distributed", "pytest"]
@@ -248,7 +248,7 @@ def test_what_several_processes_can_not_do_is_told(
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match=message):
-        check_config(load_config(options=["loss.name", "sn", "use_gpu", False, *changes]))
+        resolve(load_config(options=["loss.name", "sn", "use_gpu", False, *changes]))
 
 
 @pytest.mark.parametrize(

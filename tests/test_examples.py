@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 import runpy
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, process_options, run, tiny_options
 from torchreid import models, utils
 
@@ -40,14 +42,32 @@ def test_swap_the_loss(reid_data: Path, tmp_path: Path) -> None:
     assert "mAP:" in done.stdout
 
 
-def test_own_main(reid_data: Path, tmp_path: Path) -> None:
-    options = ["data.sources", "['market1501']", "data.targets", "['market1501']", "data.root", str(reid_data)]
-    own = ["loss.name", "hap2s", "train.max_epoch", 1, "test.visrank", False]
-    options += process_options(*own)
-    done = run(str(ROOT / "examples/own_main.py"), str(ROOT / "configs/small.yaml"), *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "loss_m" in done.stdout
-    assert "mAP:" in done.stdout
+def test_own_main_gives_the_command_lines_results(reid_data: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "configs/small.yaml").read_text())
+    # What is left to the loss, the same for both.
+    del config["sampler"], config["test"]["normalize_feature"]
+    config["data"] |= {"sources": ["market1501"], "targets": ["market1501"], "root": str(reid_data), "workers": 0}
+    config["train"] |= {"max_epoch": 1, "batch_size": 32, "print_freq": 1}
+    config["test"]["visrank"] = False
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    own = run(str(ROOT / "examples/own_main.py"), "config.yaml", "loss.name", "hap2s", cwd=tmp_path)
+    line = run("-m", "torchreid_snloss", "--config-file", "config.yaml", "loss.name", "hap2s", cwd=tmp_path)
+    assert (own.returncode, line.returncode) == (0, 0), own.stderr + line.stderr
+    for out in (own.stdout, line.stdout):
+        assert out.count("=> test.normalize_feature: True, as loss 'hap2s' has it in training") == 1
+        assert out.count("=> sampler.train_sampler: IdentitySampler in place of RandomSampler") == 1
+    terms, results = (
+        [re.findall(pattern, out, re.DOTALL) for out in (own.stdout, line.stdout)]
+        for pattern in (r"loss_m (\S+)", r"mAP: .*?Rank-20[^\n]*")
+    )
+    assert len(terms[0]) == 3
+    assert terms[0] == terms[1]
+    assert len(results[0]) == 1
+    assert results[0] == results[1]
+
+    # The checks too.
+    bad = run(str(ROOT / "examples/own_main.py"), "config.yaml", "loss.name", "sn", "test.ranks", "[60]", cwd=tmp_path)
+    assert "ConfigError: test.ranks must lie between 1 and 48 for 'market1501', got [60]" in bad.stderr
 
 
 @pytest.mark.parametrize("module", ["sn", "hap2s", "fidi"])

@@ -12,9 +12,9 @@ from conftest import Done, make_engine, tiny_options
 from torchreid import models, utils
 from yacs.config import CfgNode
 
-from torchreid_snloss import ImageSNEngine, build_model, build_optimizer, load_config, load_weights
-from torchreid_snloss.checks import check_config
+from torchreid_snloss import ImageSNEngine, build_model, build_optimizer, load_config, load_weights, resolve
 from torchreid_snloss.config import ConfigError
+from torchreid_snloss.settings import engine_run_kwargs
 
 
 def config(*options: Any) -> CfgNode:
@@ -105,7 +105,7 @@ def test_a_model_without_the_needed_layers_is_refused(options: list[Any], messag
 )
 def test_a_wrong_value_is_refused(options: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_config(config(*options))
+        resolve(config(*options))
 
 
 def rates(*options: Any) -> list[float]:
@@ -134,13 +134,20 @@ def test_warm_up_comes_before_each_of_torchreids_schedules_and_the_exponential_o
     assert plain == pytest.approx([1, 1, 1, 1, 1, 1e-3**0.25, 1e-3**0.5, 1e-3**0.75])
 
 
-def test_features_are_normalised_in_the_test_as_in_training(capsys: pytest.CaptureFixture[str]) -> None:
-    assert config().test.normalize_feature is True
-    assert "test.normalize_feature: True, as loss 'hap2s' has it in training" in capsys.readouterr().out
-    assert config("test.normalize_feature", False).test.normalize_feature is False
-    assert config("loss.hap2s.normalize", False).test.normalize_feature is False
+def test_features_are_normalised_in_the_test_as_in_training() -> None:
+    def decided(*options: Any) -> tuple[bool, int]:
+        settings = resolve(config(*options))
+        assert engine_run_kwargs(settings)["normalize_feature"] is settings.normalize_feature
+        return settings.normalize_feature, sum("test.normalize_feature: True" in note for note in settings.notes)
+
+    assert decided() == (True, 1)
+    assert "=> test.normalize_feature: True, as loss 'hap2s' has it in training" in resolve(config()).notes
+    assert decided("test.normalize_feature", True) == (True, 0)
+    assert decided("test.normalize_feature", False) == (False, 0)
+    assert decided("loss.hap2s.normalize", False) == (False, 0)
+    assert decided("loss.hap2s.weight_m", 0.0) == (False, 0)
     for name in ("softmax", "triplet", "fidi"):
-        assert config("loss.name", name).test.normalize_feature is False
+        assert decided("loss.name", name) == (False, 0)
 
 
 def test_flips_and_re_ranking_in_a_run(train: Callable[..., Done]) -> None:

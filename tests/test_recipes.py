@@ -8,9 +8,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from torchreid_snloss import build_model, build_optimizer, load_config, register
+from torchreid_snloss import build_model, build_optimizer, load_config, resolve
 from torchreid_snloss.build import build_criteria
-from torchreid_snloss.checks import check_config, check_model
 
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA_SETS = {"market1501": 751, "dukemtmcreid": 702, "cuhk03": 767, "msmt17": 1041}
@@ -18,20 +17,18 @@ DATA_SETS = {"market1501": 751, "dukemtmcreid": 702, "cuhk03": 767, "msmt17": 10
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_a_recipe_builds(path: Path) -> None:
-    register()
     # ImageNet's weights are a download, which nothing else here depends on.
     data_sets = DATA_SETS if path.parent.name == "strong" else {"": 10}
     for number, (name, num_classes) in enumerate(data_sets.items()):
         options = ["model.pretrained", False, "use_gpu", False]
         cfg = load_config(str(path), options + (["data.sources", [name], "data.targets", [name]] if name else []))
-        check_config(cfg)
+        settings = resolve(cfg)
         if number:  # data sets differ in the classifier's width alone
             continue
-        model = build_model(cfg, num_classes)
-        check_model(cfg, model)
-        optimizer, scheduler = build_optimizer(cfg, model, build_criteria(cfg))
+        model = build_model(settings, num_classes)
+        optimizer, scheduler = build_optimizer(settings, model, build_criteria(settings))
         model.train()
-        logits, features = model(torch.zeros(2, 3, cfg.data.height, cfg.data.width))
+        logits, features = model(torch.zeros(2, 3, settings.height, settings.width))
         assert logits.shape == (2, num_classes)
         assert len(features) == 2
         optimizer.step()

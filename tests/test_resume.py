@@ -420,7 +420,7 @@ def test_old_keys_of_torchreids_configs(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text("data: {use_unlabeled_targets: True}\ntest: {visactmap: False}\n")
     cfg = torchreid_snloss.load_config(str(path))
     assert cfg.data.load_train_targets is True
-    assert "test.visactmap is no more" in capsys.readouterr().out
+    assert "test.visactmap is obsolete and ignored" in capsys.readouterr().out
 
 
 def test_feature_extractor_loads_our_checkpoint(datamanager: Any, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from torchreid import engine, models, optim
 import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageSNEngine
 from torchreid_snloss.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from torchreid_snloss.checks import check_config
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.engine import MetricEngine, NonFiniteError, TrainOptions, with_training_loop
 from torchreid_snloss.engine.amp import check_amp
+from torchreid_snloss.settings import resolve
 
 needs_fp16 = pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="float16 on a CPU takes torch 2.3")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -142,10 +142,10 @@ def test_what_takes_one_gpu(key: str, value: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     options = ["use_gpu", "True", "loss.name", "sn", key, value]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    check_config(load_config("", options))
+    resolve(load_config("", options))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=f"{key}.* trains on one GPU, hide the others .*; got {key} {value}"):
-        check_config(load_config("", options))
+        resolve(load_config("", options))
 
 
 def test_a_bare_off_in_yaml(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 
 import torchreid_snloss
 from torchreid_snloss import ConfigError, build_datamanager, load_config
-from torchreid_snloss.checks import check_config
 from torchreid_snloss.data import add_label_noise
+from torchreid_snloss.settings import resolve
 
 ITEMS = [(f"{pid}_{image}.jpg", pid, image % 3, 0) for pid in range(12) for image in range(5)]
 
@@ -57,7 +57,7 @@ def _datamanager(reid_data: Path, folder: Path, *options: Any) -> Any:
     own += ["data.workers", 0, "train.batch_size", 8, "data.save_dir", str(folder), "use_gpu", False]
     cfg = load_config(str(ROOT / "configs/small.yaml"), [*own, *options])
     torchreid_snloss.register()
-    check_config(cfg)
+    resolve(cfg)
     return build_datamanager(cfg)
 
 

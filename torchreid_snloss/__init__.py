@@ -1,6 +1,6 @@
 """SN, HAP2S and FIDI loss for person re-identification with torchreid.
 
-``register()`` puts them into torchreid; importing the package changes nothing.
+`register()` puts them into torchreid; importing the package changes nothing.
 """
 
 from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
@@ -19,6 +19,8 @@ from torchreid_snloss.engine import (
 )
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.register import register
+from torchreid_snloss.session import train
+from torchreid_snloss.settings import Settings, resolve
 
 __version__ = "0.2.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "ImageMetricEngine",
     "ImageSNEngine",
     "SNLoss",
+    "Settings",
     "SyntheticPedestrians",
     "SyntheticTracklets",
     "VideoFIDIEngine",
@@ -48,4 +51,6 @@ __all__ = [
     "load_config",
     "load_weights",
     "register",
+    "resolve",
+    "train",
 ]

@@ -1,4 +1,4 @@
-"""``python -m torchreid_snloss``."""
+"""`python -m torchreid_snloss`."""
 
 import sys
 

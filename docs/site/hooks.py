@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import html
 import inspect
-import io
 import re
-import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from latex2mathml.converter import convert
 
-from torchreid_snloss import config
+from torchreid_snloss import config, keys
 from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
 
 _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _ARG = re.compile(r"(\w+): (.*?)(?=\n\w+(?:, \w+)*: |\Z)", re.DOTALL)
+_SEE = re.compile("see ", re.IGNORECASE)  # the base's text
 _DEFAULT = re.compile(r" Default is (?:True|False|[\d.]*\d)(.*?)\.(?= |$)")
 
 
@@ -41,69 +39,35 @@ def _to_mathml(match: re.Match[str]) -> str:
 
 def keys_page() -> str:
     """A table for each section of the config, of every key in it: type, default, meaning."""
-    notes = meanings()
+    notes, table = meanings(), keys.all_keys()
     sections: dict[str, list[str]] = {}
     for key, leaf in config.leaves(config.get_default_config()):
         value = dict(leaf) if isinstance(leaf, Mapping) else leaf
         parts = key.split(".")
         section = ".".join(parts[:2]) if parts[0] == "loss" and len(parts) > 2 else parts[0]
         default = "where there is a GPU" if key == "use_gpu" else f"`{value!r}`"
-        row = f"| `{key}` | {type(value).__name__} | {default} | {_cell(notes.get(key, ''))} |"
+        kind = (table[key].type if key in table else None) or type(value)
+        row = f"| `{key}` | {kind.__name__} | {default} | {_cell(notes[key])} |"
         sections.setdefault(section if len(parts) > 1 else "use_gpu", []).append(row)
     pieces = []
     sections["use_gpu"] = sections.pop("use_gpu")  # last
     for section, rows in sections.items():
-        intro = notes.get(f"{section}.", "")
+        intro = keys.SECTIONS.get(section, "")
         head = f"## {section}\n\n" + (f"{intro[:1].upper()}{intro[1:]}.\n\n" if intro else "")
         pieces.append(f"{head}| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows))
     return "\n\n".join(pieces)
 
 
 def meanings() -> dict[str, str]:
-    """What each key means, as the code says: comments in config.py, docstrings of the losses and of the engine.
-
-    Returns:
-        by key; a node's own comment under its name and a dot.
-    """
-    source = inspect.getsource(config)
-    found: dict[str, str] = {}
+    """What each key means, as the code says: the tables of keys, and the docstrings of the losses and of the engine."""
     engine = arguments(MetricEngine)
+    found = {key: text for key, (_, text, *_) in keys.all_keys().items() if text}
     for name, loss in LOSSES.items():
-        names = {"normalize", "block_size"}
-        base = {key: text for key, text in arguments(loss.__mro__[1]).items() if key in names}
-        texts = {**base, **{key: text for key, text in arguments(loss).items() if "see :class:" not in text}}
+        shared = arguments(loss.__mro__[1])
+        texts = {**shared, **{key: text for key, text in arguments(loss).items() if not _SEE.match(text)}}
+        texts |= {key: engine[key] for key in keys.WEIGHTS}
         found |= {f"loss.{name}.{key}": text for key, text in texts.items()}
-        found |= {f"loss.{name}.{key}": engine[key] for key in ("weight_m", "weight_x")}
-    found |= {"use_gpu": engine["use_gpu"]}
-    return found | dict(comments(source))
-
-
-def comments(source: str) -> Iterator[tuple[str, str]]:
-    """The comments behind keys in the dictionaries of config.py.
-
-    A comment belongs to the key that its line starts with; where a value goes on over lines, to that of its first.
-    """
-    behind = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Dict):
-            yield from _comments_in(statement.value, "", behind)
-
-
-def _comments_in(node: ast.Dict, path: str, behind: dict[int, str]) -> Iterator[tuple[str, str]]:
-    lines = [key.lineno for key in node.keys if key is not None]
-    for key, value in zip(node.keys, node.values):
-        if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
-            continue
-        inner = isinstance(value, ast.Dict) and bool(value.keys)
-        alone = lines.count(key.lineno) == 1 and not (inner and value.end_lineno == key.lineno)
-        if alone and key.lineno in behind:
-            yield f"{path}{key.value}" + ("." if inner else ""), behind[key.lineno]
-        if isinstance(value, ast.Dict):
-            yield from _comments_in(value, f"{path}{key.value}.", behind)
+    return found | {"use_gpu": engine["use_gpu"]}
 
 
 def arguments(cls: type) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The command line ``torchreid-snloss-compare``."""
+"""The command line `torchreid-snloss-compare`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from torchreid_snloss.build import train_sampler
-from torchreid_snloss.checks import check_config
 from torchreid_snloss.cli import add_config_arguments, config_options
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
-from torchreid_snloss.register import register
+from torchreid_snloss.settings import resolve
 
 __all__ = ["main"]
 
 _DESCRIPTION = """Train one config with several losses, with the same budget and the same seeds, and compare them: a
 table, results.csv, results.json and report.html. Runs that are done already are not run again, and one that was
-interrupted goes on."""
+interrupted is resumed."""
 
 _EVALUATIONS = 5  # at most so many in training, where the config has none
 _CHANGES = ("label_noise", "outliers", "train_fraction")  # keys in data that flags set
@@ -136,12 +134,11 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
 
     Args:
         args: the command line's.
-        changes: of the training set, by the keys in ``data``.
+        changes: of the training set, by the keys in `data`.
 
     Raises:
         ConfigError: if a run could not start.
     """
-    register()
     if "RANK" in os.environ:
         raise ConfigError("runs are started one after the other, not with torchrun")
     if args.seeds < 1:
@@ -174,10 +171,9 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
     for loss in args.losses:
         for seed in range(1, args.seeds + 1):
             own = ["loss.name", loss, "train.seed", seed, "data.save_dir", str(folder / loss / f"seed-{seed}")]
-            cfg = _load(args.config_file, [*common, *own])
-            check_config(cfg)
+            settings = resolve(_load(args.config_file, [*common, *own]))
             file = ["--config-file", args.config_file] if args.config_file else []
-            runs.append(Run(loss, seed, cfg, [*file, *map(str, [*common, *own])]))
+            runs.append(Run(loss, seed, settings, [*file, *map(str, [*common, *own])]))
     return runs
 
 
@@ -185,8 +181,7 @@ def _differences(runs: Sequence[Run]) -> list[str]:
     """What is not the same for all losses, since the config leaves it to them."""
     lines = []
     for key in ("sampler.train_sampler", "test.normalize_feature"):
-        get = train_sampler if key == "sampler.train_sampler" else lambda cfg: cfg.test.normalize_feature
-        values = {run.loss: get(run.cfg) for run in runs}
+        values = {run.loss: run.settings.values[key] for run in runs}
         if len(set(values.values())) > 1:
             each = ", ".join(f"{value} for {loss}" for loss, value in values.items())
             lines.append(f"{key}: {each}; name it, and it is the same for all")

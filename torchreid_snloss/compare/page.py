@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
     first_seed = [of_loss[0] for of_loss in by_loss.values()]
     datasets = runs[0].datasets
     dataset = datasets[0]
-    settings = _settings(runs[0])
+    settings = runs[0].settings  # of the first seed; the page shows what all share
     metric = settings.dist_metric
     sections: dict[str, Callable[[], Any]] = {
         "learning_charts": lambda: _learning_charts(by_loss, dataset),
@@ -117,24 +116,6 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
     )
     # A path may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
     atomic_write(path, lambda stream: stream.write(page.encode(errors="replace")))
-
-
-def _settings(run: Run) -> Any:
-    """The part of a run's config that the report shows or computes with; the seeds of one comparison share it."""
-    cfg = run.cfg
-    return SimpleNamespace(
-        model_name=cfg.model.name,
-        height=cfg.data.height,
-        width=cfg.data.width,
-        max_epoch=cfg.train.max_epoch,
-        batch_size=cfg.train.batch_size,
-        sources=cfg.data.sources,
-        label_noise=cfg.data.label_noise,
-        outliers=cfg.data.outliers,
-        train_fraction=cfg.data.train_fraction,
-        dist_metric=cfg.test.dist_metric,
-        rerank_in_training=cfg.test.rerank_in_training,
-    )
 
 
 def _learning_charts(by_loss: dict[str, list[Run]], dataset: str) -> list[Markup]:

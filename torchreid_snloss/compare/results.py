@@ -13,7 +13,6 @@ from typing import Any
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare.runs import Run
-from torchreid_snloss.config import softmax_weight
 from torchreid_snloss.deprecation import renamed
 
 __all__ = ["MeanStd", "Result", "Results", "Row", "write_csv", "write_json"]
@@ -123,7 +122,7 @@ class Results:
         """
         results = [result for run in runs for result in _results(run)]
         without_change = [result for run in unchanged for result in _results(run)]
-        weights = {run.loss: softmax_weight(run.cfg) for run in runs}
+        weights = {run.loss: run.settings.softmax_weight for run in runs}
         rows = []
         for dataset in runs[0].datasets:
             for loss, weight in weights.items():
@@ -168,7 +167,7 @@ def _results(run: Run) -> list[Result]:
     memory = [epoch["memory"] for epoch in record.epochs.values() if epoch["memory"] is not None]
     results = []
     for dataset in run.datasets:
-        last = record.evaluations[dataset][run.cfg.train.max_epoch]
+        last = record.evaluations[dataset][run.settings.max_epoch]
         results.append(
             Result(
                 loss=run.loss,

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.config import ConfigError, leaves, load_config
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
+from torchreid_snloss.settings import Settings, decide
 
 if sys.platform != "win32":
     import fcntl
@@ -33,26 +32,26 @@ class Run:
     """A loss with a seed.
 
     Attributes:
-        loss: as ``loss.name`` has it.
-        seed: ``train.seed``.
-        cfg: the whole config.
-        arguments: of ``torchreid-snloss``, which give this config.
+        loss: as `loss.name` has it.
+        seed: `train.seed`.
+        settings: what it is set to.
+        arguments: of `torchreid-snloss`, which give these settings.
     """
 
     loss: str
     seed: int
-    cfg: CfgNode
+    settings: Settings
     arguments: list[str]
 
     @property
     def folder(self) -> Path:
         """Where its log, its checkpoints and its record are."""
-        return Path(self.cfg.data.save_dir)
+        return Path(self.settings.save_dir)
 
     @property
     def datasets(self) -> list[str]:
         """The test sets."""
-        return list(dict.fromkeys(self.cfg.data.targets))
+        return list(dict.fromkeys(self.settings.targets))
 
     @property
     def _records(self) -> Path:
@@ -71,14 +70,15 @@ class Run:
         if not has_record(self._records):
             return False
         evaluations = self.record().evaluations
-        return all(self.cfg.train.max_epoch in evaluations.get(name, {}) for name in self.datasets)
+        return all(self.settings.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
     def other_settings(self) -> list[str]:
         """What an earlier run in its folder was set to otherwise; empty where there was none."""
         if not has_record(self._records):  # nothing of it is of use
             return []
-        before, now = dict(leaves(load_config(str(self.folder / _SETTINGS)))), dict(leaves(self.cfg))
-        return [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key] and key not in _ANY]
+        before, _ = decide(load_config(str(self.folder / _SETTINGS)))
+        was, now = dict(leaves(before)), self.settings.values
+        return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in _ANY]
 
     def execute(self) -> int:
         """Runs it to its end, from where it is.
@@ -96,7 +96,7 @@ class Run:
         if not has_record(self._records):
             command += ["model.resume", ""]  # what it would go on from has no beginning
         with _locked(self.folder) as lock, _signals() as noted:
-            atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.cfg.dump().encode()))
+            atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,7 +107,7 @@ class Run:
 
     def summary(self) -> str:
         """One line of results."""
-        last = self.record().evaluations[self.datasets[0]][self.cfg.train.max_epoch]
+        last = self.record().evaluations[self.datasets[0]][self.settings.max_epoch]
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
 
 

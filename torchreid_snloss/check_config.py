@@ -1,0 +1,123 @@
+"""Checks a config by its rules, and by what a table can't say."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from torchreid_snloss import distributed
+from torchreid_snloss.config import (
+    ConfigError,
+    get_default_config,
+    leaves,
+    loss_names,
+    metric_weights,
+    softmax_weight,
+    weight_key,
+)
+from torchreid_snloss.criteria import make_criterion
+from torchreid_snloss.engine import check_weights
+from torchreid_snloss.engine.amp import check_amp
+from torchreid_snloss.keys import MAY_BE_NONE
+from torchreid_snloss.losses import LOSSES
+from torchreid_snloss.rules import RULES, choices, torchreids_loss
+
+__all__ = ["check_config"]
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Checks a whole config.
+
+    Raises:
+        ConfigError: says which key, what it holds and what it may hold.
+    """
+    values = dict(leaves(cfg))
+    _check_values(values)
+    _check_names(loss_names(cfg), cfg.loss.name)
+    for key, words in choices().items():
+        value = values[key]
+        for word in value if isinstance(value, (list, tuple)) else [value]:
+            _check_choice(key, word, words)
+    _check_engine(values)
+    for rule in RULES:
+        rule.check(values)
+    if cfg.use_gpu and not torch.cuda.is_available():
+        raise ConfigError("use_gpu is True, but torch finds no GPU")
+    try:
+        check_amp(cfg.train.amp, "cuda" if cfg.use_gpu else "cpu")
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
+    for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
+        if path and not os.path.isfile(path) and (key, path) != ("model.resume", "auto"):
+            raise ConfigError(f"{key}: there is no file {path!r}")
+    _check_loss(cfg)
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    defaults = dict(leaves(get_default_config()))
+    if missing := [key for key in defaults if key not in values]:
+        raise ConfigError(f"the config has no {', '.join(missing)}: make it with get_default_config or load_config")
+    for key, default in defaults.items():
+        if values[key] is None and key not in MAY_BE_NONE:
+            raise ConfigError(f"{key} must have a value, as its default {default!r}, got None")
+
+
+def _check_choice(key: str, value: str, words: Collection[str]) -> None:
+    if value not in words:
+        raise ConfigError(f"{key} must be one of {', '.join(words)}, got {value!r}")
+
+
+def _check_names(names: list[str], given: str) -> None:
+    for name in names:
+        words = ["triplet", *LOSSES, "custom"]
+        _check_choice("loss.name", name, words if len(names) > 1 else ["softmax", *words])
+    if len(set(names)) < len(names):
+        raise ConfigError(f"loss.name must name each loss once, got {given!r}")
+
+
+def _check_engine(values: Mapping[str, Any]) -> None:
+    """What torchreid's own engines can't do."""
+    if not torchreids_loss(values["loss.name"]):
+        return
+    processes = distributed.world_size()
+    wanted = {
+        f"train.amp {values['train.amp']}": values["train.amp"] != "off",
+        f"train.micro_batch {values['train.micro_batch']}": values["train.micro_batch"] != 0,
+        "train.sync_batchnorm True": values["train.sync_batchnorm"],
+        f"loss.memory.size {values['loss.memory.size']}": values["loss.memory.size"] != 0,
+        f"training on {processes} processes": processes > 1 and not values["test.evaluate"],
+    }
+    for what, is_wanted in wanted.items():
+        if is_wanted:
+            raise ConfigError(f"{what} needs loss {', '.join(LOSSES)} or custom, got {values['loss.name']!r}")
+
+
+def _check_loss(cfg: CfgNode) -> None:
+    weights = metric_weights(cfg)
+    keys = {f"loss.{name}.{weight_key(name)}": weight for name, weight in weights.items()}
+    try:
+        if weights:
+            check_weights(**keys, **{f"loss.{loss_names(cfg)[0]}.weight_x": softmax_weight(cfg)})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    with torch.random.fork_rng(devices=[]):  # one with parameters of its own draws them
+        for name in weights:
+            make_criterion(name, cfg.loss[name])
+    if any(weights.values()) and not cfg.test.evaluate:
+        batch, instances = cfg.train.batch_size, cfg.sampler.num_instances
+        if instances < 2 or batch < 2 * instances:
+            raise ConfigError(
+                f"a batch for loss {cfg.loss.name!r} must hold at least 2 identities with at least 2 images each: "
+                "train.batch_size = identities x sampler.num_instances, "
+                f"got train.batch_size {batch} and sampler.num_instances {instances}"
+            )
+        processes = distributed.world_size()
+        if batch < processes * instances:
+            raise ConfigError(
+                f"train.batch_size {batch} with {instances} images an identity (sampler.num_instances) is "
+                f"{batch // instances} identities, too few for {processes} processes"
+            )

@@ -1,0 +1,61 @@
+"""From a loss's name and keywords in the config to the criterion."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torchreid import losses
+
+from torchreid_snloss.config import ConfigError
+from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
+
+__all__ = ["make_criterion"]
+
+
+def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
+    """The criterion of one name in `loss.name`, but for softmax.
+
+    Args:
+        name: `"triplet"`, `"custom"`, or one of `LOSSES`.
+        section: the keys of `loss.{name}` with their values; the weights among them are not used.
+
+    Raises:
+        ConfigError: for one that can't be imported or made.
+    """
+    try:
+        if name == "triplet":
+            return cast(Criterion, losses.TripletLoss(margin=section["margin"]))
+        if name != "custom":
+            return LOSSES[name](**{key: value for key, value in section.items() if not key.startswith("weight_")})
+        criterion = _imported("loss.custom.target", section["target"])(**_plain(section["kwargs"]))
+        if not section["miner"]:
+            return cast(Criterion, criterion)
+        miner = _imported("loss.custom.miner", section["miner"])(**_plain(section["miner_kwargs"]))
+        return MinedLoss(criterion, miner)
+    except ConfigError:
+        raise
+    except Exception as error:  # of a user's own class
+        raise ConfigError(f"loss.{name}: {error or type(error).__name__}") from error
+
+
+def _imported(key: str, path: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own modules are
+    try:
+        found = pkgutil.resolve_name(path)
+    except Exception as error:  # of a user's own module
+        raise ConfigError(f"{key}: can't import {path!r}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{key} {path!r} must be a class or function, it is a {type(found).__name__}")
+    return found
+
+
+def _plain(node: Any) -> Any:
+    """A config node as a new dictionary, of which the criterion may keep what it likes."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    return list(node) if isinstance(node, list) else node

@@ -1,0 +1,156 @@
+"""A run from its config: build, resume, train, test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TextIO, cast
+
+import torch
+from torch import nn
+from torchreid import utils as reid_utils
+
+from torchreid_snloss import distributed
+from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_data, load_model
+from torchreid_snloss.checkpoint import find_newest, load_weights
+from torchreid_snloss.checks import check_datamanager, check_model
+from torchreid_snloss.config import ConfigError
+from torchreid_snloss.engine import TrainingLoop
+from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve
+
+__all__ = ["train"]
+
+
+def train(cfg: Config) -> TrainingLoop:
+    """Trains and tests as the config says, or tests only; it is what the command line does.
+
+    It logs to `data.save_dir`, and writes its checkpoints there. Started by `torchrun`, it joins the other processes
+    first, and leaves them joined: call `torchreid_snloss.distributed.stop()` at the end of a script.
+
+    Args:
+        cfg: a config of `load_config` or `get_default_config`, or its settings.
+
+    Returns:
+        the engine, with the trained model.
+
+    Raises:
+        ConfigError, CheckpointError: for something in the config, or in what it names, that can't be run with.
+        NonFiniteError, CompileError, UnreadableImageError: for what stops a run on its way.
+        PeerError: if another process failed.
+        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    try:
+        distributed.start(cfg.use_gpu)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    settings = resolve(cfg)
+    with distributed.mute_other_ranks(), distributed.named_failures(), _logged(settings):
+        reid_utils.set_random_seed(settings.seed)
+        return _train_or_test(settings)
+
+
+@contextlib.contextmanager
+def _logged(settings: Settings) -> Iterator[None]:
+    """Within it what the first process prints is in a file as well."""
+    if distributed.rank() > 0:
+        yield
+        return
+    log_name = ("test.log" if settings.evaluate else "train.log") + time.strftime("-%Y-%m-%d-%H-%M-%S")
+    try:
+        os.makedirs(settings.save_dir, exist_ok=True)
+        log = open(os.path.join(settings.save_dir, log_name), "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
+    # Not torchreid's Logger: it closes standard output in the end.
+    with log, contextlib.redirect_stdout(cast(TextIO, _Tee(sys.stdout, log))):
+        yield
+
+
+class _Tee:
+    """Writes to the terminal and to the log, line by line, so that both show how far a run is."""
+
+    def __init__(self, *streams: IO[str]) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+
+def _train_or_test(settings: Settings) -> TrainingLoop:
+    print(f"Show configuration\n{settings}\n")
+    print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
+    torch.backends.cudnn.benchmark = settings.use_gpu
+
+    datamanager = distributed.main_process_first(lambda: load_data(settings))
+    check_datamanager(settings, datamanager)
+    print(f"Building model: {settings.model_name}")
+    model = distributed.main_process_first(lambda: load_model(settings, datamanager.num_train_pids))
+    check_model(settings, model)
+    params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
+    print(f"Model complexity: params={params:,} flops={flops:,}")
+    if settings.load_weights:
+        distributed.main_process_first(lambda: load_weights(model, settings.load_weights))
+    if settings.use_gpu:
+        model = model.cuda()
+        if torch.cuda.device_count() > 1 and distributed.world_size() == 1:
+            model = nn.DataParallel(model)
+
+    criteria = build_criteria(settings)
+    optimizer, scheduler = build_optimizer(settings, model, criteria)
+    print(f"Building {settings.loss_name}-engine for {settings.data_type}-reid")
+    engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
+    kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine)}
+    if settings.evaluate:
+        engine.run(**kwargs)
+        return engine
+    engine.run(**{**kwargs, "visrank": False})
+    if settings.visrank:
+        print("=> Drawing ranked lists, which torchreid does in a test run of its own")
+        engine.run(**{**kwargs, "test_only": True})
+    return engine
+
+
+def _resume(settings: Settings, engine: TrainingLoop) -> int:
+    """Goes on from `model.resume`; after a restart by torchrun, from what this run has written before.
+
+    Returns:
+        the epoch to start at.
+    """
+    folder = Path(settings.save_dir) / "model"
+    checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
+    restarted = distributed.all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))) > 0
+    if settings.resume == "auto" or restarted:
+        newest = None
+        if distributed.rank() == 0:
+            newest = find_newest(folder, since=0 if settings.resume == "auto" else _start_of_run(folder))
+        checkpoint = distributed.broadcast_object(newest) or checkpoint
+        if not checkpoint:
+            reason = "restarted" if restarted else "model.resume auto"
+            print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
+    elif int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 and distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _STARTED).touch()
+    if not checkpoint:
+        return settings.start_epoch
+    return int(distributed.main_process_first(lambda: engine.resume(checkpoint)))
+
+
+_STARTED = ".started"
+
+
+def _start_of_run(folder: Path) -> int:
+    """When torchrun started this run, before its restarts, in nanoseconds; checkpoints before are another run's."""
+    mark = folder / _STARTED
+    return mark.stat().st_mtime_ns if mark.exists() else time.time_ns()

@@ -1,0 +1,266 @@
+"""What a run is set to: the config, checked, with what it leaves open decided.
+
+Every entry point gets its settings from `resolve`: the command lines, the `build_*` functions and `train`. The
+`*_kwargs` functions have the names of those in torchreid's `scripts/default_config.py`, so that a main script made from
+torchreid's imports them from here instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from yacs.config import CfgNode
+
+from torchreid_snloss import distributed, torchreid_config
+from torchreid_snloss.check_config import check_config
+from torchreid_snloss.config import ConfigError, leaves, loss_names, metric_weights, softmax_weight
+from torchreid_snloss.data import IdentitySampler
+from torchreid_snloss.engine import TrainOptions
+from torchreid_snloss.rules import torchreids_loss
+
+__all__ = [
+    "Config",
+    "Settings",
+    "decide",
+    "engine_kwargs",
+    "engine_run_kwargs",
+    "imagedata_kwargs",
+    "loss_kwargs",
+    "lr_scheduler_kwargs",
+    "optimizer_kwargs",
+    "resolve",
+    "sampler_kwargs",
+    "train_options",
+    "videodata_kwargs",
+]
+
+
+def _from(key: str) -> Any:
+    """A field that holds the value of a key, a list as a tuple."""
+    return dataclasses.field(metadata={"key": key})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a run, made by `resolve`; they can't be changed.
+
+    The documentation of the keys says what each is, its unit and its range. `notes` are the lines that tell what was
+    decided, `processes` is how many processes the config was checked for.
+    """
+
+    use_gpu: bool = _from("use_gpu")
+    seed: int = _from("train.seed")
+    save_dir: str = _from("data.save_dir")
+
+    data_type: str = _from("data.type")
+    root: str = _from("data.root")
+    sources: tuple[str, ...] = _from("data.sources")
+    targets: tuple[str, ...] = _from("data.targets")
+    height: int = _from("data.height")
+    width: int = _from("data.width")
+    norm_mean: tuple[float, ...] | None = _from("data.norm_mean")
+    norm_std: tuple[float, ...] | None = _from("data.norm_std")
+    val_fraction: float = _from("data.val_fraction")
+    train_fraction: float = _from("data.train_fraction")
+    label_noise: float = _from("data.label_noise")
+    outliers: float = _from("data.outliers")
+    batch_size: int = _from("train.batch_size")
+    train_sampler: str = _from("sampler.train_sampler")
+    num_instances: int = _from("sampler.num_instances")
+
+    model_name: str = _from("model.name")
+    pretrained: bool = _from("model.pretrained")
+    last_stride: int = _from("model.last_stride")
+    embedding: tuple[int, ...] = _from("model.embedding")
+    neck: str = _from("model.neck")
+    load_weights: str = _from("model.load_weights")
+    resume: str = _from("model.resume")
+
+    loss_name: str = _from("loss.name")
+
+    max_epoch: int = _from("train.max_epoch")
+    start_epoch: int = _from("train.start_epoch")
+    fixbase_epoch: int = _from("train.fixbase_epoch")
+    open_layers: tuple[str, ...] = _from("train.open_layers")
+    staged_lr: bool = _from("train.staged_lr")
+    new_layers: tuple[str, ...] = _from("train.new_layers")
+    optim: str = _from("train.optim")
+    lr_scheduler: str = _from("train.lr_scheduler")
+    stepsize: tuple[int, ...] = _from("train.stepsize")
+    gamma: float = _from("train.gamma")
+    warmup_epochs: int = _from("train.warmup_epochs")
+    warmup_factor: float = _from("train.warmup_factor")
+    channels_last: bool = _from("train.channels_last")
+
+    evaluate: bool = _from("test.evaluate")
+    dist_metric: str = _from("test.dist_metric")
+    normalize_feature: bool = _from("test.normalize_feature")
+    ranks: tuple[int, ...] = _from("test.ranks")
+    flip: bool = _from("test.flip")
+    multi_query: bool = _from("test.multi_query")
+    rerank_in_training: bool = _from("test.rerank_in_training")
+    visrank: bool = _from("test.visrank")
+    use_metric_cuhk03: bool = _from("cuhk03.use_metric_cuhk03")
+
+    notes: tuple[str, ...]
+    processes: int
+    _cfg: CfgNode = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that `loss.name` names."""
+        return tuple(loss_names(self._cfg))
+
+    @property
+    def metric_weights(self) -> dict[str, float]:
+        """The weight of each metric term, by the loss's name; none for softmax alone."""
+        return metric_weights(self._cfg)
+
+    @property
+    def softmax_weight(self) -> float:
+        """The weight of the softmax term."""
+        return softmax_weight(self._cfg)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value of every key, with what was decided."""
+        return copy.deepcopy(dict(leaves(self._cfg)))
+
+    @property
+    def cfg_text(self) -> str:
+        """The whole config as YAML, with what was decided."""
+        return str(self._cfg.dump())
+
+    def __str__(self) -> str:
+        return str(self._cfg)
+
+
+Config: TypeAlias = CfgNode | Settings
+"""What `resolve` takes."""
+
+
+def resolve(cfg: Config) -> Settings:
+    """Checks a config and decides what it leaves open.
+
+    `test.normalize_feature` None becomes whether a metric loss normalises its features. A metric loss under the default
+    `RandomSampler` gets the `IdentitySampler`.
+
+    Args:
+        cfg: a config of `get_default_config` or `load_config`, which is not changed; settings stay as they are.
+
+    Raises:
+        ConfigError: for whatever the config alone shows; it says which key, what it holds and what it may hold.
+    """
+    processes = distributed.world_size()
+    if isinstance(cfg, Settings):
+        if cfg.processes != processes:  # they were joined after it was resolved
+            check_config(cfg._cfg)
+            return dataclasses.replace(cfg, processes=processes)
+        return cfg
+    if not isinstance(cfg, CfgNode):
+        raise ConfigError(f"a config must be a CfgNode or Settings, got {type(cfg).__name__}")
+    check_config(cfg)
+    decided, notes = decide(cfg)
+    values = dict(leaves(decided))
+    keys = {f.name: f.metadata["key"] for f in dataclasses.fields(Settings) if "key" in f.metadata}
+    fields = {name: _frozen(values[key]) for name, key in keys.items()}
+    return Settings(**fields, notes=notes, processes=processes, _cfg=decided)
+
+
+def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
+    """A copy of a config with what it leaves open filled in, and a line about each such key; checks nothing."""
+    decided, notes = cfg.clone(), []
+    decided.defrost()
+    weights = metric_weights(cfg)
+    if cfg.test.normalize_feature is None:
+        decided.test.normalize_feature = any(
+            weight != 0 and bool(cfg.loss[name].get("normalize")) for name, weight in weights.items()
+        )
+        if decided.test.normalize_feature:
+            notes.append(f"=> test.normalize_feature: True, as loss {cfg.loss.name!r} has it in training")
+    if cfg.sampler.train_sampler == "RandomSampler" and any(weights.values()) and not cfg.test.evaluate:
+        decided.sampler.train_sampler = IdentitySampler.__name__
+        notes.append(
+            f"=> sampler.train_sampler: IdentitySampler in place of RandomSampler, since loss {cfg.loss.name!r} needs "
+            f"{cfg.sampler.num_instances} images of an identity (sampler.num_instances) in a batch"
+        )
+    decided.freeze()
+    return decided, tuple(notes)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def imagedata_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of torchreid's `ImageDataManager`."""
+    return _pick(cfg, torchreid_config.IMAGE_KEYWORDS)
+
+
+def videodata_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of torchreid's `VideoDataManager`."""
+    return _pick(cfg, torchreid_config.VIDEO_KEYWORDS)
+
+
+def sampler_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of torchreid's `build_train_sampler`."""
+    return _pick(cfg, {"batch_size": "train.batch_size", **torchreid_config.SAMPLER_KEYWORDS})
+
+
+def optimizer_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of torchreid's `build_optimizer`."""
+    return _pick(cfg, torchreid_config.OPTIMIZER_KEYWORDS)
+
+
+def lr_scheduler_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of torchreid's `build_lr_scheduler`."""
+    return _pick(cfg, torchreid_config.SCHEDULER_KEYWORDS)
+
+
+def engine_run_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of torchreid's `Engine.run`."""
+    return _pick(cfg, torchreid_config.ENGINE_RUN_KEYWORDS)
+
+
+def loss_kwargs(cfg: Config) -> dict[str, dict[str, Any]]:
+    """The section of each metric loss, `loss.sn` and so on, by its name."""
+    settings = resolve(cfg)
+    values, sections = settings.values, {name: f"loss.{name}." for name in settings.metric_weights}
+    return {
+        name: {key.removeprefix(section): value for key, value in values.items() if key.startswith(section)}
+        for name, section in sections.items()
+    }
+
+
+def engine_kwargs(cfg: Config) -> dict[str, Any]:
+    """Keywords of the engine for `loss.name` and `data.type`, but for its criteria and their weights."""
+    settings = resolve(cfg)
+    keys = {
+        "use_gpu": "use_gpu",
+        "label_smooth": "loss.softmax.label_smooth",
+        "channels_last": "train.channels_last",
+        "compile": "train.compile",
+    }
+    if settings.data_type == "video":
+        keys["pooling_method"] = "video.pooling_method"
+    if settings.loss_name == "triplet":
+        keys |= {name: f"loss.triplet.{name}" for name in ("margin", "weight_t", "weight_x")}
+    if not torchreids_loss(settings.loss_name):
+        keys |= {name: f"train.{name}" for name in ("amp", "micro_batch", "sync_batchnorm")}
+        keys |= {"memory_size": "loss.memory.size", "memory_start_epoch": "loss.memory.start_epoch"}
+    return _pick(settings, keys)
+
+
+def train_options(cfg: Config) -> TrainOptions:
+    """What the engine does besides training."""
+    keys = {name: f"train.{name}" for name in ("save_freq", "keep", "nonfinite", "record")}
+    keys |= {"flip": "test.flip", "rerank": "test.rerank_in_training", "multi_query": "test.multi_query"}
+    return TrainOptions(**_pick(cfg, keys))
+
+
+def _pick(cfg: Config, keys: Mapping[str, str]) -> dict[str, Any]:
+    values = resolve(cfg).values
+    return {keyword: values[key] for keyword, key in keys.items()}
