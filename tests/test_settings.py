@@ -203,7 +203,8 @@ def test_train_from_a_script(reid_data: Path, tmp_path: Path, capsys: pytest.Cap
     cfg = load_config(
         str(ROOT / "configs/small.yaml"),
         ["data.sources", ["market1501"], "data.targets", ["market1501"], "data.root", str(reid_data), "use_gpu", False,
-         *tiny_options("train.max_epoch", 1), "test.visrank", False, "data.save_dir", str(tmp_path), "model.resume", "auto"],
+         *tiny_options("train.max_epoch", 1), "test.visrank", False,
+         "data.save_dir", str(tmp_path), "model.resume", "auto"],
     )  # fmt: skip
     before = copy.deepcopy(cfg)
     first = torchreid_snloss.train(cfg)
