@@ -386,14 +386,14 @@ def test_every_key_stands_once_on_its_page() -> None:
     page = hooks["on_page_markdown"]((ROOT / "docs/keys.md").read_text())
     keys = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
     assert sorted(keys) == sorted(keys_of(get_default_config()))
-    # Of each source one: a comment in config.py, a loss's docstring, its base's, the engine's.
+    # Of each source one: the tables of keys, a loss's docstring, its base's, the engine's.
     for row in (
-        "| `train.keep` | int | `3` | newest checkpoints to keep; 0: all |",
+        "| `train.keep` | int | `3` | Newest checkpoints to keep; 0: all |",
         "| `loss.sn.num_neighbors` | int | `10` | K, the size of the support, >= 1 |",
-        "| `loss.fidi.weight_m` | float | `1.0` | weight of the metric term, >= 0; at 0 it is left out.",
+        "| `loss.fidi.weight_m` | float | `1.0` | Weight of the metric term, >= 0; a term of weight 0 is left out.",
     ):
         assert row in page
-    assert "| `loss.hap2s.block_size` | int | `0` | anchors at a time" in page
+    assert "| `loss.hap2s.block_size` | int | `0` | Anchors at a time" in page
 
 
 MESSAGE = re.compile(r"^### (`+) ?(.+?) ?\1(?: \((torch|torchreid|Python)\))?$", re.MULTILINE)

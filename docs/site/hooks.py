@@ -71,7 +71,7 @@ def meanings() -> dict[str, str]:
 
 
 def arguments(cls: type) -> dict[str, str]:
-    """The ``Args:`` of a class's docstring, each without line breaks."""
+    """The `Args:` of a class's docstring, each without line breaks."""
     text = inspect.getdoc(cls) or ""
     section = re.search(r"^Args:\n((?: .*\n|\n)+)", text + "\n", re.MULTILINE)
     body = inspect.cleandoc(section[1]) if section else ""
@@ -81,4 +81,4 @@ def arguments(cls: type) -> dict[str, str]:
 def _cell(text: str) -> str:
     text = _DEFAULT.sub(lambda m: f" The default is {m[1].strip(' ,()')}." if m[1].strip() else "", text)
     text = re.sub(r":(?:class|func|meth):`([^`]+)`", r"`\1`", text).replace("``", "`").replace("|", "\\|")
-    return text.rstrip(".")
+    return text[:1].upper() + text[1:].rstrip(".")

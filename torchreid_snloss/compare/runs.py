@@ -22,20 +22,20 @@ if sys.platform != "win32":
 
 __all__ = ["Run"]
 
-# What may be another when a comparison goes on, since it changes no more than random numbers.
+# Keys that may change when a comparison is resumed, since they affect random numbers at most.
 _ANY = ("data.root", "data.save_dir", "data.workers", "train.print_freq", "test.eval_freq", "test.start_eval")
 _SETTINGS = "settings.yaml"
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A loss with a seed.
+    """A training run with one loss and one seed.
 
     Attributes:
-        loss: as `loss.name` has it.
-        seed: `train.seed`.
-        settings: what it is set to.
-        arguments: of `torchreid-snloss`, which give these settings.
+        loss: The value of `loss.name`.
+        seed: The value of `train.seed`.
+        settings: The settings of the run.
+        arguments: Arguments of `torchreid-snloss` that give these settings.
     """
 
     loss: str
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its log, its checkpoints and its record are."""
+        """The folder of the log, the checkpoints and the record."""
         return Path(self.settings.save_dir)
 
     @property
@@ -58,43 +58,43 @@ class Run:
         return self.folder / "record"
 
     def record(self) -> Record:
-        """What it has left behind so far."""
+        """Reads what the run has recorded so far."""
         return read_record(self._records)
 
     def features(self, dataset: str, after: bool) -> tuple[Features, Features]:
-        """Those of queries and gallery, before training or after."""
+        """Reads the features of queries and gallery, before or after training."""
         return read_features(self._records, dataset, after)
 
     def finished(self) -> bool:
-        """Whether it was evaluated after its last epoch."""
+        """Whether the run was evaluated after its last epoch."""
         if not has_record(self._records):
             return False
         evaluations = self.record().evaluations
         return all(self.settings.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
     def other_settings(self) -> list[str]:
-        """What an earlier run in its folder was set to otherwise; empty where there was none."""
-        if not has_record(self._records):  # nothing of it is of use
+        """The keys in which an earlier run in the same folder differs, a line each; empty if there was none."""
+        if not has_record(self._records):  # nothing of that run is used
             return []
         before, _ = decide(load_config(str(self.folder / _SETTINGS)))
         was, now = dict(leaves(before)), self.settings.values
         return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in _ANY]
 
     def execute(self) -> int:
-        """Runs it to its end, from where it is.
+        """Starts or resumes the run, and waits until it ends.
 
-        Ctrl-C, SIGTERM and a terminal that is closed make it save where it is.
+        Ctrl-C, SIGTERM and a closed terminal make it write a checkpoint and stop.
 
         Returns:
-            its exit code; 128 and the signal's number where one stopped it.
+            The exit code; 128 plus the signal's number if a signal stopped it.
 
         Raises:
-            ConfigError: if another process is at it.
+            ConfigError: If another process is training in the folder.
         """
         # The log that it writes has what it prints. torchreid's warning is of an evaluator that is not used.
         command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
         if not has_record(self._records):
-            command += ["model.resume", ""]  # what it would go on from has no beginning
+            command += ["model.resume", ""]  # its record would have no beginning
         with _locked(self.folder) as lock, _signals() as noted:
             atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
@@ -106,7 +106,7 @@ class Run:
                     process.send_signal(noted.pop(0))
 
     def summary(self) -> str:
-        """One line of results."""
+        """The last results in one line."""
         last = self.record().evaluations[self.datasets[0]][self.settings.max_epoch]
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
 
