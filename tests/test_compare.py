@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, process_options, run, start
 from PIL import Image
 
-from torchreid_snloss import get_default_config
+from torchreid_snloss import get_default_config, resolve
 from torchreid_snloss.compare import main
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.ranked import Ranked, average_precisions
@@ -106,7 +106,7 @@ def recorded_runs(tmp_path: Path) -> list[Run]:
                         for _ in ("query", "gallery")
                     ]
                     recorder.add_evaluation(epoch, dataset, ranking, *sides)
-            runs.append(Run(loss, seed, cfg, []))
+            runs.append(Run(loss, seed, resolve(cfg), []))
     return runs
 
 
