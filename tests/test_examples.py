@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, process_options, run, tiny_options
+from conftest import ROOT, run, tiny_options
 from torchreid import models, utils
 
 from torchreid_snloss import build_model, load_config
