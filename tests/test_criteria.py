@@ -192,7 +192,7 @@ def test_in_pytorch_metric_learnings_memory() -> None:
         value = memory(features, labels)
         seen.append(features.detach())
         references = torch.cat([features.detach(), *seen[:-1]])
-        values, numbers = own.terms(features, labels, references, labels.repeat(len(seen)), own_column=0)
+        values, numbers, _ = own.terms(features, labels, references, labels.repeat(len(seen)), self_offset=0)
         torch.testing.assert_close(value, values.sum() / numbers.sum())
         value.backward()
 

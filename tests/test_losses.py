@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
-from torchreid_snloss.losses import LOSSES, MetricLoss
-from torchreid_snloss.losses.distance import squared_distances
+from torchreid_snloss.losses import LOSSES, Differences, MetricLoss, Products, StatisticsCollector
+from torchreid_snloss.losses.distances import Distances
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())
 CLASSES = {"SNLoss": SNLoss, "HAP2SLoss": HAP2SLoss, "FIDILoss": FIDILoss}
@@ -32,10 +32,17 @@ VARIANTS: list[MetricLoss] = [
 ]
 
 
-def distances_of(x: Tensor, y: Tensor | None = None) -> Tensor:
+@pytest.fixture(params=[Products(), Differences()], ids=["products", "differences"])
+def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Distances:
+    """Each algorithm for distances in turn, as the one that all losses take."""
+    monkeypatch.setattr("torchreid_snloss.losses.base.choose", lambda *_: request.param)
+    return request.param
+
+
+def distances_of(algorithm: Distances, x: Tensor, y: Tensor | None = None, normalize: bool = False) -> Tensor:
     """Without y those of x among themselves."""
-    pairs = squared_distances(x, x, False, own_column=0) if y is None else squared_distances(x, y, False)
-    return pairs.squares.sqrt()
+    prepared = algorithm.prepare(x, y, normalize, False)
+    return algorithm.block(prepared, slice(0, len(x)), 0 if y is None else None)[1].distances
 
 
 def batch(identities: int = 4, images: int = 4, dimension: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -44,6 +51,7 @@ def batch(identities: int = 4, images: int = 4, dimension: int = 8, seed: int = 
     return features, torch.arange(identities).repeat_interleave(images)
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
     "row", REFERENCE, ids=lambda row: f"{row['loss']}-{row['case']}-{list(row['params'].values())}".replace(" ", "_")
@@ -77,6 +85,7 @@ def test_reference_values(row: dict[str, Any], dtype: torch.dtype) -> None:
         check(tensors[2].grad, row["grad_references"], steepness * tolerance, 1e-15)
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("separate", [False, True])
 def test_gradcheck(loss: MetricLoss, separate: bool) -> None:
@@ -135,6 +144,7 @@ def slowly(loss: MetricLoss, features: Tensor, targets: Tensor) -> list[float]:
     return values
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 def test_equals_the_formula_written_out(loss: MetricLoss) -> None:
     for seed in range(5):
@@ -158,6 +168,7 @@ def test_reduction(name: str) -> None:
         assert (each[9:] == 0).all()
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 def test_batch_as_its_own_references_leaves_out_the_anchor(loss: MetricLoss) -> None:
     features, targets = batch()
@@ -174,6 +185,7 @@ def options(loss: MetricLoss) -> dict[str, Any]:
     return {name: getattr(loss, name) for name in inspect.signature(type(loss)).parameters}
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 def test_nothing_to_compare_is_zero_with_zero_gradient(loss: MetricLoss) -> None:
     one_image = (torch.randn(1, 4, requires_grad=True), torch.tensor([3]))
@@ -188,6 +200,7 @@ def test_nothing_to_compare_is_zero_with_zero_gradient(loss: MetricLoss) -> None
         assert (features.grad == 0).all()
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("block_size", [0, 3])
 def test_no_references(loss: MetricLoss, block_size: int) -> None:
@@ -200,6 +213,7 @@ def test_no_references(loss: MetricLoss, block_size: int) -> None:
     assert references.grad.shape == (0, 3)
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("kind", ["identical", "zero", "one zero row", "1e15", "1e4", "1e-4", "1e-15", "offset"])
 def test_finite_on_odd_features(loss: MetricLoss, kind: str) -> None:
@@ -222,6 +236,7 @@ def test_finite_on_odd_features(loss: MetricLoss, kind: str) -> None:
         assert features.grad.abs().max() < 1e3
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("size", [1e-37, 1e20, 1e30])
 def test_normalising_keeps_one_row_of_any_length(size: float) -> None:
     features, targets = batch()
@@ -237,22 +252,25 @@ def test_normalising_keeps_one_row_of_any_length(size: float) -> None:
             )
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_normalising_keeps_rows_of_any_length(size: float) -> None:
     features, targets = batch()
     assert SNLoss()((features * size).float(), targets) == pytest.approx(SNLoss()(features, targets).item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 def test_terms_of_some_anchors_add_up_to_the_loss(loss: MetricLoss) -> None:
     features, _ = batch(5, 4)
     targets = torch.tensor([0] * 7 + [1] * 5 + [2] * 7 + [3])
     x = features
-    blocks = [loss.terms(x[i : i + 6], targets[i : i + 6], x, targets, own_column=i) for i in range(0, 20, 6)]
-    values, counts = (torch.cat(parts) for parts in zip(*blocks))
+    blocks = [loss.terms(x[i : i + 6], targets[i : i + 6], x, targets, self_offset=i) for i in range(0, 20, 6)]
+    values, counts = (torch.cat(parts) for parts in zip(*(block[:2] for block in blocks)))
     torch.testing.assert_close(loss.reduce(values, counts), loss(features, targets))
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("block_size", [1, 5, 23])
@@ -283,9 +301,11 @@ def test_row_blocks_are_taken_above_a_size_and_bound_memory() -> None:
     rows: list[int] = []
 
     class Noting(FIDILoss):
-        def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        def anchor_values(
+            self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
+        ) -> tuple[Tensor, Tensor]:
             rows.append(len(distances))
-            return super().anchor_values(distances, positive, negative)
+            return super().anchor_values(distances, positive, negative, statistics)
 
     loss = Noting()
     references, labels = torch.randn(1 << 16, 4), torch.arange(1 << 16) % 7
@@ -312,19 +332,22 @@ def test_statistics_of_row_blocks_are_those_of_the_batch() -> None:
     torch.testing.assert_close(whole.statistics["u_neg"].double(), u[~same].mean())
 
 
-def test_distances_of_repeated_and_close_rows_are_exact_in_float32() -> None:
+def test_distances_of_repeated_and_close_rows_are_exact_in_float32(algorithm: Distances) -> None:
     for size, dimension in ((1.0, 2048), (25.0, 512)):
         x = torch.nn.functional.normalize(torch.randn(32, dimension, dtype=torch.float64)) * size
         close = x + torch.randn_like(x) * 1e-5 * size / dimension**0.5
         rows = torch.cat([x, x, close]).float()
         exact = (rows.double()[:, None] - rows.double()[None]).norm(dim=2)
-        distances = distances_of(rows)
+        distances = distances_of(algorithm, rows)
         assert (distances[:32, 32:64].diagonal() == 0).all()
         # The difference of two float32 rows is good to about an ulp of the rows.
         torch.testing.assert_close(distances.double(), exact, rtol=1e-5, atol=2e-7 * size)
-        torch.testing.assert_close(distances_of(rows, rows.clone()).double(), exact, rtol=1e-5, atol=2e-7 * size)
+        torch.testing.assert_close(
+            distances_of(algorithm, rows, rows.clone()).double(), exact, rtol=1e-5, atol=2e-7 * size
+        )
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
 def test_gradient_of_near_duplicates_in_float32(gap: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -343,12 +366,14 @@ def test_gradient_of_near_duplicates_in_float32(gap: float) -> None:
 
 
 @pytest.mark.parametrize("size", [1e4, 1e7])
-def test_an_outlier_leaves_the_others_their_digits(size: float) -> None:
+def test_an_outlier_leaves_the_others_their_digits(size: float, algorithm: Distances) -> None:
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     x[7] *= size
     others = torch.arange(32) != 7
     exact = (x.double()[:, None] - x.double()[None]).norm(dim=2)
-    torch.testing.assert_close(distances_of(x).double()[others][:, others], exact[others][:, others], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        distances_of(algorithm, x).double()[others][:, others], exact[others][:, others], rtol=1e-6, atol=0
+    )
 
 
 def test_numpy_numbers_are_numbers() -> None:
@@ -358,6 +383,7 @@ def test_numpy_numbers_are_numbers() -> None:
         SNLoss(scale=10**400)
 
 
+@pytest.mark.usefixtures("algorithm")
 def test_equally_near_references_positives_first_then_lower_index() -> None:
     # Anchor 0; rows 1 to 4 stand in one place, of which 3 is the anchor's identity. The support takes two of them.
     features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
@@ -379,8 +405,9 @@ def test_sn_shift_and_gradient_sum(squeeze: Any) -> None:
     negative = targets[:, None] != targets[None]
 
     def values_and_slopes(loss: SNLoss, distances: Tensor) -> tuple[Tensor, Tensor]:
-        columns = loss.columns(distances.square(), positive, negative)
-        return loss.anchor_values(*(matrix.gather(1, columns) for matrix in (distances, positive, negative)))
+        columns = loss.select_references(distances, positive, negative, StatisticsCollector())
+        selected = (matrix.gather(1, columns) for matrix in (distances, positive, negative))
+        return loss.anchor_values(*selected, StatisticsCollector())
 
     values, slopes = values_and_slopes(separation, distances)
     torch.testing.assert_close(values_and_slopes(separation, distances + 3.0)[0], values)
@@ -431,6 +458,7 @@ def test_fidi_is_bounded_for_one_identity_and_exponential_for_two() -> None:
     assert other == pytest.approx((bound * torch.exp(-0.5 * distance)).tolist(), rel=1e-12)
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_are_computed_in_float32(loss: MetricLoss, dtype: torch.dtype) -> None:
@@ -443,6 +471,7 @@ def test_half_precision_features_are_computed_in_float32(loss: MetricLoss, dtype
     torch.testing.assert_close(value, loss(half.detach().float(), targets))
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 @pytest.mark.parametrize("kind", ["plain", "repeated image", "row blocks"])
 def test_autocast_changes_nothing(loss: MetricLoss, kind: str) -> None:
@@ -461,6 +490,7 @@ def test_autocast_changes_nothing(loss: MetricLoss, kind: str) -> None:
     assert torch.equal(gradient, torch.autograd.grad(outside, features)[0])
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("loss", VARIANTS, ids=str)
 def test_large_batch(loss: MetricLoss) -> None:
     """Of a size where products are made in parts, and are sparse."""
@@ -477,6 +507,7 @@ def test_large_batch(loss: MetricLoss) -> None:
     torch.testing.assert_close(rise / 2, (features.grad * step).sum(), rtol=1e-5, atol=1e-14)
 
 
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("block_size", [0, 3])
 def test_a_second_derivative_is_refused(block_size: int) -> None:
     features, targets = batch()
@@ -486,6 +517,7 @@ def test_a_second_derivative_is_refused(block_size: int) -> None:
             torch.autograd.grad(value, features, create_graph=True)
 
 
+@pytest.mark.usefixtures("algorithm")
 def test_backward_twice() -> None:
     features, targets = batch()
     for name in LOSSES:

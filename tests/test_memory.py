@@ -33,7 +33,7 @@ def test_memory_is_further_references_without_an_image_s_own_old_copy() -> None:
     images = [torch.tensor(values) for values in ([0, 1, 2, 3], [0, 5, 6, 1], [2, 2, 0, 1], [1, 1, 5, 6])]
     old: list[tuple[Tensor, int, int]] = []
     for x, labels, numbers in zip(batches, pids, images):
-        value = loss(x, labels, numbers)["fidi"]
+        value = loss(x, labels, numbers)[0]["fidi"]
         (gradient,) = torch.autograd.grad(value, x)
         terms = []
         for i in range(4):
@@ -59,7 +59,7 @@ def test_memory_in_row_blocks_is_the_same() -> None:
         for step in range(3):
             features = torch.randn(8, 5, generator=generator, dtype=torch.float64)
             images = torch.arange(8) + step * 4
-            values.append(loss(features, images // 4 % 3, images % 16)["sn"])
+            values.append(loss(features, images // 4 % 3, images % 16)[0]["sn"])
     torch.testing.assert_close(values[:3], values[3:])
 
 

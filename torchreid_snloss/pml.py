@@ -9,33 +9,34 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
-from torchreid_snloss.losses import MetricLoss
+from torchreid_snloss.losses import MetricLoss, means
 
 __all__ = ["CrossBatchMemory", "PairwiseLoss"]
 
 
 class PairwiseLoss(losses.BaseMetricLossFunction):
-    """One of this package's losses with pytorch-metric-learning's ``forward``, reducers and statistics.
+    """One of this package's losses with pytorch-metric-learning's `forward`, reducers and statistics.
 
-    ``forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``: with a miner's pairs or triplets
-    an anchor has the positives and negatives that they name, else all. With the default reducer the value is the
-    loss's own. ``normalize`` is the loss's; no ``distance`` is taken.
+    `forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`: with a miner's pairs or triplets
+    an anchor has the positives and negatives that they name, else all. With the default reducer the value is the loss's
+    own. Whether embeddings are normalised is the loss's matter; a `distance` is not accepted.
 
     Args:
-        loss: its reduction must be ``"mean"``.
-        **options: ``reducer``, ``embedding_regularizer``, ``embedding_reg_weight``, ``collect_stats``.
+        loss: Its reduction must be `"mean"`.
+        **options: `reducer`, `embedding_regularizer`, `embedding_reg_weight`, `collect_stats`.
 
     Attributes:
-        d_pos, d_neg, anchors, spread, ...: the loss's ``statistics``, as floats, where ``collect_stats`` is set.
+        d_pos, d_neg, anchors, spread, ...: The loss's `statistics`, as floats, where `collect_stats` is set.
 
     Raises:
-        ValueError: for another reduction.
+        ValueError: For another reduction.
 
-    Example::
-
+    Example:
+        ```python
         loss = PairwiseLoss(SNLoss(scale=10.0))
         loss(features, labels, MultiSimilarityMiner()(features, labels))
         memory = CrossBatchMemory(loss, embedding_size=512, memory_size=4096)
+        ```
     """
 
     def __init__(self, loss: MetricLoss, **options: Any) -> None:
@@ -49,37 +50,37 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
     ) -> dict[str, Any]:
         """A value for each anchor that counts."""
-        left_out = None
+        excluded = None
         if indices_tuple is not None:
             pairs = loss_and_miner_utils.convert_to_pairs(indices_tuple, labels, ref_labels)
-            left_out = torch.ones(len(embeddings), len(ref_emb), dtype=torch.bool, device=embeddings.device)
+            excluded = torch.ones(len(embeddings), len(ref_emb), dtype=torch.bool, device=embeddings.device)
             for anchors, others in (pairs[:2], pairs[2:]):
-                left_out[anchors, others] = False
-        own_column = 0 if ref_emb is embeddings else None
-        values, numbers = self.loss.terms(embeddings, labels, ref_emb, ref_labels, own_column, left_out)
-        for name, value in self.loss.statistics.items():
+                excluded[anchors, others] = False
+        self_offset = 0 if ref_emb is embeddings else None
+        values, counts, stat_totals = self.loss.terms(embeddings, labels, ref_emb, ref_labels, self_offset, excluded)
+        for name, value in means(stat_totals).items():
             self.add_to_recordable_attributes(name=name, is_stat=True)
             setattr(self, name, float(value))
-        counting = numbers.nonzero()[:, 0]
+        counting = counts.nonzero()[:, 0]
         if len(counting) == 0:
             return self.zero_losses()  # type: ignore[no-any-return]
         # Their mean is the loss's own, which for FIDI is one over pairs.
-        values = values[counting] * (len(counting) / numbers.sum())
+        values = values[counting] * (len(counting) / counts.sum())
         return {"loss": {"losses": values, "indices": counting, "reduction_type": "element"}}
 
 
 class CrossBatchMemory(losses.CrossBatchMemory):
-    """pytorch-metric-learning's, which takes its own losses alone, for :class:`PairwiseLoss` too."""
+    """pytorch-metric-learning's memory, which takes its own losses alone, for `PairwiseLoss` too."""
 
     @staticmethod
     def supported_losses() -> list[str]:
-        """Names of classes."""
+        """The names of the classes that it takes."""
         return [*losses.CrossBatchMemory.supported_losses(), PairwiseLoss.__name__]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Where its queue goes on, which its buffers do not say."""
+        """The place in its queue, which its buffers do not hold."""
         return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Likewise."""
+        """Restores the place in its queue."""
         self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]

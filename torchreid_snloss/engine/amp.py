@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from torchreid_snloss.losses.base import check_choice
+from torchreid_snloss.arguments import check_choice
 
 __all__ = ["Amp", "autocast", "check_amp", "grad_scaler"]
 

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.base import MetricLoss, Reduction, check_number
+from torchreid_snloss.arguments import check_number
+from torchreid_snloss.losses.base import MetricLoss, Reduction
+from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["FIDILoss"]
 
@@ -18,28 +20,28 @@ class FIDILoss(MetricLoss):
     Yan et al., "Beyond Triplet Loss: Person Re-identification with Fine-grained Difference-aware Pairwise Loss", IEEE
     TMM 24:1665-1677, 2022, arXiv:2009.10295.
 
-    With :math:`u = e^{-\beta d}` and k = 1 for a pair of the same identity, else 0, a pair's term is
+    With $u = e^{-\beta d}$, and $k = 1$ for a pair of the same identity, else 0, a pair's term is
 
-    .. math::
-        D(u \| k) + D(k \| u), \qquad D(p \| q) = p \log \frac{\alpha p}{(\alpha - 1) p + q}
+    $$
+    D(u \| k) + D(k \| u), \qquad D(p \| q) = p \log \frac{\alpha p}{(\alpha - 1) p + q}.
+    $$
 
-    For different identities that is C u with C = log(alpha / (alpha - 1)): an exponential penalty on small
-    differences. For the same identity it rises from 0 at d = 0 and is bounded by C.
+    For different identities that is $C u$ with $C = \log(\alpha / (\alpha - 1))$: an exponential penalty on small
+    differences. For the same identity it rises from 0 at $d = 0$ and is bounded by $C$.
 
-    All pairs count, and ``"mean"`` is the mean over them (ours; the paper writes a sum).
+    All pairs count, and `"mean"` is the mean over them (our choice; the paper writes a sum).
 
     Args:
-        alpha: > 1. Default is 1.05.
-        beta: > 0, per unit of distance. Default is 0.5.
+        alpha: $\alpha$ > 1. Default is 1.05.
+        beta: $\beta$ > 0, per unit of distance. Default is 0.5.
         normalize: L2-normalise features. Default is False. On raw features with distances near 30 the gradients are
             about 1e-6; on unit features the term of a negative never falls below 1.12.
-        reduction: ``"mean"`` over pairs (default), ``"sum"``, or ``"none"``: one value an anchor, the sum over its
-            pairs.
-        block_size: see :class:`MetricLoss`.
+        reduction: `"mean"` over pairs (default), `"sum"`, or `"none"`: one value an anchor, the sum over its pairs.
+        block_size: See `MetricLoss`.
 
-    Watched: ``u_pos`` and ``u_neg``, the mean u of positive and of negative pairs.
+    Statistics: `u_pos` and `u_neg`, the mean $u$ of positive and of negative pairs.
 
-    Shapes, dtypes, and what is raised: see :meth:`MetricLoss.forward` and :class:`MetricLoss`.
+    For shapes, dtypes and errors see `MetricLoss.forward` and `MetricLoss`.
 
     Example:
         >>> import torch
@@ -61,28 +63,28 @@ class FIDILoss(MetricLoss):
         self.alpha = check_number("alpha", alpha, above=1)
         self.beta = check_number("beta", beta, above=0)
 
-    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    def anchor_values(
+        self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
+    ) -> tuple[Tensor, Tensor]:
+        """See `MetricLoss.anchor_values`."""
         log_u = distances * -self.beta
         u = log_u.exp()
-        if self.watching:
+        if statistics.collecting:
             for name, members in (("u_pos", positive), ("u_neg", negative)):
-                self.watch(name, (u * members).sum(dim=1), members.sum(dim=1))
+                statistics.log_statistic(name, (u * members).sum(dim=1), members.sum(dim=1))
         # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b, with a and b written in e = 1 - u so that it stays
         # finite at any distance, and exact at a small one; and its derivative by u.
         e = log_u.expm1().neg_()
         a_minus_1, b_minus_1 = e * (1 / self.alpha - 1), e * (-1 / self.alpha)
-        log_u_by_a = log_u - a_minus_1.log1p()
+        log_u_by_a = log_u.sub_(a_minus_1.log1p())
         same = (u * log_u_by_a).sub_(b_minus_1.log1p())
         by_u = log_u_by_a.sub_(
             e.mul_(2 / self.alpha - 1).div_(a_minus_1.add_(1)).div_(b_minus_1.add_(1).mul_(self.alpha))
         )
         # k = 0: C u.
         c = -math.log1p(-1 / self.alpha)
-        zero = u.new_zeros(())
-        values = torch.where(positive, same, torch.where(negative, c * u, zero)).sum(dim=1)
-        slopes = (
-            torch.where(positive, by_u, torch.where(negative, torch.full_like(zero, c), zero)).mul_(u).mul_(-self.beta)
-        )
+        values = torch.where(positive, same, u * c).masked_fill_(neither := ~(positive | negative), 0).sum(dim=1)
+        slopes = by_u.masked_fill_(negative, c).mul_(u).mul_(-self.beta).masked_fill_(neither, 0)
         return values, slopes
 
     def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torchreid_snloss import distributed
 from torchreid_snloss.losses.base import MetricLoss
+from torchreid_snloss.losses.inputs import check_inputs
 from torchreid_snloss.losses.memory import Memory
 
 __all__ = ["Criterion", "GlobalBatchLoss"]
@@ -16,21 +18,37 @@ __all__ = ["Criterion", "GlobalBatchLoss"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
+class _Batch(NamedTuple):
+    """What this process's anchors are compared with."""
+
+    features: Tensor
+    """(m, D), of all processes."""
+    pids: Tensor
+    references: Tensor
+    """(M, D), those features and the memory's."""
+    reference_pids: Tensor
+    excluded_pairs: Tensor | None
+    """bool (n, M)"""
+
+
 class GlobalBatchLoss(nn.Module):
     """Compares this process's anchors with the features of all processes, and with those of a memory.
 
-    The mean over processes of what it gives is the loss of the whole batch, and so is the mean of the parameters'
-    gradients that ``DistributedDataParallel`` makes, whatever each process holds. Where there is one process and no
-    memory it is the losses themselves.
+    The mean of the processes' values is the loss of the whole batch, and so is the mean of the parameters' gradients
+    that `DistributedDataParallel` makes, whatever each process holds. Where there is one process and no memory it is
+    the losses themselves.
 
     Args:
-        criteria: losses by their names, each called ``criterion(features, pids)``. A :class:`MetricLoss` with the
-            reduction ``"mean"`` computes a part on each process, anything else the whole loss on all.
-        memory: features of earlier batches, in the order of the processes, the same on all of them. An image's own old
-            feature is no reference of it. None: none.
+        criteria: Losses by their names, each called `criterion(features, pids)`. Of a `MetricLoss` with the reduction
+            `"mean"` each process computes a part; of any other criterion each computes the whole.
+        memory: Features of earlier batches, in the order of the processes, the same on all of them. An image's own old
+            feature is not among its references. None: there is no memory.
+
+    Attributes:
+        losses: The criteria, by name.
 
     Raises:
-        ValueError: for another reduction, and for a memory with a criterion that is no :class:`MetricLoss`.
+        ValueError: For another reduction, and for a memory with a criterion that is not a `MetricLoss`.
     """
 
     def __init__(self, criteria: Mapping[str, Criterion], memory: Memory | None = None) -> None:
@@ -52,62 +70,74 @@ class GlobalBatchLoss(nn.Module):
         names: Iterable[str] | None = None,
         counts: list[int] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        values = self._values(features, pids, images, names, counts)
-        several = len(self.losses) > 1
-        return values, {
-            f"{n}_{k}" if several else k: v for n in values for k, v in getattr(self.losses[n], "sums", {}).items()
-        }
-
-    def _values(
-        self,
-        features: Tensor,
-        pids: Tensor,
-        images: Tensor | None = None,
-        names: Iterable[str] | None = None,
-        counts: list[int] | None = None,
-    ) -> dict[str, Tensor]:
         """Computes this process's share of the losses.
 
         Args:
             features: (n, D), of this process.
             pids: (n,).
             images: int64 (n,), numbers of the images; needed with a memory.
-            names: of the criteria that are wanted; None: all.
-            counts: of :func:`distributed.gather_counts`, where that is known already.
+            names: Of the criteria that are wanted; None: all.
+            counts: The result of `distributed.gather_counts`, where that is known already.
 
         Returns:
-            a scalar for each criterion.
+            A scalar for each criterion; and the totals of the statistics, (2,) float32 each, a total and a number, which
+            add up over processes. Where there are several criteria, a statistic's name begins with its criterion's and
+            an underscore.
 
         Raises:
-            ValueError: on all processes, if one of them has no image; or with a memory, if ``images`` are missing.
+            ValueError: On all processes, if one of them has no image; or with a memory, if `images` are missing.
         """
-        losses = {name: self.losses[name] for name in (self.losses if names is None else names)}
+        wanted = list(self.losses if names is None else names)
         counts = distributed.gather_counts(len(features)) if counts is None else counts
         memory = self.memory if self.memory is not None and self.memory.in_use else None
-        if len(counts) == 1 and memory is None:
-            return {name: criterion(features, pids) for name, criterion in losses.items()}
+        together = len(counts) > 1 or memory is not None
+        batch = self._gather(features, pids, images, memory, counts) if together else None
+        values, stat_totals = {}, {}
+        for name in wanted:
+            criterion = self.losses[name]
+            if isinstance(criterion, MetricLoss):
+                values[name], totals = _share(criterion, features, pids, batch, counts)
+                prefix = f"{name}_" if len(self.losses) > 1 else ""
+                stat_totals.update({prefix + key: total for key, total in totals.items()})
+            else:
+                values[name] = criterion(features, pids) if batch is None else criterion(batch.features, batch.pids)
+        return values, stat_totals
+
+    def _gather(
+        self, features: Tensor, pids: Tensor, images: Tensor | None, memory: Memory | None, counts: list[int]
+    ) -> _Batch:
+        """Features of all processes and of the memory, which then takes in this batch."""
         if 0 in counts:
             raise ValueError(f"every process must have images, got {counts} on the {len(counts)} processes")
         all_features = distributed.gather_rows(features, counts)
         all_pids = distributed.gather_rows(pids, counts)
-        references, reference_pids, left_out = all_features, all_pids, None
-        if memory is not None:
-            if images is None:
-                raise ValueError("a memory needs to know which images the features are of, but images is None")
-            old_features, old_pids, old_images = memory.features, memory.pids, memory.images
-            memory.add(all_features, all_pids, distributed.gather_rows(images, counts))
-            if old_features is not None and old_pids is not None and old_images is not None:
-                references = torch.cat([references, old_features.to(features)])
-                reference_pids = torch.cat([reference_pids, old_pids.to(pids)])
-                # Two of one image in one batch are two images, as without a memory.
-                in_batch = torch.zeros(len(images), len(all_pids), dtype=torch.bool, device=images.device)
-                left_out = torch.cat([in_batch, images[:, None] == old_images.to(images)], dim=1)
+        batch = _Batch(all_features, all_pids, all_features, all_pids, None)
+        if memory is None:
+            return batch
+        if images is None:
+            raise ValueError("a memory needs to know which images the features are of, but images is None")
+        old_features, old_pids, old_images = memory.features, memory.pids, memory.images
+        memory.add(all_features, all_pids, distributed.gather_rows(images, counts))
+        if old_features is None or old_pids is None or old_images is None:
+            return batch
+        # Two of one image in one batch are two images, as without a memory.
+        in_batch = torch.zeros(len(images), len(all_pids), dtype=torch.bool, device=images.device)
+        return batch._replace(
+            references=torch.cat([all_features, old_features.to(features)]),
+            reference_pids=torch.cat([all_pids, old_pids.to(pids)]),
+            excluded_pairs=torch.cat([in_batch, images[:, None] == old_images.to(images)], dim=1),
+        )
 
-        def share(criterion: Criterion) -> Tensor:
-            if not isinstance(criterion, MetricLoss):
-                return criterion(all_features, all_pids)
-            own_column = distributed.rows_of(counts).start
-            values, numbers = criterion.terms(features, pids, references, reference_pids, own_column, left_out)
-            return values.sum() * len(counts) / distributed.all_reduce_sum(numbers.sum()).clamp(min=1)
 
-        return {name: share(criterion) for name, criterion in losses.items()}
+def _share(
+    loss: MetricLoss, features: Tensor, pids: Tensor, batch: _Batch | None, counts: list[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """This process's share of a loss, and the totals of its statistics."""
+    if batch is None:
+        check_inputs(features, pids)
+        terms = loss.terms(features, pids, features, pids, self_offset=0)
+        return loss.reduce(terms.values, terms.counts), terms.stat_totals
+    offset = distributed.rows_of(counts).start
+    terms = loss.terms(features, pids, batch.references, batch.reference_pids, offset, batch.excluded_pairs)
+    number = distributed.all_reduce_sum(terms.counts.sum()).clamp(min=1)
+    return terms.values.sum() * len(counts) / number, terms.stat_totals

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchreid_snloss.losses.base import MetricLoss, Reduction, check_choice, check_number
+from torchreid_snloss.arguments import check_choice, check_number
+from torchreid_snloss.losses.base import MetricLoss, Reduction
+from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["HAP2SLoss"]
 
@@ -19,28 +21,29 @@ class HAP2SLoss(MetricLoss):
     Yu et al., "Hard-Aware Point-to-Set Deep Metric for Person Re-identification", ECCV 2018, arXiv:1807.11206.
 
     The distance of an anchor to a set is a weighted mean in which harder samples (far positives, near negatives) weigh
-    more; per anchor its distances to its positives S+ and its negatives S- make a triplet:
+    more; an anchor's distances to its positives $S^+$ and to its negatives $S^-$ make a triplet:
 
-    .. math::
-        D(a, S) = \frac{\sum_S w \, d}{\sum_S w}, \qquad
-        \max(0, \; D(a, S^+) - D(a, S^-) + \text{margin})
+    $$
+    D(a, S) = \frac{\sum_S w \, d}{\sum_S w}, \qquad \max(0, \; D(a, S^+) - D(a, S^-) + \text{margin}),
+    $$
 
-    with :math:`w^\pm = e^{\pm d / \sigma}` (``"exponential"``, the paper's HAP2S_E) or
-    :math:`w^+ = (d + 1)^{\alpha}, \; w^- = (d + 1)^{-2 \alpha}` (``"polynomial"``, HAP2S_P). Gradients flow through the
-    weights. sigma -> 0 is the batch-hard triplet loss, sigma -> infinity the plain mean.
+    with $w^\pm = e^{\pm d / \sigma}$ (`"exponential"`, the paper's HAP2S_E) or $w^+ = (d + 1)^{\alpha}$,
+    $w^- = (d + 1)^{-2 \alpha}$ (`"polynomial"`, HAP2S_P). Gradients flow through the weights. $\sigma \to 0$ is the
+    batch-hard triplet loss, $\sigma \to \infty$ the plain mean.
 
     Args:
-        weighting: ``"exponential"`` (default) or ``"polynomial"``.
-        sigma: > 0, of the exponential weighting, in the unit of the distances. Default is 0.5.
-        alpha: > 0, of the polynomial weighting. Default is 10.
+        weighting: `"exponential"` (default) or `"polynomial"`.
+        sigma: $\sigma$ > 0, of the exponential weighting, in the unit of the distances. Default is 0.5.
+        alpha: $\alpha$ > 0, of the polynomial weighting. Default is 10.
         margin: >= 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
-        normalize: L2-normalise features. Default is True (ours: sigma = 0.5 is almost batch-hard on raw features).
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
-        block_size: see :class:`MetricLoss`.
+        normalize: L2-normalise features. Default is True (our choice: on raw features $\sigma = 0.5$ is almost
+            batch-hard).
+        reduction: `"mean"` (default), `"sum"` or `"none"`.
+        block_size: See `MetricLoss`.
 
-    Watched: ``active``, the share of anchors whose positives are not nearer than their negatives by the margin.
+    Statistics: `active`, the share of anchors whose positives are not nearer than their negatives by the margin.
 
-    Shapes, dtypes, and what is raised: see :meth:`MetricLoss.forward` and :class:`MetricLoss`.
+    For shapes, dtypes and errors see `MetricLoss.forward` and `MetricLoss`.
 
     Example:
         >>> import torch
@@ -67,7 +70,10 @@ class HAP2SLoss(MetricLoss):
         self.alpha = check_number("alpha", alpha, above=0)
         self.margin = None if margin is None else check_number("margin", margin, at_least=0)
 
-    def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    def anchor_values(
+        self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
+    ) -> tuple[Tensor, Tensor]:
+        """See `MetricLoss.anchor_values`."""
         rise: float | Tensor
         fall: float | Tensor
         if self.weighting == "exponential":
@@ -81,8 +87,8 @@ class HAP2SLoss(MetricLoss):
         to_negatives, slopes_negative = _point_to_set(distances, negative, log_w_negative, fall)
         hinge = to_positives - to_negatives + (self.margin or 0.0)
         slopes = slopes_positive.sub_(slopes_negative)
-        if self.watching:
-            self.watch("active", (hinge > 0).float())
+        if statistics.collecting:
+            statistics.log_statistic("active", (hinge > 0).float())
         if self.margin is None:
             return F.softplus(hinge), slopes.mul_(hinge.sigmoid()[:, None])
         return hinge.relu(), slopes.mul_((hinge > 0)[:, None])
@@ -91,7 +97,7 @@ class HAP2SLoss(MetricLoss):
 def _point_to_set(
     distances: Tensor, members: Tensor, log_weights: Tensor, log_slopes: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The weighted mean D over the members of each row's set, and its slopes ``w (1 + (log w)' (d - D))``.
+    r"""The weighted mean $D$ over the members of each row's set, and its slopes $w (1 + (\log w)' (d - D))$.
 
     With a softmax, so that no weight overflows.
     """

@@ -8,25 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.base import check_integer
+from torchreid_snloss.arguments import check_integer
 
 __all__ = ["Memory"]
 
 
 class Memory:
-    """The last features, with their identities and the images they are of (Wang et al., CVPR 2020, arXiv:1912.06798).
+    """The latest features, their identities and their images (Wang et al., CVPR 2020, arXiv:1912.06798).
 
     Args:
-        size: how many features, >= 1; older ones make room.
+        size: How many features, >= 1; the oldest make room for new ones.
 
     Attributes:
-        features: (n, D), n up to ``size``, oldest first; None while nothing was added.
+        features: (n, D), n up to `size`, oldest first; None while nothing was added.
         pids: (n,) integers.
         images: int64 (n,).
-        in_use: whether losses read and fill it; an engine says from when. Default is True.
+        in_use: Whether losses read and fill it; an engine says from when. Default is True.
 
     Raises:
-        TypeError, ValueError: for a size that is no integer, or below 1.
+        TypeError: For a size that is not an integer.
+        ValueError: For a size below 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -37,7 +38,7 @@ class Memory:
         self.images: Tensor | None = None
 
     def add(self, features: Tensor, pids: Tensor, images: Tensor) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
             features: (N, D), kept without gradient.
@@ -45,7 +46,7 @@ class Memory:
             images: int64 (N,), numbers of the images.
 
         Raises:
-            ValueError: for features of another dimension than those that it holds.
+            ValueError: For features of another dimension than those that it holds.
         """
         if self.features is not None and features.shape[1] != self.features.shape[1]:
             raise ValueError(
@@ -61,10 +62,10 @@ class Memory:
         return kept[-self.size :].clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The tensors that a checkpoint holds."""
         return {"features": self.features, "pids": self.pids, "images": self.images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a checkpoint's content back, of which it keeps the newest."""
+        """Restores a checkpoint's features, the newest `size` of them."""
         parts = (state[name] for name in ("features", "pids", "images"))
         self.features, self.pids, self.images = (None if part is None else part[-self.size :] for part in parts)

@@ -1,4 +1,4 @@
-"""A loss of pytorch-metric-learning's with a miner of its."""
+"""A loss and a miner of pytorch-metric-learning, as one criterion."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["MinedLoss"]
 
 
 class MinedLoss(nn.Module):
-    """``loss(features, pids, miner(features, pids))``, as pytorch-metric-learning's losses and miners go together.
+    """`loss(features, pids, miner(features, pids))`, as pytorch-metric-learning's losses and miners go together.
 
     Args:
-        loss: called so.
-        miner: likewise.
+        loss: Takes features, identities, and what the miner returns.
+        miner: Takes features and identities.
     """
 
     def __init__(self, loss: Callable[..., Tensor], miner: Callable[..., Any]) -> None:

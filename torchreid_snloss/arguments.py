@@ -1,0 +1,66 @@
+"""Checks of arguments: what came and what was expected, in one line."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = ["check_choice", "check_integer", "check_number"]
+
+
+def check_number(name: str, value: float, above: float | None = None, at_least: float | None = None) -> float:
+    """Checks a hyper-parameter.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        above: The number must be greater than this; None sets no bound.
+        at_least: The number must be this or greater; None sets no bound.
+
+    Returns:
+        `value` as a float.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite, or out of the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        finite = False
+    if not finite:
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    if above is not None and not value > above:
+        raise ValueError(f"{name} must be greater than {above}, got {value!r}")
+    if at_least is not None and not value >= at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
+    return float(value)
+
+
+def check_integer(name: str, value: int, at_least: int) -> int:
+    """Checks an integer.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        at_least: The smallest integer allowed.
+
+    Returns:
+        `value` as an int.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(check_number(name, value, at_least=at_least))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,92 @@
+"""What a loss needs of an algorithm for Euclidean distances, and which of the two a call takes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torchreid_snloss.losses.differences import Differences
+from torchreid_snloss.losses.products import Products
+
+__all__ = ["Distances", "choose"]
+
+# Differences of all pairs of rows take this many numbers at most: 128 MiB in float32.
+_DIFFERENCES_AT_ONCE = 1 << 25
+
+
+class Distances(Protocol):
+    """An algorithm for distances and their gradient: `Products` or `Differences`. It holds no tensors itself.
+
+    Both give the distance of any two rows to some 1e-6 of it, also where the rows are much nearer to each other than to
+    0. Rows may be divided by their lengths first; a row of zeros then stays zero, with zero gradient. Where two rows
+    coincide their distance has no slope, which counts as 0.
+
+    Attributes:
+        prepared_type: The named tuple of tensors that `prepare` returns.
+        block_type: The named tuple of tensors that `block` returns; its first is `distances`, (N, M).
+    """
+
+    @property
+    def prepared_type(self) -> Any: ...
+
+    @property
+    def block_type(self) -> Any: ...
+
+    def prepare(self, x: Tensor, y: Tensor | None, normalize: bool, in_blocks: bool) -> Any:
+        """Does what is done once for all blocks of anchors.
+
+        Args:
+            x: The anchors, (N, D), float32 or float64.
+            y: The references, (M, D); None: the anchors.
+            normalize: Divide rows by their lengths.
+            in_blocks: Whether `block` will be called with some of the anchors.
+        """
+
+    def block(self, prepared: Any, rows: slice, self_offset: int | None) -> tuple[Any, Any]:
+        """Computes the distances of some anchors to all references.
+
+        Args:
+            prepared: The result of `prepare`.
+            rows: Which anchors.
+            self_offset: Where these anchors are among the references, in order, the column of the first; else None.
+
+        Returns:
+            `prepared`, or what replaces it, and the block. The distance of an anchor to itself is 0.
+        """
+
+    def gradients(
+        self,
+        prepared: Any,
+        block: Any,
+        rows: slice,
+        slopes: Tensor,
+        columns: Tensor | None,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Computes the gradients at anchors and references.
+
+        Args:
+            prepared: As `block` returned it.
+            block: As `block` returned it.
+            rows: Which anchors.
+            slopes: The derivative by each distance, (N, M), or (N, C) with `columns`; it may be changed.
+            columns: int64 (N, C), the references that `slopes` belong to; None: all.
+            wanted: Whether the gradient at the anchors, and at the references, is needed.
+
+        Returns:
+            (N, D) of these anchors, and (M, D); None for one that is not wanted. Where the anchors are all the
+            references the first is the sum of both, and the second None.
+        """
+
+
+def choose(anchors: int, references: int, dimension: int, device: torch.device) -> Distances:
+    """The faster algorithm: on a CPU `Products`; on a GPU `Differences` while these are small.
+
+    A GPU spends most of a small batch's time on launches and waits, of which `Differences` has fewer.
+    """
+    small = anchors * references * dimension <= _DIFFERENCES_AT_ONCE
+    if small and device.type != "cpu":
+        return Differences()
+    return Products()
