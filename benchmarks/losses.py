@@ -69,9 +69,9 @@ def measure(device: str, sizes: tuple[int, ...] = (64, 512, 2048), peers: bool =
         losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bare": bare}
         losses |= {name: loss() for name, loss in OURS.items()}
         if peers:
-            watched = SNLoss()
-            watched.collect_statistics = True
-            losses["SN, with the engine's statistics"] = watched
+            collecting = SNLoss()
+            collecting.collect_statistics = True
+            losses["SN, with the engine's statistics"] = collecting
             losses["HAP2S, polynomial"] = HAP2SLoss(weighting="polynomial")
             losses |= {name: loss for name, largest, loss in _peers() if size <= largest}
 

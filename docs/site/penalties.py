@@ -20,7 +20,7 @@ from torch import Tensor
 from torchreid import losses as reid_losses
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
-from torchreid_snloss.losses import MetricLoss
+from torchreid_snloss.losses import MetricLoss, StatisticsCollector
 
 IMAGES = Path(__file__).parent.parent / "images"
 BLUE, ORANGE, GREEN = "C0", "C1", "C2"
@@ -45,13 +45,13 @@ def of_distances(loss: MetricLoss, positive: list[Tensor], negative: list[Tensor
     """
     distances = torch.stack(torch.broadcast_tensors(*positive, *negative), dim=1).requires_grad_()
     is_positive = (torch.arange(distances.shape[1]) < len(positive)).expand_as(distances)
-    columns = loss.columns(distances.detach() ** 2, is_positive, ~is_positive)
+    columns = loss.select_references(distances.detach(), is_positive, ~is_positive, StatisticsCollector())
     masks = (is_positive, ~is_positive)
     if columns is None:
-        values, slopes = loss.anchor_values(distances.detach(), *masks)
+        values, slopes = loss.anchor_values(distances.detach(), *masks, StatisticsCollector())
     else:
         values, there = loss.anchor_values(
-            distances.detach().gather(1, columns), *(m.gather(1, columns) for m in masks)
+            distances.detach().gather(1, columns), *(m.gather(1, columns) for m in masks), StatisticsCollector()
         )
         slopes = torch.zeros_like(distances).scatter_add_(1, columns, there)
     return values.numpy(), slopes.detach().numpy()

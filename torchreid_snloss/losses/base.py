@@ -13,6 +13,7 @@ from torchreid_snloss.arguments import check_choice, check_integer
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.losses.distances import Distances, choose
 from torchreid_snloss.losses.inputs import check_inputs
+from torchreid_snloss.losses.rows import fill_diagonal, take
 from torchreid_snloss.losses.statistics import StatisticsCollector, means
 from torchreid_snloss.losses.values import RowTerms, anchor_terms
 
@@ -194,7 +195,7 @@ class MetricLoss(nn.Module, ABC):
             excluded_pairs: bool (N, M), further pairs to leave out. None: there are none.
         """
         collect = self.collect_statistics and self.training
-        dtype = torch.promote_types(torch.promote_types(inputs.dtype, references.dtype), torch.float32)
+        dtype = torch.float64 if torch.float64 in (inputs.dtype, references.dtype) else torch.float32
         with torch.autocast(inputs.device.type, enabled=False):
             anchors = inputs.to(dtype)
             others = anchors if references is inputs else references.to(dtype)
@@ -204,7 +205,7 @@ class MetricLoss(nn.Module, ABC):
 
             def terms_of_rows(rows: slice, distances: Tensor, forward: bool) -> RowTerms:
                 offset = None if self_offset is None else self_offset + rows.start
-                masks = _masks(targets[rows], reference_targets, offset, excluded_pairs, rows)
+                masks = _masks(targets, reference_targets, offset, excluded_pairs, rows)
                 return self._terms_of_rows(distances, *masks, collect and forward)
 
             at_once = self._rows_at_once(len(anchors), len(others))
@@ -256,12 +257,12 @@ def _masks(
     targets: Tensor, reference_targets: Tensor, self_offset: int | None, excluded_pairs: Tensor | None, rows: slice
 ) -> tuple[Tensor, Tensor]:
     """Which references are positives and which are negatives of each anchor, bool (N, M) each."""
-    positive = targets[:, None] == reference_targets
+    positive = take(targets, rows)[:, None] == reference_targets
     negative = ~positive
     if self_offset is not None:
-        positive.diagonal(self_offset).fill_(False)
+        fill_diagonal(positive, False, self_offset)
     if excluded_pairs is not None:
-        kept = ~excluded_pairs[rows]
+        kept = ~take(excluded_pairs, rows)
         positive, negative = positive & kept, negative & kept
     return positive, negative
 

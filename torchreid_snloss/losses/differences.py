@@ -7,49 +7,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.rows import inverse_lengths, smallest_distance
+from torchreid_snloss.losses.rows import lengths, smallest_distance, take
 
 __all__ = ["Differences"]
 
 
 class Prepared(NamedTuple):
-    """Rows of both sides: `x + x_low` has twice the digits of the dtype. A `y` of None is `x`."""
+    """Rows of both sides, those of the references None where they are the anchors."""
 
     x: Tensor
-    x_low: Tensor | None
-    x_scale: Tensor | None
-    """(N, 1), what a gradient at the unit rows is multiplied by; None where rows are not normalised."""
+    """(N, D); normalised rows are float64, where the device has it."""
+    x_lengths: Tensor | None
+    """(N, 1), the lengths that rows were divided by; None where they are not normalised."""
     y: Tensor | None
-    y_low: Tensor | None
-    y_scale: Tensor | None
+    y_lengths: Tensor | None
 
 
 class Block(NamedTuple):
+    """Distances of some anchors, (N, M), and what they are the lengths of, (N, M, D)."""
+
     distances: Tensor
     differences: Tensor
-    """(N, M, D)"""
 
 
 class Differences:
     """Takes the difference of every pair of rows, (N, M, D); for batches whose differences fit into memory.
 
-    Normalised rows are held in two floats each: of rows 1e-6 apart one float would leave the distance one digit.
+    Normalised rows, (N, D), have the digits of float64 until they are subtracted: of rows 1e-6 apart float32 would
+    leave one digit. The differences, and all that follows, are in the dtype of the features.
     """
 
     prepared_type, block_type = Prepared, Block
 
     def prepare(self, x: Tensor, y: Tensor | None, normalize: bool, in_blocks: bool) -> Prepared:
         """See `Distances.prepare`."""
-        return Prepared(*_rows(x, normalize), *((None, None, None) if y is None else _rows(y, normalize)))
+        return Prepared(*_rows(x, normalize), *((None, None) if y is None else _rows(y, normalize)))
 
     def block(self, prepared: Prepared, rows: slice, self_offset: int | None) -> tuple[Prepared, Block]:
         """See `Distances.block`."""
-        x, x_low, _, y, y_low, _ = prepared
-        if y is None:
-            y, y_low = x, x_low
-        differences = x[rows].unsqueeze(1) - y
-        if x_low is not None and y_low is not None:
-            differences.add_(x_low[rows].unsqueeze(1)).sub_(y_low)
+        x, x_lengths, y, _ = prepared
+        y = x if y is None else y
+        dtype = x.dtype if x_lengths is None else x_lengths.dtype
+        x = take(x, rows).unsqueeze(1)
+        if x.dtype == dtype:
+            differences = x - y
+        else:
+            differences = torch.empty(len(x), *y.shape, dtype=dtype, device=y.device)
+            torch.sub(x, y, out=differences)
         return prepared, Block(torch.linalg.vector_norm(differences, dim=2), differences)
 
     def gradients(
@@ -66,33 +70,30 @@ class Differences:
         if columns is not None:
             slopes = torch.zeros_like(distances).scatter_add_(1, columns, slopes)
         weights = slopes / distances.clamp(min=smallest_distance(slopes.dtype))
-        x, _, x_scale, y, _, y_scale = prepared
+        x, x_lengths, y, y_lengths = prepared
         if y is None and len(distances) == len(x):  # the same rows on both sides: one product does for two
-            return _at_rows(weights + weights.t(), differences, x, x_scale), None
-        at_x = (
-            _at_rows(weights, differences, x[rows], None if x_scale is None else x_scale[rows]) if wanted[0] else None
-        )
-        if not wanted[1]:
-            return at_x, None
-        y, y_scale = (x, x_scale) if y is None else (y, y_scale)
-        return at_x, _at_rows(-weights.t(), differences.transpose(0, 1), y, y_scale)
+            return _at_rows(weights + weights.t(), differences, x, x_lengths), None
+        at_x = at_y = None
+        if wanted[0]:
+            some_lengths = None if x_lengths is None else take(x_lengths, rows)
+            at_x = _at_rows(weights, differences, take(x, rows), some_lengths)
+        if wanted[1]:
+            y, y_lengths = (x, x_lengths) if y is None else (y, y_lengths)
+            at_y = _at_rows(-weights.t(), differences.transpose(0, 1), y, y_lengths)
+        return at_x, at_y
 
 
-def _rows(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Rows, what rounding left out of them, and their scale."""
+def _rows(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
     if not normalize:
-        return x, None, None
-    inverse = inverse_lengths(x)
-    unit = x * inverse
-    high = unit.to(x.dtype)
-    low = None if unit.dtype == x.dtype else (unit - high).to(x.dtype)
-    return high, low, inverse.to(x.dtype)
+        return x, None
+    row_lengths = lengths(x)
+    return x / row_lengths, row_lengths.to(x.dtype)
 
 
-def _at_rows(weights: Tensor, differences: Tensor, rows: Tensor, scale: Tensor | None) -> Tensor:
+def _at_rows(weights: Tensor, differences: Tensor, rows: Tensor, row_lengths: Tensor | None) -> Tensor:
     """`sum_j weights[i, j] differences[i, j]`, without the part along a unit row, (N, D)."""
     pull = torch.bmm(weights.unsqueeze(1), differences).squeeze(1)
-    if scale is None:
+    if row_lengths is None:
         return pull
     along = (pull * rows).sum(dim=1, keepdim=True)
-    return pull.addcmul_(rows, along, value=-1).mul_(scale)
+    return pull.addcmul_(rows, along, value=-1).div_(row_lengths)

@@ -72,6 +72,7 @@ class FIDILoss(MetricLoss):
         if statistics.collecting:
             for name, members in (("u_pos", positive), ("u_neg", negative)):
                 statistics.log_statistic(name, (u * members).sum(dim=1), members.sum(dim=1))
+        u.masked_fill_(~(positive | negative), 0)  # then value and slope are 0
         # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b, with a and b written in e = 1 - u so that it stays
         # finite at any distance, and exact at a small one; and its derivative by u.
         e = log_u.expm1().neg_()
@@ -83,9 +84,8 @@ class FIDILoss(MetricLoss):
         )
         # k = 0: C u.
         c = -math.log1p(-1 / self.alpha)
-        values = torch.where(positive, same, u * c).masked_fill_(neither := ~(positive | negative), 0).sum(dim=1)
-        slopes = by_u.masked_fill_(negative, c).mul_(u).mul_(-self.beta).masked_fill_(neither, 0)
-        return values, slopes
+        slopes = by_u.masked_fill_(negative, c).mul_(u).mul_(-self.beta)
+        return torch.where(positive, same, u.mul_(c)).sum(dim=1), slopes
 
     def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """Every pair is a term."""

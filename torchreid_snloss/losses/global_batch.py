@@ -80,9 +80,9 @@ class GlobalBatchLoss(nn.Module):
             counts: The result of `distributed.gather_counts`, where that is known already.
 
         Returns:
-            A scalar for each criterion; and the totals of the statistics, (2,) float32 each, a total and a number, which
-            add up over processes. Where there are several criteria, a statistic's name begins with its criterion's and
-            an underscore.
+            A scalar for each criterion; and the totals of the statistics, (2,) float32 each, a total and a number,
+            which add up over processes. Where there are several criteria, a statistic's name begins with its
+            criterion's and an underscore.
 
         Raises:
             ValueError: On all processes, if one of them has no image; or with a memory, if `images` are missing.

@@ -85,22 +85,23 @@ class HAP2SLoss(MetricLoss):
             log_w_negative = -2 * log_w_positive
         to_positives, slopes_positive = _point_to_set(distances, positive, log_w_positive, rise)
         to_negatives, slopes_negative = _point_to_set(distances, negative, log_w_negative, fall)
-        hinge = to_positives - to_negatives + (self.margin or 0.0)
+        hinge = (to_positives - to_negatives).add_(self.margin or 0.0)
         slopes = slopes_positive.sub_(slopes_negative)
+        active = hinge > 0
         if statistics.collecting:
-            statistics.log_statistic("active", (hinge > 0).float())
+            statistics.log_statistic("active", active[:, 0].float())
         if self.margin is None:
-            return F.softplus(hinge), slopes.mul_(hinge.sigmoid()[:, None])
-        return hinge.relu(), slopes.mul_((hinge > 0)[:, None])
+            return F.softplus(hinge)[:, 0], slopes.mul_(hinge.sigmoid())
+        return hinge.relu_()[:, 0], slopes.mul_(active)
 
 
 def _point_to_set(
     distances: Tensor, members: Tensor, log_weights: Tensor, log_slopes: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""The weighted mean $D$ over the members of each row's set, and its slopes $w (1 + (\log w)' (d - D))$.
+    r"""The weighted mean $D$ over each row's set, (N, 1), and its slopes $w (1 + (\log w)' (d - D))$, (N, M).
 
     With a softmax, so that no weight overflows.
     """
-    weights = log_weights.masked_fill(~members, -torch.inf).softmax(dim=1)
-    mean = (weights * distances).sum(dim=1)
-    return mean, (distances - mean[:, None]).mul_(log_slopes).add_(1).mul_(weights)
+    weights = log_weights.masked_fill_(~members, -torch.inf).softmax(dim=1)
+    mean = (weights * distances).sum(dim=1, keepdim=True)
+    return mean, (distances - mean).mul_(log_slopes).add_(1).mul_(weights)

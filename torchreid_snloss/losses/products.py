@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.rows import inverse_lengths, smallest_distance
-from torchreid_snloss.losses.sparse import Sparse, column_sums, from_columns, plus_transposed
+from torchreid_snloss.losses import near
+from torchreid_snloss.losses.rows import fill_diagonal, lengths, smallest_distance, take
+from torchreid_snloss.losses.weights import (
+    Sparse,
+    column_sums,
+    from_columns,
+    plus_transposed,
+    scaled,
+    weighted_differences,
+)
 
 __all__ = ["Products"]
 
@@ -19,31 +26,38 @@ _NEAR = 2e-3
 # Where anchors have more near references than this on average, the features crowd around one point. Distances do not
 # change with the origin, digits do, so the origin is moved there.
 _MANY = 4
-# Rows whose squares are outside this range are left to the differences, which are made in float64.
-_SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-30, 1e30
-_ELEMENTS_AT_ONCE = 1 << 20
+# Rows with lengths outside this range are left to the differences, which are made in float64: float32 loses digits of
+# their squares.
+_SHORTEST, _LONGEST = 1e-15, 1e15
+_ELEMENTS_AT_ONCE = 1 << 17
 _ROWS_AT_ONCE = 128
 
 
 class _Side(NamedTuple):
-    """The anchors, or the references, (N, D)."""
+    """The anchors, or the references."""
 
     rows: Tensor
+    """(N, D)"""
     points: Tensor
-    """What products are made of: the rows, or the raw or normalised rows minus an origin."""
+    """(N, D), what products are made of: the rows, or the raw or normalised rows minus an origin."""
     squares: Tensor
-    """(N,), squared lengths of the points, 1 if they are scaled; NaN for rows whose pairs all count as near."""
+    """(N,), squared lengths of the points; 1 for rows that are to be scaled; NaN makes all pairs of a row near."""
     scale: Tensor | None
     """(N,), inverse lengths of the rows, 0 where there is none; None where rows are not normalised."""
 
     def some(self, rows: slice) -> _Side:
-        return _Side(*(None if tensor is None else tensor[rows] for tensor in self))  # type: ignore[arg-type]
+        return _Side(
+            take(self.rows, rows),
+            take(self.points, rows),
+            take(self.squares, rows),
+            None if self.scale is None else take(self.scale, rows),
+        )
 
 
 class Prepared(NamedTuple):
-    """`_Side` of the anchors and of the references, None where they are the anchors; and the origin of the points.
+    """The tensors of both sides, those of the references None where they are the anchors; and the origin.
 
-    The origin is None where the points are the rows.
+    The origin is None where points are rows.
     """
 
     x_rows: Tensor
@@ -57,11 +71,12 @@ class Prepared(NamedTuple):
     origin: Tensor | None
 
     def sides(self, rows: slice) -> tuple[_Side, _Side]:
-        """Some anchors, and the references; the same object where these are all anchors."""
-        anchors = _Side(*self[:4])
-        if self.y_rows is not None:
-            return anchors.some(rows), _Side(*self[4:8])  # type: ignore[arg-type]
-        return (anchors if range(len(self.x_rows))[rows] == range(len(self.x_rows)) else anchors.some(rows)), anchors
+        """Some anchors, and the references; one object where these are all the anchors."""
+        anchors = _Side(self.x_rows, self.x_points, self.x_squares, self.x_scale)
+        if self.y_rows is not None and self.y_points is not None and self.y_squares is not None:
+            return anchors.some(rows), _Side(self.y_rows, self.y_points, self.y_squares, self.y_scale)
+        all_rows = rows.start == 0 and rows.stop >= len(self.x_rows)
+        return anchors if all_rows else anchors.some(rows), anchors
 
 
 class Block(NamedTuple):
@@ -76,7 +91,8 @@ class Block(NamedTuple):
 class Products:
     """Takes distances from one matrix product, and those of near rows from their differences.
 
-    It waits for the device once a block of anchors, to find the near pairs; a second time where features crowd.
+    It waits for the device once a block of anchors, to find the near pairs; a second time where features crowd. Under
+    `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
     """
 
     prepared_type, block_type = Prepared, Block
@@ -85,29 +101,27 @@ class Products:
         """See `Distances.prepare`."""
         if in_blocks:  # once for all blocks
             return _centred(x, y, normalize)
-        return Prepared(*_side(x, normalize), *(_NONE if y is None else _side(y, normalize)), None)
+        side = _unscaled_side if normalize else _raw_side
+        return _prepared(side(x, x), None if y is None else side(y, y), None)
 
     def block(self, prepared: Prepared, rows: slice, self_offset: int | None) -> tuple[Prepared, Block]:
         """See `Distances.block`."""
         anchors, references = prepared.sides(rows)
-        squares = _squares(anchors, references, scaled=prepared.origin is None)
+        normalize = anchors.scale is not None
+        squares = _squares(anchors, references, moved=prepared.origin is not None)
         if self_offset is not None:
-            squares.diagonal(self_offset).fill_(torch.inf)
+            fill_diagonal(squares, torch.inf, self_offset)
         is_near = (squares > (_NEAR * anchors.squares)[:, None]).logical_not_()  # where there is a NaN, too
-        i, j = is_near.nonzero(as_tuple=True)
-        if prepared.origin is None and len(i) > _MANY * len(squares):
-            prepared = _centred(prepared.x_rows, prepared.y_rows, prepared.x_scale is not None)
-            return self.block(prepared, rows, self_offset)
+        near_rows, near_columns = is_near.nonzero(as_tuple=True)
+        if prepared.origin is None and len(near_rows) > _MANY * len(squares):
+            return self.block(_centred(prepared.x_rows, prepared.y_rows, normalize), rows, self_offset)
         if self_offset is not None:
-            squares.diagonal(self_offset).fill_(0)
+            fill_diagonal(squares, 0.0, self_offset)
         distances = squares.sqrt_()
-        if len(i) == 0:
+        if len(near_rows) == 0:
             return prepared, Block(distances, None, None, None)
-        for near in _in_parts(anchors.rows.shape[1], i, j):
-            x, y = anchors.rows[near[0]], references.rows[near[1]]
-            difference = x - y if anchors.scale is None else _unit(x)[0] - _unit(y)[0]
-            distances[near] = torch.linalg.vector_norm(difference, dim=1).to(distances.dtype)
-        return prepared, Block(distances, is_near, i, j)
+        near.fill_distances(distances, anchors.rows, references.rows, (near_rows, near_columns), normalize)
+        return prepared, Block(distances, is_near, near_rows, near_columns)
 
     def gradients(
         self,
@@ -123,8 +137,7 @@ class Products:
         distances = block.distances if columns is None else block.distances.gather(1, columns)
         weights = slopes / distances.clamp(min=smallest_distance(slopes.dtype))
         if block.is_near is None or block.near_rows is None or block.near_columns is None:
-            along = None if anchors.scale is None else slopes.mul_(distances).mul_(0.5)
-            return _of_products(anchors, references, prepared.origin, weights, along, columns, wanted)
+            return _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
         # The weights of near pairs are large, and would cancel in a product without digits left.
         i, j = block.near_rows, block.near_columns
         if columns is None:
@@ -133,74 +146,64 @@ class Products:
             near_weights = (weights[i] * (columns[i] == j[:, None])).sum(dim=1)
             is_near = block.is_near.gather(1, columns)
         weights.masked_fill_(is_near, 0)
-        along = None if anchors.scale is None else slopes.mul_(distances).mul_(0.5).masked_fill_(is_near, 0)
-        at_x, at_y = _of_products(anchors, references, prepared.origin, weights, along, columns, wanted)
+        slopes.masked_fill_(is_near, 0)
+        at_x, at_y = _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
         at_references = at_x if references is anchors else at_y
-        for part_i, part_j, part_weights in _in_parts(anchors.rows.shape[1], i, j, near_weights):
-            pull_x, pull_y = _pulls(
-                anchors.rows[part_i], references.rows[part_j], part_weights, anchors.scale is not None
-            )
-            if at_x is not None:
-                at_x.index_add_(0, part_i, pull_x)
-            if at_references is not None:
-                at_references.index_add_(0, part_j, pull_y)
+        normalize = anchors.scale is not None
+        near.add_gradients(at_x, at_references, anchors.rows, references.rows, (i, j), near_weights, normalize)
         return at_x, at_y
 
 
-_NONE = (None, None, None, None)
+def _prepared(anchors: _Side, references: _Side | None, origin: Tensor | None) -> Prepared:
+    return Prepared(*anchors, *((None, None, None, None) if references is None else references), origin)  # type: ignore[call-arg]
 
 
-def _side(x: Tensor, normalize: bool) -> _Side:
-    """Rows as they are, with their scale."""
-    squares = torch.linalg.vector_norm(x, dim=1).square_()
-    if not normalize:
-        return _Side(x, x, squares, None)
-    out_of_range = (squares < _SMALLEST_SQUARE) | (squares > _LARGEST_SQUARE)
-    return _Side(x, x, torch.ones_like(squares).masked_fill_(out_of_range, torch.nan), _scale(squares, out_of_range))
+def _raw_side(x: Tensor, points: Tensor) -> _Side:
+    return _Side(x, points, torch.linalg.vector_norm(points, dim=1).square_(), None)
 
 
-def _scale(squares: Tensor, out_of_range: Tensor) -> Tensor:
-    return squares.rsqrt().masked_fill_(out_of_range, 0)
+def _unscaled_side(x: Tensor, _: Tensor) -> _Side:
+    """Rows that are normalised by scaling their products."""
+    row_lengths = torch.linalg.vector_norm(x, dim=1)
+    unusable = row_lengths.clamp(_SHORTEST, _LONGEST) != row_lengths
+    squares = torch.ones_like(row_lengths).masked_fill_(unusable, torch.nan)
+    return _Side(x, x, squares, row_lengths.reciprocal_().masked_fill_(unusable, 0))
+
+
+def _unit_side(x: Tensor, divisors: Tensor, origin: Tensor) -> _Side:
+    """Normalised rows minus the origin, rounded once; a few at a time, since the digits take float64."""
+    points = torch.empty_like(x)
+    at_once = max(1, _ELEMENTS_AT_ONCE // x.shape[1])
+    for part, rows, row_lengths in zip(points.split(at_once), x.split(at_once), divisors.split(at_once)):
+        part.copy_((rows / row_lengths).sub_(origin))
+    scale = divisors[:, 0].reciprocal().to(x.dtype)
+    # A row of zeros does not become one of length 1, as which products would count it.
+    squares = torch.linalg.vector_norm(points, dim=1).square_().masked_fill_(scale == 0, torch.nan)
+    return _Side(x, points, squares, scale)
 
 
 def _centred(x: Tensor, y: Tensor | None, normalize: bool) -> Prepared:
-    """The rows with 0 in the midst of the references."""
+    """Points around 0, by an origin in the midst of the references."""
     others = x if y is None else y
     if not normalize:
         # One outlier would move the mean far from all the others.
         origin = others[torch.linalg.vector_norm(others, dim=1).median(dim=0).indices]
-        sides = [_Side(rows, points := rows - origin, _squares_of(points), None) for rows in (x, y) if rows is not None]
-    else:
-        inverses = [inverse_lengths(rows) for rows in (x, y) if rows is not None]
-        origin = inverses[-1][:, 0].to(x.dtype) @ others / len(others)
-        sides = [_unit_side(rows, inverse, origin) for rows, inverse in zip((x, y), inverses) if rows is not None]
-    return Prepared(*sides[0], *(_NONE if y is None else sides[1]), origin)
+        return _prepared(_raw_side(x, x - origin), None if y is None else _raw_side(y, y - origin), origin)
+    x_lengths = lengths(x)
+    y_lengths = x_lengths if y is None else lengths(y)
+    origin = y_lengths[:, 0].reciprocal().to(x.dtype) @ others / len(others)
+    references = None if y is None else _unit_side(y, y_lengths, origin)
+    return _prepared(_unit_side(x, x_lengths, origin), references, origin)
 
 
-def _unit_side(x: Tensor, inverse: Tensor, origin: Tensor) -> _Side:
-    """Normalised rows minus the origin, rounded once; a few at a time, since the digits take float64."""
-    points = torch.empty_like(x)
-    at_once = max(1, _ELEMENTS_AT_ONCE // 8 // x.shape[1])
-    for part, rows, scale in zip(points.split(at_once), x.split(at_once), inverse.split(at_once)):
-        part.copy_((rows * scale).sub_(origin))
-    scale = inverse[:, 0].to(x.dtype)
-    # A row of zeros is not of length 1, as the gradient of products has it.
-    return _Side(x, points, _squares_of(points).masked_fill_(scale == 0, torch.nan), scale)
-
-
-def _squares_of(x: Tensor) -> Tensor:
-    squares: Tensor = torch.linalg.vector_norm(x, dim=1).square_()
-    return squares
-
-
-def _squares(anchors: _Side, references: _Side, scaled: bool) -> Tensor:
+def _squares(anchors: _Side, references: _Side, moved: bool) -> Tensor:
     """Squared distances from products, (N, M)."""
     x, y = anchors.points, references.points
     products = _own_products(x) if references is anchors else x @ y.t()
-    if scaled and anchors.scale is not None and references.scale is not None:
-        products.mul_(-2 * anchors.scale[:, None]).mul_(references.scale)
-    else:
+    if anchors.scale is None or references.scale is None or moved:
         products.mul_(-2)
+    else:
+        products.mul_(-2 * anchors.scale[:, None]).mul_(references.scale)
     return products.add_(anchors.squares[:, None]).add_(references.squares)
 
 
@@ -216,89 +219,45 @@ def _own_products(x: Tensor) -> Tensor:
     return products
 
 
-def _of_products(
+def _gradients(
     anchors: _Side,
     references: _Side,
     origin: Tensor | None,
+    distances: Tensor,
+    slopes: Tensor,
     weights: Tensor,
-    along: Tensor | None,
     columns: Tensor | None,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients at anchors and references of the pairs with `weights`, by products.
+    """The gradients at anchors and references of all pairs but the near ones, whose weights and slopes are 0.
 
-    At `x[i]` distances pull by `sum_j weights[i, j] (x[i] - y[j])`, at `y[j]` by the opposite. Of the pull at a unit row
-    the part along the row is left out: `sum_j along[i, j]`, where `along` is `weights |x[i] - y[j]|^2 / 2`.
+    At `x[i]` distances pull by `sum_j weights[i, j] (x[i] - y[j])`, at `y[j]` by the opposite. Of a difference the part
+    along a unit row, half of its square, is left out.
     """
     width = len(references.rows)
-    row_sums, column_sums_ = weights.sum(dim=1), column_sums(weights, columns, width)
-    along_rows = along_columns = None
-    if along is not None:
-        along_rows, along_columns = along.sum(dim=1), column_sums(along, columns, width)
+    pulls, along_x, along_y = weights, None, None
+    if anchors.scale is not None:
+        pulls = torch.addcmul(weights, slopes, distances, value=-0.5)
+        if origin is not None:
+            along = slopes.mul_(distances).mul_(0.5)
+            along_x, along_y = along.sum(dim=1), column_sums(along, columns, width)
+    sums_x, sums_y = pulls.sum(dim=1), column_sums(pulls, columns, width)
     matrix = from_columns(weights, columns, width)
     if references is anchors:  # the weights of both sides add up, and one product does for two
-        sums = row_sums + column_sums_
-        along_sums = None if along_rows is None or along_columns is None else along_rows + along_columns
-        return _weighted_differences(anchors, anchors, sums, along_sums, plus_transposed(matrix), origin), None
-    at_x = at_y = None
-    if wanted[0]:
-        at_x = _weighted_differences(anchors, references, row_sums, along_rows, matrix, origin)
-    if wanted[1]:
-        at_y = _weighted_differences(references, anchors, column_sums_, along_columns, matrix.t(), origin)
+        along_both = None if along_x is None or along_y is None else along_x + along_y
+        return _gradient(anchors, anchors, sums_x + sums_y, along_both, plus_transposed(matrix), origin), None
+    at_x = _gradient(anchors, references, sums_x, along_x, matrix, origin) if wanted[0] else None
+    at_y = _gradient(references, anchors, sums_y, along_y, matrix.t(), origin) if wanted[1] else None
     return at_x, at_y
 
 
-def _weighted_differences(
+def _gradient(
     own: _Side, others: _Side, sums: Tensor, along: Tensor | None, matrix: Tensor | Sparse, origin: Tensor | None
 ) -> Tensor:
-    """`sums[i] x[i] - sum_j matrix[i, j] y[j]` of the rows behind the points, (N, D); changes `matrix`."""
-    if own.scale is None or others.scale is None or along is None:
-        return _combine(own.points, others.points, sums, matrix)
-    if origin is None:
-        matrix = _scaled(matrix, own.scale, others.scale)
-        return _combine(own.points, others.points, (sums - along) * own.scale.square(), matrix)
-    pull = _combine(own.points, others.points, sums - along, matrix)
-    return pull.addr_(along, origin, alpha=-1).mul_(own.scale[:, None])
-
-
-def _scaled(matrix: Tensor | Sparse, row_scale: Tensor, column_scale: Tensor) -> Tensor | Sparse:
-    if isinstance(matrix, Sparse):
-        return matrix._replace(values=matrix.values * row_scale[matrix.rows] * column_scale[matrix.columns])
-    return (matrix * row_scale[:, None]).mul_(column_scale)
-
-
-def _combine(x: Tensor, y: Tensor, sums: Tensor, matrix: Tensor | Sparse) -> Tensor:
-    """`sums[i] x[i] - sum_j matrix[i, j] y[j]`, (N, D)."""
-    if isinstance(matrix, Sparse):
-        return (matrix @ y).neg_().addcmul_(x, sums[:, None])
-    if y is x:  # in one product
-        matrix.diagonal().sub_(sums)
-        return torch.addmm(x, matrix, x, beta=0, alpha=-1)
-    return (x * sums[:, None]).addmm_(matrix, y, alpha=-1)
-
-
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows divided by their lengths, and the inverse lengths, (N, 1), in float64."""
-    inverse = inverse_lengths(x)
-    return x * inverse, inverse
-
-
-def _pulls(x: Tensor, y: Tensor, weights: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """What each pair adds to the gradients at its two rows, (P, D)."""
-    if not normalize:
-        pull = weights[:, None] * (x - y)
-        return pull, -pull
-    unit_x, inverse_x = _unit(x)
-    unit_y, inverse_y = _unit(y)
-    pull = weights[:, None] * (unit_x - unit_y)
-
-    def across(unit: Tensor, inverse: Tensor) -> Tensor:
-        along = (pull * unit).sum(dim=1, keepdim=True)
-        return (pull - along * unit).mul_(inverse).to(x.dtype)
-
-    return across(unit_x, inverse_x), across(unit_y, inverse_y).neg_()
-
-
-def _in_parts(dimension: int, *pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Near pairs, so many at a time that their differences take little memory."""
-    yield from zip(*(tensor.split(max(1, _ELEMENTS_AT_ONCE // dimension)) for tensor in pairs))
+    x, y = own.points, others.points
+    if own.scale is None or others.scale is None:
+        return weighted_differences(x, y, sums, matrix)
+    if origin is None or along is None:
+        return weighted_differences(x, y, sums * own.scale.square(), scaled(matrix, own.scale, others.scale))
+    # A unit row is its point plus the origin.
+    return weighted_differences(x, y, sums, matrix).addr_(along, origin, alpha=-1).mul_(own.scale[:, None])

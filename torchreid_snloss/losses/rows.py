@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["inverse_lengths", "smallest_distance", "wide"]
+__all__ = ["fill_diagonal", "lengths", "smallest_distance", "take", "wide"]
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -15,13 +15,27 @@ def wide(x: Tensor) -> torch.dtype:
     return x.dtype if x.device.type == "mps" else torch.float64
 
 
-def inverse_lengths(x: Tensor) -> Tensor:
-    """Inverse lengths of rows, (N, 1), float64 where the device has it.
+def lengths(x: Tensor) -> Tensor:
+    """Lengths of rows, (N, 1), to divide by; float64 where the device has it.
 
-    They are 0 for a row without a length, and for one so short that the dtype of `x` cannot hold the inverse.
+    Infinite for a row of zeros, and for one so short that its inverse is beyond the dtype of `x`: divided by it, the
+    row and its gradient are 0.
     """
-    inverse: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide(x)).reciprocal_()
-    return inverse.masked_fill_(inverse > torch.finfo(x.dtype).max, 0)
+    result: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide(x))
+    return result.masked_fill_(result < 1 / torch.finfo(x.dtype).max, torch.inf)
+
+
+def take(tensor: Tensor, rows: slice) -> Tensor:
+    """`tensor[rows]`, without an operation where these are all rows."""
+    return tensor if rows.start == 0 and rows.stop >= len(tensor) else tensor[rows]
+
+
+def fill_diagonal(matrix: Tensor, value: float, offset: int) -> None:
+    """Fills the pairs of an anchor with itself, of which the first is in column `offset`."""
+    if offset == 0:
+        matrix.fill_diagonal_(value)
+    else:
+        matrix.diagonal(offset).fill_(value)
 
 
 def smallest_distance(dtype: torch.dtype) -> float:

@@ -77,52 +77,50 @@ class SNLoss(MetricLoss):
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
     ) -> Tensor:
         """The support, the nearest positive, which stands in where P would be empty, and for "all" the furthest."""
-        support = nearest(distances, positive, negative, self.num_neighbors)
+        others = distances.masked_fill(~(positive | negative), torch.inf)
+        support = nearest(others, positive, self.num_neighbors)
         if statistics.collecting:
             statistics.log_statistic("in_support", positive.gather(1, support).sum(dim=1) / positive.sum(dim=1))
-        not_positive = ~positive
-        columns = [support, distances.masked_fill(not_positive, torch.inf).argmin(dim=1, keepdim=True)]
+        columns = [support, others.masked_fill(negative, torch.inf).min(dim=1, keepdim=True).indices]
         if self.squeeze == "all":
-            columns.append(distances.masked_fill(not_positive, -torch.inf).argmax(dim=1, keepdim=True))
+            columns.append(distances.masked_fill(~positive, -torch.inf).max(dim=1, keepdim=True).indices)
         return torch.cat(columns, dim=1)
 
     def anchor_values(
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
     ) -> tuple[Tensor, Tensor]:
         """See `MetricLoss.anchor_values`."""
-        in_p = positive.clone()
-        extra = 2 if self.squeeze == "all" else 1
-        in_p[:, -extra:] = False
-        in_p[:, -extra] = in_p.any(dim=1).logical_not_()
-        # P and Q, which the further columns are not in, since these are positives; (2, N, C).
-        outside = torch.stack([in_p, negative]).logical_not_()
+        # P and Q, (2, N, C). The nearest positive is in P, and a further column for it only counts where P would be
+        # empty. Q is in the support alone, since all further columns are positives.
+        k = distances.shape[1] - (2 if self.squeeze == "all" else 1)
+        number = (in_support := positive[:, :k]).sum(dim=1, keepdim=True)
+        parts = [in_support, number == 0]
+        if self.squeeze == "all":
+            parts.append(torch.zeros_like(parts[1]))
+        outside_p = torch.cat(parts, dim=1).logical_not_()
+        outside = torch.stack([outside_p, ~negative])
 
         lowest = torch.finfo(distances.dtype).min  # its exp() is 0 beside any distance; an empty Q gives 0, not NaN
         logits = (distances * -self.scale).masked_fill(outside, lowest)
         shares = logits.softmax(dim=2)
         # logits.logsumexp(dim=2), by the largest share, which is 1 / sum of exp(x - largest)
-        log_p, log_q = (logits.amax(dim=2) - shares.amax(dim=2).log()).unbind()
+        log_p, log_q = (logits.amax(dim=2, keepdim=True) - shares.amax(dim=2, keepdim=True).log_()).unbind()
         log_ratio = log_q - log_p
         values = F.softplus(log_ratio)
-        slopes = (shares[0] - shares[1]).mul_(log_ratio.sigmoid_().mul_(self.scale)[:, None])
-        if self.squeeze_weight:
-            self._add_squeeze(distances, in_p, outside[0], values, slopes)
-        return values, slopes
+        shares_p, shares_q = shares.unbind()
+        slopes = (shares_p - shares_q).mul_(log_ratio.sigmoid_().mul_(self.scale))
 
-    def _add_squeeze(self, distances: Tensor, in_p: Tensor, outside_p: Tensor, values: Tensor, slopes: Tensor) -> None:
-        """Adds the furthest of P, or of all positives, minus the nearest of P."""
-        weight = self.squeeze_weight
-        near, at_near = distances.masked_fill(outside_p, torch.inf).min(dim=1)
+        # Squeeze: the furthest of P, or of all positives, minus the nearest of P.
+        weight, near = self.squeeze_weight, distances[:, k : k + 1]
         if self.squeeze == "nearest":
-            values.add_(near, alpha=weight)
-            slopes.scatter_add_(1, at_near[:, None], torch.full_like(slopes[:, :1], weight))
-            return
+            slopes[:, k].add_(weight)
+            return values.add_(near, alpha=weight)[:, 0], slopes
         if self.squeeze == "all":
-            far, at_far = distances[:, -1], torch.full_like(at_near, distances.shape[1] - 1)
-            counted = torch.ones_like(near)
-        else:
-            far, at_far = distances.masked_fill(outside_p, -torch.inf).max(dim=1)
-            counted = (in_p.sum(dim=1) > 1).to(far)  # where P has one member, the squeeze is its distance
-        values.add_(far.addcmul(near, counted, value=-1), alpha=weight)
-        ends = torch.stack([at_far, at_near], dim=1)
-        slopes.scatter_add_(1, ends, torch.stack([torch.ones_like(counted), counted.neg_()], dim=1).mul_(weight))
+            slopes[:, -1].add_(weight)
+            slopes[:, k].sub_(weight)
+            return values.add_(distances[:, -1:] - near, alpha=weight)[:, 0], slopes
+        far, at_far = distances.masked_fill(outside_p, -torch.inf).max(dim=1, keepdim=True)
+        slopes.scatter_(1, at_far, weight, reduce="add")
+        several = (number > 1).to(near)  # where P has one member, the squeeze is its distance
+        slopes[:, k : k + 1].sub_(several, alpha=weight)
+        return values.add_(far, alpha=weight).addcmul_(near, several, value=-weight)[:, 0], slopes

@@ -1,4 +1,4 @@
-"""Matrices of weights between anchors and references, dense or sparse, and their products with features."""
+"""Matrices of weights between anchors and references, dense or sparse, and differences of rows weighted by them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Sparse", "column_sums", "from_columns", "plus_transposed"]
+__all__ = ["Sparse", "column_sums", "from_columns", "plus_transposed", "scaled", "weighted_differences"]
 
 # A sparse product wins where the matrix has more than this many columns for each that is not 0.
 _SPARSE = 16
@@ -23,6 +23,7 @@ class Sparse(NamedTuple):
     shape: tuple[int, int]
 
     def t(self) -> Sparse:
+        """The transpose."""
         return Sparse(self.columns, self.rows, self.values, self.shape[::-1])
 
     def __matmul__(self, dense: Tensor) -> Tensor:
@@ -55,3 +56,20 @@ def plus_transposed(matrix: Tensor | Sparse) -> Tensor | Sparse:
     other = matrix.t()
     rows, columns, values = (torch.cat(pair) for pair in zip(matrix[:3], other[:3]))
     return Sparse(rows, columns, values, matrix.shape)
+
+
+def scaled(matrix: Tensor | Sparse, row_scale: Tensor, column_scale: Tensor) -> Tensor | Sparse:
+    """The matrix with its rows and columns multiplied by (N,) and (M,) factors."""
+    if isinstance(matrix, Sparse):
+        return matrix._replace(values=matrix.values * row_scale[matrix.rows] * column_scale[matrix.columns])
+    return (matrix * row_scale[:, None]).mul_(column_scale)
+
+
+def weighted_differences(x: Tensor, y: Tensor, row_sums: Tensor, matrix: Tensor | Sparse) -> Tensor:
+    """`row_sums[i] x[i] - sum_j matrix[i, j] y[j]`, (N, D); changes a dense `matrix` where `y` is `x`."""
+    if isinstance(matrix, Sparse):
+        return (matrix @ y).neg_().addcmul_(x, row_sums[:, None])
+    if y is x:  # in one product
+        matrix.diagonal().sub_(row_sums)
+        return torch.addmm(x, matrix, x, beta=0, alpha=-1)
+    return (x * row_sums[:, None]).addmm_(matrix, y, alpha=-1)
