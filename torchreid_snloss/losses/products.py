@@ -91,8 +91,8 @@ class Block(NamedTuple):
 class Products:
     """Takes distances from one matrix product, and those of near rows from their differences.
 
-    It waits for the device once a block of anchors, to find the near pairs; a second time where features crowd. Under
-    `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
+    It waits for the device once a block of anchors, to see whether pairs are near, and again to find them if so.
+    Under `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
     """
 
     prepared_type, block_type = Prepared, Block
@@ -111,16 +111,18 @@ class Products:
         squares = _squares(anchors, references, moved=prepared.origin is not None)
         if self_offset is not None:
             fill_diagonal(squares, torch.inf, self_offset)
-        is_near = (squares > (_NEAR * anchors.squares)[:, None]).logical_not_()  # where there is a NaN, too
-        near_rows, near_columns = is_near.nonzero(as_tuple=True)
-        if prepared.origin is None and len(near_rows) > _MANY * len(squares):
-            return self.block(_centred(prepared.x_rows, prepared.y_rows, normalize), rows, self_offset)
+        limits = _NEAR * anchors.squares
+        is_near = near_rows = near_columns = None
+        if not (squares.amin(dim=1) > limits).all():  # so that a NaN is near
+            is_near = (squares > limits[:, None]).logical_not_()
+            near_rows, near_columns = is_near.nonzero(as_tuple=True)
+            if prepared.origin is None and len(near_rows) > _MANY * len(squares):
+                return self.block(_centred(prepared.x_rows, prepared.y_rows, normalize), rows, self_offset)
         if self_offset is not None:
             fill_diagonal(squares, 0.0, self_offset)
         distances = squares.sqrt_()
-        if len(near_rows) == 0:
-            return prepared, Block(distances, None, None, None)
-        near.fill_distances(distances, anchors.rows, references.rows, (near_rows, near_columns), normalize)
+        if near_rows is not None and near_columns is not None:
+            near.fill_distances(distances, anchors.rows, references.rows, (near_rows, near_columns), normalize)
         return prepared, Block(distances, is_near, near_rows, near_columns)
 
     def gradients(

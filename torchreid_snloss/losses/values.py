@@ -76,8 +76,9 @@ def anchor_terms(
         RuntimeError: Under a transform of `torch.func`, and for a second derivative.
     """
     call = _Call(terms_of_rows, distances, normalize, self_offset, block_size, {})
+    apply = torch.compiler.disable(_AnchorValues.apply) if torch.compiler.is_compiling() else _AnchorValues.apply
     try:
-        values, counts = _AnchorValues.apply(anchors, None if references is anchors else references, call)
+        values, counts = apply(anchors, None if references is anchors else references, call)
     except RuntimeError as error:
         if "setup_context" not in str(error):
             raise
