@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.rows import lengths, smallest_distance, take
+from torchreid_snloss.losses.rows import divided, lengths, take
 
 __all__ = ["Differences"]
 
@@ -69,7 +69,7 @@ class Differences:
         distances, differences = block
         if columns is not None:
             slopes = torch.zeros_like(distances).scatter_add_(1, columns, slopes)
-        weights = slopes / distances.clamp(min=smallest_distance(slopes.dtype))
+        weights = divided(slopes, distances)
         x, x_lengths, y, y_lengths = prepared
         if y is None and len(distances) == len(x):  # the same rows on both sides: one product does for two
             return _at_rows(weights + weights.t(), differences, x, x_lengths), None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss.losses import near
-from torchreid_snloss.losses.rows import fill_diagonal, lengths, smallest_distance, take
+from torchreid_snloss.losses.rows import divided, fill_diagonal, lengths, take
 from torchreid_snloss.losses.weights import (
     Sparse,
     column_sums,
@@ -137,7 +137,7 @@ class Products:
         """See `Distances.gradients`."""
         anchors, references = prepared.sides(rows)
         distances = block.distances if columns is None else block.distances.gather(1, columns)
-        weights = slopes / distances.clamp(min=smallest_distance(slopes.dtype))
+        weights = divided(slopes, distances)
         if block.is_near is None or block.near_rows is None or block.near_columns is None:
             return _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
         # The weights of near pairs are large, and would cancel in a product without digits left.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["fill_diagonal", "lengths", "smallest_distance", "take", "wide"]
+__all__ = ["divided", "fill_diagonal", "lengths", "take", "wide"]
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -38,6 +38,7 @@ def fill_diagonal(matrix: Tensor, value: float, offset: int) -> None:
         matrix.diagonal(offset).fill_(value)
 
 
-def smallest_distance(dtype: torch.dtype) -> float:
-    """The smallest distance that a slope is divided by; its square is the smallest normal number."""
-    return math.sqrt(torch.finfo(dtype).tiny)
+def divided(slopes: Tensor, distances: Tensor) -> Tensor:
+    """`slopes / distances`, of distances whose square is at least the smallest normal number; finite at 0."""
+    least = distances.clamp(min=math.sqrt(torch.finfo(distances.dtype).tiny))
+    return torch.div(slopes, least, out=least)

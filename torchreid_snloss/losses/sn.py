@@ -81,7 +81,7 @@ class SNLoss(MetricLoss):
         support = nearest(others, positive, self.num_neighbors)
         if statistics.collecting:
             statistics.log_statistic("in_support", positive.gather(1, support).sum(dim=1) / positive.sum(dim=1))
-        columns = [support, others.masked_fill(negative, torch.inf).min(dim=1, keepdim=True).indices]
+        columns = [support, others.masked_fill_(negative, torch.inf).min(dim=1, keepdim=True).indices]
         if self.squeeze == "all":
             columns.append(distances.masked_fill(~positive, -torch.inf).max(dim=1, keepdim=True).indices)
         return torch.cat(columns, dim=1)
