@@ -270,7 +270,6 @@ def _masks(
 __getattr__ = renamed(
     __name__,
     {
-        "check_choice": "torchreid_snloss.arguments.check_choice",
         "check_number": "torchreid_snloss.arguments.check_number",
         "quotients": "torchreid_snloss.losses.means",
     },
