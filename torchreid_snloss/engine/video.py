@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torchreid import engine
 
+from torchreid_snloss.arguments import check_choice
 from torchreid_snloss.engine.loss_engine import LossEngine
 from torchreid_snloss.engine.metric import MetricEngine
 from torchreid_snloss.losses import FIDILoss, HAP2SLoss, SNLoss
-from torchreid_snloss.arguments import check_choice
 
 __all__ = ["VideoFIDIEngine", "VideoHAP2SEngine", "VideoMetricEngine", "VideoSNEngine"]
 
