@@ -103,6 +103,7 @@ class _AnchorValues(torch.autograd.Function):
             add_totals(call.stat_totals, terms.stat_totals)
             if len(blocks) == 1:
                 kept = (terms.slopes, terms.columns, *block)
+            del block, terms  # before the next block's are made
         ctx.call, ctx.itself = call, y is None
         ctx.save_for_backward(*prepared, *kept)  # and not on ctx, where tensors would outlive the backward pass
         ctx.prepared = len(prepared)
@@ -136,18 +137,19 @@ class _AnchorValues(torch.autograd.Function):
 def _gradients_of_blocks(
     call: _Call, prepared: Any, grad: Tensor, wanted: tuple[bool, bool], itself: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    at_x: list[Tensor] = []
+    x = prepared[0]
+    total_at_x = torch.empty(x.shape, dtype=grad.dtype, device=x.device) if wanted[0] else None
     total_at_y: Tensor | None = None
     for rows in call.blocks(len(grad)):
         prepared, block = call.distances.block(prepared, rows, call.offset(rows))
         terms = call.terms_of_rows(rows, block.distances, False)
-        slopes = terms.slopes * grad[rows, None]
+        slopes = terms.slopes.mul_(grad[rows, None])
         part_at_x, part_at_y = call.distances.gradients(prepared, block, rows, slopes, terms.columns, wanted)
-        if part_at_x is not None:
-            at_x.append(part_at_x)
+        if total_at_x is not None and part_at_x is not None:
+            total_at_x[rows] = part_at_x
         if part_at_y is not None:
             total_at_y = part_at_y if total_at_y is None else total_at_y.add_(part_at_y)
-    total_at_x = torch.cat(at_x) if at_x else None
+        del block, terms, slopes, part_at_x, part_at_y  # before the next block's are made
     if itself and total_at_x is not None and total_at_y is not None:
         return total_at_x.add_(total_at_y), None
     return total_at_x, total_at_y
