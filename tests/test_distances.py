@@ -17,7 +17,11 @@ from torchreid_snloss.losses import LOSSES, Differences, GlobalBatchLoss, Memory
 from torchreid_snloss.losses.distances import Distances, choose
 from torchreid_snloss.losses.nearest import nearest_by_sorting, nearest_by_topk
 
-ALGORITHMS: dict[str, Distances] = {"products": Products(), "differences": Differences()}
+ALGORITHMS: dict[str, Distances] = {
+    "products": Products(),
+    "products, one wait": Products(look_first=False),
+    "differences": Differences(),
+}
 both_algorithms = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 
 
@@ -125,7 +129,8 @@ def test_operations_of_a_small_batch(name: str, limit: int, monkeypatch: pytest.
     counts = operations(LOSSES[name](), Differences(), features)
     assert sum(counts.values()) <= limit
     assert not any(counts[wait] for wait in WAITS), "a GPU would be waited for"
-    counts = operations(LOSSES[name](), Products(), features)
+    features[1] = features[0]  # a near pair, which has to be found
+    counts = operations(LOSSES[name](), Products(look_first=False), features)
     assert sum(counts[wait] for wait in WAITS) == 1
 
 
@@ -134,6 +139,8 @@ def test_which_algorithm_is_taken() -> None:
     assert isinstance(choose(64, 64, 2048, cpu), Products)
     assert isinstance(choose(128, 128, 2048, gpu), Differences)
     assert isinstance(choose(64, 65536, 2048, gpu), Products)
+    assert choose(64, 65536, 2048, gpu).look_first is False
+    assert choose(64, 64, 2048, cpu).look_first is True
 
 
 @pytest.mark.parametrize("loss", [SNLoss, HAP2SLoss, FIDILoss])
@@ -154,8 +161,10 @@ def test_both_algorithms_agree(loss: Any, kind: str, dtype: torch.dtype) -> None
         value.backward()
         results.append((value.detach(), features.grad))
     digits = 1e-4 if dtype == torch.float32 else 1e-8
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=digits, atol=0)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=digits * results[0][1].abs().max().item())
+    (value, gradient), *others = results
+    for other_value, other_gradient in others:
+        torch.testing.assert_close(value, other_value, rtol=digits, atol=0)
+        torch.testing.assert_close(gradient, other_gradient, rtol=0, atol=digits * gradient.abs().max().item())
 
 
 def test_nearest_is_the_same_by_topk_and_by_sorting() -> None:
@@ -236,3 +245,28 @@ def test_old_names_warn() -> None:
         assert base.check_number is package.check_number
     with pytest.warns(DeprecationWarning, match="stat_totals"):
         assert SNLoss().sums == {}
+
+
+def test_a_subclass_written_for_0_2_works_and_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="Old") as warned:
+
+        class Old(MetricLoss):
+            """The distance to the nearest reference of another identity."""
+
+            def columns(self, squares: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+                return squares.masked_fill(~negative, torch.inf).min(dim=1, keepdim=True).indices
+
+            def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+                if self.watching:
+                    self.watch("nearest", distances[:, 0])
+                return -distances[:, 0], -torch.ones_like(distances)
+
+    assert [str(warning.message).split(" ")[0] for warning in warned] == ["Old.anchor_values", "Old.columns(squares,"]
+    loss = Old(normalize=False, reduction="mean", block_size=0)
+    loss.collect_statistics = True
+    features = torch.tensor([[0.0], [1.0], [5.0], [8.0]], requires_grad=True)
+    value = loss(features, torch.tensor([0, 0, 1, 1]))
+    assert value.item() == pytest.approx(-(5 + 4 + 4 + 7) / 4)
+    assert loss.statistics["nearest"].item() == pytest.approx(5.0)
+    value.backward()
+    assert features.grad.flatten().tolist() == pytest.approx([0.25, 0.75, -0.75, -0.25])

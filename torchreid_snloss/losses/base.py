@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from torchreid_snloss.arguments import check_choice, check_integer
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.losses.distances import Distances, choose
 from torchreid_snloss.losses.inputs import check_inputs
+from torchreid_snloss.losses.old_names import OldNames
 from torchreid_snloss.losses.rows import fill_diagonal, take
 from torchreid_snloss.losses.statistics import StatisticsCollector, means
 from torchreid_snloss.losses.values import RowTerms, anchor_terms
@@ -37,7 +37,7 @@ class Terms(NamedTuple):
     """Totals of the statistics, (2,) float32 each; empty where none were collected."""
 
 
-class MetricLoss(nn.Module, ABC):
+class MetricLoss(OldNames, nn.Module, ABC):
     r"""Base of the losses: distances, masks, references, which anchors count, row blocks, and the reduction.
 
     A loss is a subclass with one method, `anchor_values`, its formula; one that looks at few references of each anchor
@@ -90,12 +90,6 @@ class MetricLoss(nn.Module, ABC):
         loss itself logs. NaN where there is nothing to take a mean of; empty for an empty batch.
         """
         return means(self.stat_totals)
-
-    @property
-    def sums(self) -> dict[str, Tensor]:
-        """The old name of `stat_totals`."""
-        warnings.warn("sums is now stat_totals; the old name goes in 0.4", DeprecationWarning, stacklevel=2)
-        return self.stat_totals
 
     def select_references(
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector

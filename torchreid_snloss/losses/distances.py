@@ -89,4 +89,4 @@ def choose(anchors: int, references: int, dimension: int, device: torch.device) 
     small = anchors * references * dimension <= _DIFFERENCES_AT_ONCE
     if small and device.type != "cpu":
         return Differences()
-    return Products()
+    return Products(look_first=device.type == "cpu")

@@ -91,15 +91,21 @@ class Block(NamedTuple):
 class Products:
     """Takes distances from one matrix product, and those of near rows from their differences.
 
-    It waits for the device once a block of anchors, to see whether pairs are near, and again to find them if so.
     Under `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
+
+    Args:
+        look_first: Whether to see first if any pair is near, and to move the origin only if many are. That is faster on
+            a CPU. Without it a block of anchors waits for the device once, when its near pairs are found.
     """
 
     prepared_type, block_type = Prepared, Block
 
+    def __init__(self, look_first: bool = True) -> None:
+        self.look_first = look_first
+
     def prepare(self, x: Tensor, y: Tensor | None, normalize: bool, in_blocks: bool) -> Prepared:
         """See `Distances.prepare`."""
-        if in_blocks:  # once for all blocks
+        if in_blocks or not self.look_first:  # once for all blocks
             return _centred(x, y, normalize)
         side = _unscaled_side if normalize else _raw_side
         return _prepared(side(x, x), None if y is None else side(y, y), None)
@@ -113,7 +119,7 @@ class Products:
             fill_diagonal(squares, torch.inf, self_offset)
         limits = _NEAR * anchors.squares
         is_near = near_rows = near_columns = None
-        if not (squares.amin(dim=1) > limits).all():  # so that a NaN is near
+        if not self.look_first or not (squares.amin(dim=1) > limits).all():  # so that a NaN is near
             is_near = (squares > limits[:, None]).logical_not_()
             near_rows, near_columns = is_near.nonzero(as_tuple=True)
             if prepared.origin is None and len(near_rows) > _MANY * len(squares):
@@ -189,7 +195,8 @@ def _centred(x: Tensor, y: Tensor | None, normalize: bool) -> Prepared:
     others = x if y is None else y
     if not normalize:
         # One outlier would move the mean far from all the others.
-        origin = others[torch.linalg.vector_norm(others, dim=1).median(dim=0).indices]
+        middle = torch.linalg.vector_norm(others, dim=1).median(dim=0, keepdim=True).indices
+        origin = others.index_select(0, middle).squeeze(0)
         return _prepared(_raw_side(x, x - origin), None if y is None else _raw_side(y, y - origin), origin)
     x_lengths = lengths(x)
     y_lengths = x_lengths if y is None else lengths(y)
