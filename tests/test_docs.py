@@ -443,6 +443,38 @@ def test_messages_are_those_of_the_source() -> None:
     assert not in_source("options come in pairs, …, KEY VALUE")
 
 
+# Sphinx's markup, a doctest that the site would not show as code, a description that Markdown takes for a quotation.
+NOT_MARKDOWN = re.compile(
+    r":(?:class|func|meth|mod|attr|math):`|^ *\.\. \w+::|::$|(?<!`)``(?!`)|^ *Example:\n+ +>>>|^ +[*\w, ]+: >",
+    re.MULTILINE,
+)
+
+
+def test_docstrings_are_markdown() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found[0].strip()}"
+        for path in sorted((ROOT / "torchreid_snloss").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        for found in NOT_MARKDOWN.finditer(ast.get_docstring(node) or "")
+    ]
+    assert not wrong
+
+
+def test_files_of_the_structure_exist() -> None:
+    package = ROOT / "torchreid_snloss"
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = re.findall(r"`([\w/]+\.(?:py|html))`", page)
+    drawn = re.findall(r"\b(\w+\.py)\b", page[: page.index("## What")])
+    assert len(table) > 30
+    assert len(drawn) > 30
+    assert not [name for name in table if not (package / name).is_file()]
+    names = {path.name for path in package.rglob("*.py")}
+    assert not set(drawn) - names
+    # Nobody looks in vain for a file of the package, but for those without a concern of their own.
+    assert not names - {Path(name).name for name in table + drawn} - {"__init__.py", "__main__.py"}
+
+
 def test_the_figure_is_the_losses(tmp_path: Path) -> None:
     penalties = site_module("penalties.py")
     d = torch.tensor([0.2, 1.0], dtype=torch.float64)
