@@ -1,1 +1,1 @@
-"""Measures this package against its peers, side by side: ``python -m benchmarks``."""
+"""Measures this package against its peers, side by side: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: prints a table, and writes it as JSON and as a figure."""
+"""`python -m benchmarks`: prints a table, and writes it as JSON and as a figure."""
 
 from __future__ import annotations
 

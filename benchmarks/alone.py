@@ -22,11 +22,11 @@ class Usage(NamedTuple):
 
 
 def run_alone(module: str, *arguments: object, exact_memory: bool = False) -> Usage:
-    """Calls ``module.prepare(*arguments)``, and measures a call of what it returns.
+    """Calls `module.prepare(*arguments)`, and measures a call of what it returns.
 
     Args:
         module: its name.
-        arguments: for ``prepare``, which gets them as strings.
+        arguments: for `prepare`, which gets them as strings.
         exact_memory: large arrays go back to the system as soon as they are freed, and do not count in the peak; but
             that takes time.
     """

@@ -31,7 +31,7 @@ _ROUNDS, _STEPS = 3, 4
 
 
 def measure() -> list[Row]:
-    """``ImageSNEngine.forward_backward`` of one global batch on 1 and on 2 processes, and on 2 that do not talk."""
+    """`ImageSNEngine.forward_backward` of one global batch on 1 and on 2 processes, and on 2 that do not talk."""
     times: dict[str, list[float]] = {"1 process": [], "2 processes": [], "2 processes apart, half a batch each": []}
     bytes_sent = 0.0
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):

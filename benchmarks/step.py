@@ -23,7 +23,7 @@ _THEIRS = "torchreid ImageTripletEngine"
 
 
 def measure(device: str, seconds: float = 60) -> list[Row]:
-    """``forward_backward`` of a batch in memory, 4 images an identity, softmax beside the metric loss."""
+    """`forward_backward` of a batch in memory, 4 images an identity, softmax beside the metric loss."""
     results = []
     with tempfile.TemporaryDirectory() as root:
         for name, height, width, batch_size in _CASES[device]:

@@ -389,7 +389,7 @@ def test_every_key_stands_once_on_its_page() -> None:
     # Of each source one: the tables of keys, a loss's docstring, its base's, the engine's.
     for row in (
         "| `train.keep` | int | `3` | Newest checkpoints to keep; 0: all |",
-        "| `loss.sn.num_neighbors` | int | `10` | K, the size of the support, >= 1 |",
+        "| `loss.sn.num_neighbors` | int | `10` | $K$, the size of the support, >= 1 |",
         "| `loss.fidi.weight_m` | float | `1.0` | Weight of the metric term, >= 0; a term of weight 0 is left out.",
     ):
         assert row in page

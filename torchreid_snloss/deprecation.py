@@ -11,11 +11,11 @@ __all__ = ["renamed"]
 
 
 def renamed(module: str, new_names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` that knows its old names.
+    """A module's `__getattr__` that knows its old names.
 
     Args:
-        module: the module's ``__name__``.
-        new_names: by old name, the new one, with its module: ``"torchreid_snloss.losses.means"``.
+        module: the module's `__name__`.
+        new_names: by old name, the new one, with its module: `"torchreid_snloss.losses.means"`.
     """
 
     def find(name: str) -> Any:

@@ -80,5 +80,5 @@ def arguments(cls: type) -> dict[str, str]:
 
 def _cell(text: str) -> str:
     text = _DEFAULT.sub(lambda m: f" The default is {m[1].strip(' ,()')}." if m[1].strip() else "", text)
-    text = re.sub(r":(?:class|func|meth):`([^`]+)`", r"`\1`", text).replace("``", "`").replace("|", "\\|")
+    text = text.replace("|", "\\|")
     return text[:1].upper() + text[1:].rstrip(".")

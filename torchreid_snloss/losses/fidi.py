@@ -43,7 +43,7 @@ class FIDILoss(MetricLoss):
 
     For shapes, dtypes and errors see `MetricLoss.forward` and `MetricLoss`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = FIDILoss()
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])

@@ -35,7 +35,7 @@ class HAP2SLoss(MetricLoss):
         weighting: `"exponential"` (default) or `"polynomial"`.
         sigma: $\sigma$ > 0, of the exponential weighting, in the unit of the distances. Default is 0.5.
         alpha: $\alpha$ > 0, of the polynomial weighting. Default is 10.
-        margin: >= 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
+        margin: At least 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
         normalize: L2-normalise features. Default is True (our choice: on raw features $\sigma = 0.5$ is almost
             batch-hard).
         reduction: `"mean"` (default), `"sum"` or `"none"`.
@@ -45,7 +45,7 @@ class HAP2SLoss(MetricLoss):
 
     For shapes, dtypes and errors see `MetricLoss.forward` and `MetricLoss`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = HAP2SLoss(sigma=0.5, margin=1.0)
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])

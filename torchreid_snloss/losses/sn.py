@@ -48,7 +48,7 @@ class SNLoss(MetricLoss):
 
     For shapes, dtypes and errors see `MetricLoss.forward` and `MetricLoss`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = SNLoss(num_neighbors=2, scale=10.0)
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
