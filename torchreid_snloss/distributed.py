@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from torchreid_snloss import device
+
 __all__ = [
     "PeerError",
     "all_reduce_max",
@@ -54,10 +56,10 @@ def check_environment(use_gpu: bool) -> None:
     given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
     if 0 < len(given) < 3:
         raise ValueError(f"the environment has only {given} of what torchrun sets: start several processes with it")
-    if given and use_gpu and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+    if given and use_gpu and int(os.environ["LOCAL_RANK"]) >= device.count():
         raise ValueError(
             f"torchrun started process {os.environ['LOCAL_RANK']} (from 0) on this machine, which has "
-            f"{torch.cuda.device_count()} GPUs: start at most as many, or set use_gpu False"
+            f"{device.count()} GPUs: start at most as many, or set use_gpu False"
         )
 
 
@@ -72,12 +74,12 @@ def start(use_gpu: bool | None = None) -> None:
     Raises:
         ValueError: as `check_environment` does.
     """
-    use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+    use_gpu = device.is_available() if use_gpu is None else use_gpu
     check_environment(use_gpu)
     if "RANK" not in os.environ or dist.is_initialized():
         return
     if use_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device.use(int(os.environ["LOCAL_RANK"]))
     store, rank, world_size = next(
         dist.rendezvous(  # type: ignore[attr-defined]
             "env://", timeout=TIMEOUT
@@ -89,8 +91,7 @@ def start(use_gpu: bool | None = None) -> None:
     attempt = dist.PrefixStore(  # type: ignore[attr-defined]
         f"attempt-{restarts}", store
     )
-    # Numbers on the CPU go over Gloo, so that sending them does not wait for a GPU.
-    backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+    backend = device.collective_backend(use_gpu)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=TIMEOUT)
 
 

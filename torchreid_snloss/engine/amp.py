@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from torchreid_snloss import device as devices
 from torchreid_snloss.arguments import check_choice
 
 __all__ = ["Amp", "autocast", "check_amp", "grad_scaler"]
@@ -27,10 +28,8 @@ def check_amp(amp: str, device: str) -> None:
         ValueError: for any other value, and for one that the device or this version of torch doesn't support.
     """
     check_choice("amp", amp, get_args(Amp))
-    if amp == "bf16" and device == "cuda" and torch.cuda.get_device_capability() < (8, 0):  # torch would emulate it
-        raise ValueError(
-            f"amp bf16 needs an Ampere or newer GPU; this is a {torch.cuda.get_device_name()}: use amp fp16"
-        )
+    if amp == "bf16" and device != "cpu" and not devices.has_bfloat16():
+        raise ValueError(f"amp bf16 needs an Ampere or newer GPU; this is a {devices.name()}: use amp fp16")
     if amp == "fp16" and device == "cpu" and not hasattr(torch.amp, "GradScaler"):
         raise ValueError(f"amp fp16 on a CPU needs torch 2.3 or newer; this is {torch.__version__}")
 
@@ -44,6 +43,4 @@ def grad_scaler(amp: Amp, device: str) -> Any:
     """torch's `GradScaler` for float16, whose small gradients would otherwise be 0; None for other precisions."""
     if amp != "fp16":
         return None
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device)
-    return torch.cuda.amp.GradScaler()  # torch 2.2
+    return devices.grad_scaler(device)

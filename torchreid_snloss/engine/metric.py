@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchreid import metrics
 
+from torchreid_snloss import device as devices
 from torchreid_snloss import distributed
 from torchreid_snloss.engine.amp import Amp, autocast, check_amp, grad_scaler
 from torchreid_snloss.engine.caching import cached_forward
@@ -97,7 +98,7 @@ class MetricEngine(TrainingLoop):
         self.memory_start_epoch = check_integer("memory_start_epoch", memory_start_epoch, at_least=0)
         self.memory = Memory(memory_size) if check_integer("memory_size", memory_size, at_least=0) else None
         _check_model(model, self.use_gpu)
-        device = "cuda" if self.use_gpu else "cpu"
+        device = devices.type_of(self.use_gpu)
         _check_precision(model, device, amp, micro_batch, sync_batchnorm)
         self.amp: Amp = amp
         # The modules are new; the parameters in them, which the optimizer has, are not.
@@ -145,8 +146,7 @@ class MetricEngine(TrainingLoop):
             NonFiniteError: for a NaN or infinite term or gradient, where the run's options say `"stop"`.
         """
         images, pids = self.parse_data_for_train(data)
-        if self.use_gpu:
-            images, pids = images.cuda(non_blocking=True), pids.cuda(non_blocking=True)
+        images, pids = (devices.to_device(value, self.use_gpu) for value in (images, pids))
         undo = self._snapshot()
         counts = distributed.gather_counts(len(images))
         outputs, backward_to_weights = self._forward(images, counts)
@@ -255,7 +255,7 @@ def check_weights(**weights: float) -> None:
 
 
 def _check_model(model: nn.Module, use_gpu: bool) -> None:
-    if use_gpu and not any(parameter.is_cuda for parameter in model.parameters()):
+    if use_gpu and not devices.is_on_device(model):
         raise ValueError("the model is on the CPU, but use_gpu is True: call model.cuda() first, or use_gpu=False")
     if getattr(getattr(model, "module", model), "loss", None) == "softmax":
         raise ValueError("the model was built with loss='softmax' and returns no features, build it with 'triplet'")

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torchreid import utils
 
+from torchreid_snloss import device
+
 __all__ = ["random_states", "seed_generators", "set_random_states", "set_torch_random_state", "torch_random_state"]
 
 
@@ -24,7 +26,7 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": device.random_states(),
     }
 
 
@@ -34,21 +36,18 @@ def set_random_states(states: dict[str, Any]) -> None:
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+    device.set_random_states(states["cuda"])
 
 
 TorchState = tuple[torch.Tensor, "torch.Tensor | None"]
 
 
-def torch_random_state(device: torch.device) -> TorchState:
+def torch_random_state(where: torch.device) -> TorchState:
     """The states of torch's generators alone, on the CPU and on one device; cheap enough for every micro-batch."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), device.random_state(where)
 
 
-def set_torch_random_state(state: TorchState, device: torch.device) -> None:
-    """Puts back what `torch_random_state` gave."""
-    on_cpu, on_device = state
-    torch.set_rng_state(on_cpu)
-    if on_device is not None:
-        torch.cuda.set_rng_state(on_device, device)
+def set_torch_random_state(state: TorchState, where: torch.device) -> None:
+    """Puts back what `torch_random_state` returned."""
+    torch.set_rng_state(state[0])
+    device.set_random_state(state[1], where)

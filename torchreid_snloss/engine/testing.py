@@ -14,6 +14,7 @@ from torchreid import engine
 from torchreid_snloss import distributed
 from torchreid_snloss.data.shards import own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
+from torchreid_snloss.device import to_device
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
 from torchreid_snloss.engine.options import TrainOptions
 from torchreid_snloss.evaluation import Ranking, capture_rankings
@@ -110,7 +111,7 @@ class Testing(engine.Engine):
             data = next(batches, None)
             if data is not None:
                 images, pids, camids = self._tested.parse_data_for_eval(data)
-                features = self.extract_features(images.cuda() if self.use_gpu else images)
+                features = self.extract_features(to_device(images, self.use_gpu))
                 own.append({"img": features.cpu(), "pid": pids, "camid": camids})
         parts = distributed.gather_objects(own)
         return [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]

@@ -22,7 +22,7 @@ def nearest(distances: Tensor, positive: Tensor, k: int) -> Tensor:
         int64 (N, min(k, M)) columns.
     """
     # Sorting is slower than topk on a CPU; on a GPU a look at the ties would wait for the device.
-    return (nearest_by_sorting if distances.is_cuda else nearest_by_topk)(distances, positive, k)
+    return (nearest_by_sorting if distances.device.type != "cpu" else nearest_by_topk)(distances, positive, k)
 
 
 def nearest_by_topk(distances: Tensor, positive: Tensor, k: int) -> Tensor:
