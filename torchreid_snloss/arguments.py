@@ -13,17 +13,17 @@ def check_number(name: str, value: float, above: float | None = None, at_least: 
     """Checks a hyper-parameter.
 
     Args:
-        name: The argument's name, for the message.
-        value: What came.
-        above: The number must be greater than this; None sets no bound.
-        at_least: The number must be this or greater; None sets no bound.
+        name: the argument's name, for the message.
+        value: what came.
+        above: the number must be greater than this; None sets no bound.
+        at_least: the number must be this or greater; None sets no bound.
 
     Returns:
         `value` as a float.
 
     Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is not finite, or out of the range.
+        TypeError: if it is not a number.
+        ValueError: if it is not finite, or out of the range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -44,16 +44,16 @@ def check_integer(name: str, value: int, at_least: int) -> int:
     """Checks an integer.
 
     Args:
-        name: The argument's name, for the message.
-        value: What came.
-        at_least: The smallest integer allowed.
+        name: the argument's name, for the message.
+        value: what came.
+        at_least: the smallest integer allowed.
 
     Returns:
         `value` as an int.
 
     Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is too small.
+        TypeError: if it is not an integer.
+        ValueError: if it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from torchreid_snloss.arguments import check_choice, check_integer
 from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.losses.autograd import RowTerms, anchor_terms
 from torchreid_snloss.losses.distances import Distances, choose
 from torchreid_snloss.losses.inputs import check_inputs
 from torchreid_snloss.losses.old_names import OldNames
 from torchreid_snloss.losses.rows import fill_diagonal, take
 from torchreid_snloss.losses.statistics import StatisticsCollector, means
-from torchreid_snloss.losses.values import RowTerms, anchor_terms
 
 __all__ = ["MetricLoss", "Reduction", "Terms"]
 
 Reduction = Literal["mean", "sum", "none"]
 
-# Where there are more distances than this, anchors go in blocks of so many rows, or of so many distances.
+# Above _DISTANCES_AT_ONCE distances a block has at most _ROWS_AT_ONCE anchors, and at most that many distances.
 _DISTANCES_AT_ONCE, _ROWS_AT_ONCE = 1 << 22, 256
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -53,20 +53,20 @@ class MetricLoss(OldNames, nn.Module, ABC):
 
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
-        reduction: `"mean"`, `"sum"`, or `"none"` for one value an anchor, 0 where it does not count.
-        block_size: Anchors at a time, >= 1. Memory is that of `block_size` rows of the distance matrix, which are
+        reduction: `"mean"`, `"sum"`, or `"none"` for one value per anchor, 0 where it does not count.
+        block_size: anchors at a time, >= 1. Memory is that of `block_size` rows of the distance matrix, which are
             computed again in the backward pass. 0: all at once up to $2^{22}$ distances, above that so many at a time.
 
     Attributes:
-        collect_statistics: Whether a call in training mode collects statistics, at the cost of some passes over the
+        collect_statistics: whether a call in training mode collects statistics, at the cost of some passes over the
             distances. Default is False; the engines set it.
-        stat_totals: What `statistics` are the means of, (2,) float32 each, a total and a number. Those of several
+        stat_totals: what `statistics` are the means of, (2,) float32 each, a total and a number. Those of several
             processes add up.
-        distances: The algorithm for distances, `Products` or `Differences`; None (default) takes the faster one.
+        distances: the algorithm for distances, `Products` or `Differences`; None (default) takes the faster one.
 
     Raises:
-        TypeError: For an argument of another type.
-        ValueError: For an argument out of its range.
+        TypeError: for an argument of another type.
+        ValueError: for an argument out of its range.
     """
 
     def __init__(self, normalize: bool, reduction: Reduction, block_size: int) -> None:
@@ -100,7 +100,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
             distances: (N, M), without gradient.
             positive: bool (N, M), the references with the anchor's label.
             negative: bool (N, M), those with another.
-            statistics: Takes what the loss logs.
+            statistics: takes what the loss logs.
 
         Returns:
             int64 (N, C) columns, which may repeat; None: all references.
@@ -118,12 +118,12 @@ class MetricLoss(OldNames, nn.Module, ABC):
             positive: bool, of the same shape, the references with the anchor's label. An anchor that counts has at
                 least one.
             negative: bool, of the same shape, those with another label.
-            statistics: Takes what the loss logs.
+            statistics: takes what the loss logs.
 
         Returns:
-            (N,) one value an anchor, and, shaped like `distances`, the derivative of an anchor's value by each of its
-            distances, 0 for a reference that is neither positive nor negative, in memory of its own. What anchors
-            give that don't count is thrown away, NaN included.
+            (N,) one value per anchor, and, shaped like `distances`, the derivative of an anchor's value with respect to
+            each of its distances: 0 for a reference that is neither positive nor negative, and in memory of its own.
+            Values and slopes of anchors that don't count are ignored, even NaN.
         """
 
     def term_counts(self, positives: Tensor, negatives: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
         Returns:
             int (N,).
         """
-        return torch.minimum(positives, negatives).clamp(max=1)
+        return ((positives > 0) & (negatives > 0)).int()
 
     def forward(
         self,
@@ -148,18 +148,18 @@ class MetricLoss(OldNames, nn.Module, ABC):
         """Computes the loss. It can be differentiated once.
 
         Args:
-            inputs: Features of the anchors, (N, D), floating point.
-            targets: Their identity labels, (N,), any integer dtype.
-            references: Features of the references, (M, D); None: `inputs` are compared among themselves.
-            reference_targets: Their labels, (M,); given together with `references`.
+            inputs: features of the anchors, (N, D), floating point.
+            targets: their identity labels, (N,), any integer dtype.
+            references: features of the references, (M, D); None: `inputs` are compared among themselves.
+            reference_targets: their labels, (M,); given together with `references`.
 
         Returns:
-            A scalar, or (N,) with `reduction="none"`; float64 for float64 features, else float32.
+            a scalar, or (N,) with `reduction="none"`; float64 for float64 features, else float32.
 
         Raises:
-            TypeError: For something else than tensors, or tensors of another dtype.
-            ValueError: For tensors of another shape or device.
-            RuntimeError: Under a transform of `torch.func` (`grad`, `vmap`, ...).
+            TypeError: for something else than tensors, or tensors of another dtype.
+            ValueError: for tensors of another shape or device.
+            RuntimeError: under a transform of `torch.func` (`grad`, `vmap`, ...).
         """
         check_inputs(inputs, targets, references, reference_targets)
         if references is None or reference_targets is None:
@@ -180,11 +180,11 @@ class MetricLoss(OldNames, nn.Module, ABC):
         """Computes what each anchor adds to the loss, before the reduction.
 
         Args:
-            inputs: Features of the anchors, (N, D).
+            inputs: features of the anchors, (N, D).
             targets: (N,).
             references: (M, D); `inputs` itself where the batch is its own reference set.
             reference_targets: (M,).
-            self_offset: Where the anchors are among the references, in order, the column of the first. The pair of an
+            self_offset: where the anchors are among the references, in order, the column of the first. The pair of an
                 anchor with itself is left out. None: they are not.
             excluded_pairs: bool (N, M), further pairs to leave out. None: there are none.
         """
@@ -197,10 +197,10 @@ class MetricLoss(OldNames, nn.Module, ABC):
                 none = targets.new_zeros(len(targets), dtype=torch.int32)
                 return Terms(anchors.sum(dim=1) * 0 + others.sum() * 0, self.term_counts(none, none), {})
 
-            def terms_of_rows(rows: slice, distances: Tensor, forward: bool) -> RowTerms:
+            def terms_of_rows(rows: slice, distances: Tensor, may_collect: bool) -> RowTerms:
                 offset = None if self_offset is None else self_offset + rows.start
                 masks = _masks(targets, reference_targets, offset, excluded_pairs, rows)
-                return self._terms_of_rows(distances, *masks, collect and forward)
+                return self._terms_of_rows(distances, *masks, collect and may_collect)
 
             at_once = self._rows_at_once(len(anchors), len(others))
             distances = self.distances or choose(at_once, len(others), anchors.shape[1], anchors.device)

@@ -24,8 +24,8 @@ class Distances(Protocol):
     coincide their distance has no slope, which counts as 0.
 
     Attributes:
-        prepared_type: The named tuple of tensors that `prepare` returns.
-        block_type: The named tuple of tensors that `block` returns; its first is `distances`, (N, M).
+        prepared_type: the named tuple of tensors that `prepare` returns.
+        block_type: the named tuple of tensors that `block` returns; its first is `distances`, (N, M).
     """
 
     @property
@@ -38,19 +38,19 @@ class Distances(Protocol):
         """Does what is done once for all blocks of anchors.
 
         Args:
-            x: The anchors, (N, D), float32 or float64.
-            y: The references, (M, D); None: the anchors.
-            normalize: Divide rows by their lengths.
-            in_blocks: Whether `block` will be called with some of the anchors.
+            x: the anchors, (N, D), float32 or float64.
+            y: the references, (M, D); None: the anchors.
+            normalize: divide rows by their lengths.
+            in_blocks: whether `block` will be called with some of the anchors.
         """
 
     def block(self, prepared: Any, rows: slice, self_offset: int | None) -> tuple[Any, Any]:
         """Computes the distances of some anchors to all references.
 
         Args:
-            prepared: The result of `prepare`.
-            rows: Which anchors.
-            self_offset: Where these anchors are among the references, in order, the column of the first; else None.
+            prepared: the result of `prepare`.
+            rows: which anchors.
+            self_offset: where these anchors are among the references, in order, the column of the first; else None.
 
         Returns:
             `prepared`, or what replaces it, and the block. The distance of an anchor to itself is 0.
@@ -68,12 +68,12 @@ class Distances(Protocol):
         """Computes the gradients at anchors and references.
 
         Args:
-            prepared: As `block` returned it.
-            block: As `block` returned it.
-            rows: Which anchors.
-            slopes: The derivative by each distance, (N, M), or (N, C) with `columns`; it may be changed.
+            prepared: as `block` returned it.
+            block: as `block` returned it.
+            rows: which anchors.
+            slopes: the derivative by each distance, (N, M), or (N, C) with `columns`; it may be changed.
             columns: int64 (N, C), the references that `slopes` belong to; None: all.
-            wanted: Whether the gradient at the anchors, and at the references, is needed.
+            wanted: whether the gradient at the anchors, and at the references, is needed.
 
         Returns:
             (N, D) of these anchors, and (M, D); None for one that is not wanted. Where the anchors are all the

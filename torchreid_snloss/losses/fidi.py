@@ -37,7 +37,7 @@ class FIDILoss(MetricLoss):
         normalize: L2-normalise features. Default is False. On raw features with distances near 30 the gradients are
             about 1e-6; on unit features the term of a negative never falls below 1.12.
         reduction: `"mean"` over pairs (default), `"sum"`, or `"none"`: one value an anchor, the sum over its pairs.
-        block_size: See `MetricLoss`.
+        block_size: see `MetricLoss`.
 
     Statistics: `u_pos` and `u_neg`, the mean $u$ of positive and of negative pairs.
 

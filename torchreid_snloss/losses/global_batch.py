@@ -39,16 +39,16 @@ class GlobalBatchLoss(nn.Module):
     the losses themselves.
 
     Args:
-        criteria: Losses by their names, each called `criterion(features, pids)`. Of a `MetricLoss` with the reduction
+        criteria: losses by their names, each called `criterion(features, pids)`. Of a `MetricLoss` with the reduction
             `"mean"` each process computes a part; of any other criterion each computes the whole.
-        memory: Features of earlier batches, in the order of the processes, the same on all of them. An image's own old
+        memory: features of earlier batches, in the order of the processes, the same on all of them. An image's own old
             feature is not among its references. None: there is no memory.
 
     Attributes:
-        losses: The criteria, by name.
+        losses: the criteria, by name.
 
     Raises:
-        ValueError: For another reduction, and for a memory with a criterion that is not a `MetricLoss`.
+        ValueError: for another reduction, and for a memory with a criterion that is not a `MetricLoss`.
     """
 
     def __init__(self, criteria: Mapping[str, Criterion], memory: Memory | None = None) -> None:
@@ -76,16 +76,16 @@ class GlobalBatchLoss(nn.Module):
             features: (n, D), of this process.
             pids: (n,).
             images: int64 (n,), numbers of the images; needed with a memory.
-            names: Of the criteria that are wanted; None: all.
-            counts: The result of `distributed.gather_counts`, where that is known already.
+            names: of the criteria that are wanted; None: all.
+            counts: the result of `distributed.gather_counts`, where that is known already.
 
         Returns:
-            A scalar for each criterion; and the totals of the statistics, (2,) float32 each, a total and a number,
+            a scalar for each criterion; and the totals of the statistics, (2,) float32 each, a total and a number,
             which add up over processes. Where there are several criteria, a statistic's name begins with its
             criterion's and an underscore.
 
         Raises:
-            ValueError: On all processes, if one of them has no image; or with a memory, if `images` are missing.
+            ValueError: on all processes, if one of them has no image; or with a memory, if `images` are missing.
         """
         wanted = list(self.losses if names is None else names)
         counts = distributed.gather_counts(len(features)) if counts is None else counts

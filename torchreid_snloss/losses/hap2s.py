@@ -35,11 +35,11 @@ class HAP2SLoss(MetricLoss):
         weighting: `"exponential"` (default) or `"polynomial"`.
         sigma: $\sigma$ > 0, of the exponential weighting, in the unit of the distances. Default is 0.5.
         alpha: $\alpha$ > 0, of the polynomial weighting. Default is 10.
-        margin: At least 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
+        margin: at least 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
         normalize: L2-normalise features. Default is True (our choice: on raw features $\sigma = 0.5$ is almost
             batch-hard).
         reduction: `"mean"` (default), `"sum"` or `"none"`.
-        block_size: See `MetricLoss`.
+        block_size: see `MetricLoss`.
 
     Statistics: `active`, the share of anchors whose positives are not nearer than their negatives by the margin.
 

@@ -17,17 +17,17 @@ class Memory:
     """The latest features, their identities and their images (Wang et al., CVPR 2020, arXiv:1912.06798).
 
     Args:
-        size: How many features, >= 1; the oldest make room for new ones.
+        size: how many features, >= 1; the oldest make room for new ones.
 
     Attributes:
         features: (n, D), n up to `size`, oldest first; None while nothing was added.
         pids: (n,) integers.
         images: int64 (n,).
-        in_use: Whether losses read and fill it; an engine says from when. Default is True.
+        in_use: whether losses read and fill it; an engine says from when. Default is True.
 
     Raises:
-        TypeError: For a size that is not an integer.
-        ValueError: For a size below 1.
+        TypeError: for a size that is not an integer.
+        ValueError: for a size below 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -46,7 +46,7 @@ class Memory:
             images: int64 (N,), numbers of the images.
 
         Raises:
-            ValueError: For features of another dimension than those that it holds.
+            ValueError: for features of another dimension than those that it holds.
         """
         if self.features is not None and features.shape[1] != self.features.shape[1]:
             raise ValueError(

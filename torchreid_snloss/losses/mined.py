@@ -14,8 +14,8 @@ class MinedLoss(nn.Module):
     """`loss(features, pids, miner(features, pids))`, as pytorch-metric-learning's losses and miners go together.
 
     Args:
-        loss: Takes features, identities, and what the miner returns.
-        miner: Takes features and identities.
+        loss: takes features, identities, and what the miner returns.
+        miner: takes features and identities.
     """
 
     def __init__(self, loss: Callable[..., Tensor], miner: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ def nearest(distances: Tensor, positive: Tensor, k: int) -> Tensor:
     Args:
         distances: (N, M), infinite for references that are to be taken last.
         positive: bool (N, M), the references with the anchor's label.
-        k: How many, >= 1.
+        k: how many, >= 1.
 
     Returns:
         int64 (N, min(k, M)) columns.

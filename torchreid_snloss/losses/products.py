@@ -23,9 +23,9 @@ __all__ = ["Products"]
 # |x|^2 + |y|^2 - 2xy loses its digits where the result is small beside its terms. A pair is near if its squared
 # distance is at most this share of |x|^2; the distance of near rows, and its gradient, come from their difference.
 _NEAR = 2e-3
-# Where anchors have more near references than this on average, the features crowd around one point. Distances do not
-# change with the origin, digits do, so the origin is moved there.
-_MANY = 4
+# If anchors have more near references than this on average, the features crowd around one point. Distances do not
+# depend on the origin but rounding does, so the origin is moved to that point.
+_MAX_NEAR_PER_ROW = 4
 # Rows with lengths outside this range are left to the differences, which are made in float64: float32 loses digits of
 # their squares.
 _SHORTEST, _LONGEST = 1e-15, 1e15
@@ -41,7 +41,7 @@ class _Side(NamedTuple):
     points: Tensor
     """(N, D), what products are made of: the rows, or the raw or normalised rows minus an origin."""
     squares: Tensor
-    """(N,), squared lengths of the points; 1 for rows that are to be scaled; NaN makes all pairs of a row near."""
+    """(N,), squared lengths of the points; 1 where `scale` normalises the products; NaN makes a row's pairs near."""
     scale: Tensor | None
     """(N,), inverse lengths of the rows, 0 where there is none; None where rows are not normalised."""
 
@@ -89,12 +89,12 @@ class Block(NamedTuple):
 
 
 class Products:
-    """Takes distances from one matrix product, and those of near rows from their differences.
+    """Computes distances by one matrix product, and recomputes those of near rows from their differences.
 
     Under `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
 
     Args:
-        look_first: Whether to see first if any pair is near, and to move the origin only if many are. That is faster on
+        look_first: whether to see first if any pair is near, and to move the origin only if many are. That is faster on
             a CPU. Without it a block of anchors waits for the device once, when its near pairs are found.
     """
 
@@ -107,7 +107,7 @@ class Products:
         """See `Distances.prepare`."""
         if in_blocks or not self.look_first:  # once for all blocks
             return _centred(x, y, normalize)
-        side = _unscaled_side if normalize else _raw_side
+        side = _scaled_side if normalize else _raw_side
         return _prepared(side(x, x), None if y is None else side(y, y), None)
 
     def block(self, prepared: Prepared, rows: slice, self_offset: int | None) -> tuple[Prepared, Block]:
@@ -122,7 +122,7 @@ class Products:
         if not self.look_first or not (squares.amin(dim=1) > limits).all():  # so that a NaN is near
             is_near = (squares > limits[:, None]).logical_not_()
             near_rows, near_columns = is_near.nonzero(as_tuple=True)
-            if prepared.origin is None and len(near_rows) > _MANY * len(squares):
+            if prepared.origin is None and len(near_rows) > _MAX_NEAR_PER_ROW * len(squares):
                 return self.block(_centred(prepared.x_rows, prepared.y_rows, normalize), rows, self_offset)
         if self_offset is not None:
             fill_diagonal(squares, 0.0, self_offset)
@@ -146,7 +146,7 @@ class Products:
         weights = divided(slopes, distances)
         if block.is_near is None or block.near_rows is None or block.near_columns is None:
             return _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
-        # The weights of near pairs are large, and would cancel in a product without digits left.
+        # Near pairs have large weights; in a product they would cancel and lose all precision.
         i, j = block.near_rows, block.near_columns
         if columns is None:
             near_weights, is_near = weights[i, j], block.is_near
@@ -170,7 +170,7 @@ def _raw_side(x: Tensor, points: Tensor) -> _Side:
     return _Side(x, points, torch.linalg.vector_norm(points, dim=1).square_(), None)
 
 
-def _unscaled_side(x: Tensor, _: Tensor) -> _Side:
+def _scaled_side(x: Tensor, _: Tensor) -> _Side:
     """Rows that are normalised by scaling their products."""
     row_lengths = torch.linalg.vector_norm(x, dim=1)
     unusable = row_lengths.clamp(_SHORTEST, _LONGEST) != row_lengths
@@ -240,8 +240,8 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients at anchors and references of all pairs but the near ones, whose weights and slopes are 0.
 
-    At `x[i]` distances pull by `sum_j weights[i, j] (x[i] - y[j])`, at `y[j]` by the opposite. Of a difference the part
-    along a unit row, half of its square, is left out.
+    The gradient at `x[i]` is `sum_j weights[i, j] (x[i] - y[j])`; a pair's share of that at `y[j]` is the opposite. For
+    normalised rows, `d |u - v| / du = (u - v) / |u - v|` loses its component along `u`, which is `|u - v| / 2`.
     """
     width = len(references.rows)
     pulls, along_x, along_y = weights, None, None

@@ -42,7 +42,7 @@ class SNLoss(MetricLoss):
             $P$, what the released code ends with.
         normalize: L2-normalise features. Default is True.
         reduction: `"mean"` (default), `"sum"` or `"none"`.
-        block_size: See `MetricLoss`.
+        block_size: see `MetricLoss`.
 
     Statistics: `in_support`, the share of an anchor's positives that are in its support.
 

@@ -33,7 +33,7 @@ class StatisticsCollector:
         """Logs a mean over the anchors that count.
 
         Args:
-            name: The statistic's name.
+            name: the statistic's name.
             values: (N,), one for each anchor.
             numbers: (N,), of how many things each value is the sum; None: of one.
         """

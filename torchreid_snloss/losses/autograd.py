@@ -22,7 +22,7 @@ class RowTerms(NamedTuple):
     counts: Tensor
     """int (N,)"""
     slopes: Tensor
-    """The derivative of each value by its row's distances, (N, M), or (N, C) with `columns`."""
+    """The derivative of each value with respect to its row's distances, (N, M), or (N, C) with `columns`."""
     columns: Tensor | None
     """int64 (N, C), the references that the values depend on; None: all."""
     stat_totals: dict[str, Tensor]
@@ -56,31 +56,31 @@ def anchor_terms(
     self_offset: int | None,
     block_size: int,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Values of all anchors, with gradient.
+    """The differentiable loss value of each anchor.
 
     Where the anchors go in several blocks, a block's distances are not kept but computed again in the backward pass.
 
     Args:
         anchors: (N, D), float32 or float64, N >= 1.
         references: (M, D), M >= 1; may be `anchors` itself.
-        terms_of_rows: Called with some of the anchors, their distances (n, M), and whether statistics may be collected.
-        distances: The algorithm.
-        normalize: Divide rows by their lengths first.
-        self_offset: Where the anchors are among the references, in order, the column of the first; else None.
-        block_size: How many anchors at a time, >= 1.
+        terms_of_rows: called with some of the anchors, their distances (n, M), and whether statistics may be collected.
+        distances: the algorithm.
+        normalize: divide rows by their lengths first.
+        self_offset: where the anchors are among the references, in order, the column of the first; else None.
+        block_size: how many anchors at a time, >= 1.
 
     Returns:
         (N,) values, int (N,) counts, and the totals of the statistics.
 
     Raises:
-        RuntimeError: Under a transform of `torch.func`, and for a second derivative.
+        RuntimeError: under a transform of `torch.func`, and for a second derivative.
     """
     call = _Call(terms_of_rows, distances, normalize, self_offset, block_size, {})
     apply = torch.compiler.disable(_AnchorValues.apply) if torch.compiler.is_compiling() else _AnchorValues.apply
     try:
         values, counts = apply(anchors, None if references is anchors else references, call)
     except RuntimeError as error:
-        if "setup_context" not in str(error):
+        if "setup_context" not in str(error):  # which torch names for a function without one under torch.func
             raise
         raise RuntimeError(
             "the metric losses do not work under torch.func's transforms (grad, vmap, ...): use loss.backward() or "
@@ -106,7 +106,7 @@ class _AnchorValues(torch.autograd.Function):
             del block, terms  # before the next block's are made
         ctx.call, ctx.itself = call, y is None
         ctx.save_for_backward(*prepared, *kept)  # and not on ctx, where tensors would outlive the backward pass
-        ctx.prepared = len(prepared)
+        ctx.num_prepared = len(prepared)
         all_values, all_counts = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (values, counts))
         ctx.mark_non_differentiable(all_counts)
         ctx.set_materialize_grads(False)
@@ -119,8 +119,8 @@ class _AnchorValues(torch.autograd.Function):
         if grad is None:
             return None, None, None
         call: _Call = ctx.call
-        prepared = call.distances.prepared_type(*ctx.saved_tensors[: ctx.prepared])
-        kept = ctx.saved_tensors[ctx.prepared :]
+        prepared = call.distances.prepared_type(*ctx.saved_tensors[: ctx.num_prepared])
+        kept = ctx.saved_tensors[ctx.num_prepared :]
         wanted = (True, True) if ctx.itself else ctx.needs_input_grad[:2]
         with torch.autocast(grad.device.type, enabled=False):
             if kept:
