@@ -6,6 +6,7 @@ it; `build_datamanager` and `build_model` call `register` first.
 
 from __future__ import annotations
 
+import http.client
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torchreid import data, engine, models, optim
 
+from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.checks import check_criteria, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.criteria import make_criterion
@@ -30,6 +32,7 @@ from torchreid_snloss.data import (
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import Criterion
+from torchreid_snloss.pretrained import check_pretrained, checked_downloads
 from torchreid_snloss.register import register
 from torchreid_snloss.rules import EXPONENTIAL
 from torchreid_snloss.settings import (
@@ -140,22 +143,26 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     name, softmax, bnneck = settings.model_name, settings.loss_name == "softmax", settings.neck == "bnneck"
     with_head = bool(settings.embedding) or bnneck
     try:
-        model: nn.Module = models.build_model(
-            name=name,
-            num_classes=num_classes,
-            loss="softmax" if softmax and not with_head else "triplet",  # which gives (logits, features)
-            pretrained=settings.pretrained,
-            use_gpu=settings.use_gpu,
-        )
+        with checked_downloads() as read_files:
+            model: nn.Module = models.build_model(
+                name=name,
+                num_classes=num_classes,
+                loss="softmax" if softmax and not with_head else "triplet",  # which gives (logits, features)
+                pretrained=settings.pretrained,
+                use_gpu=settings.use_gpu,
+            )
+        check_pretrained(model, read_files)
         if settings.last_stride:
             set_last_stride(model, settings.last_stride)
         if with_head:
             model = ModelWithHead(model, num_classes, settings.embedding, bnneck, logits_only=softmax)
+    except CheckpointError as error:
+        raise ConfigError(f"the ImageNet weights of {name}: {error}") from error
     except KeyError as error:
         raise ConfigError(f"model.name: {error.args[0]}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {error}") from error
-    except (OSError, gdown.exceptions.FileURLRetrievalError) as error:
+    except (OSError, http.client.HTTPException, gdown.exceptions.FileURLRetrievalError) as error:
         raise ConfigError(
             f"can't download the ImageNet weights of {name}: {error}. Without them: model.pretrained False"
         ) from error

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
 import re
-import struct
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from torchreid_snloss.atomic import atomic_write, remove_unfinished
 from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.fitting import fit_weights
+from torchreid_snloss.optimizer_state import fit_optimizer, fit_scheduler
+from torchreid_snloss.schema import FORMAT_VERSION, check_content, check_weights
+from torchreid_snloss.torch_file import CheckpointError, read_torch_file
 
 __all__ = [
     "CheckpointError",
@@ -24,6 +23,7 @@ __all__ = [
     "find_newest",
     "load_checkpoint",
     "load_weights",
+    "own_names",
     "remove_unfinished",
     "restore",
     "save_checkpoint",
@@ -31,23 +31,7 @@ __all__ = [
 
 __getattr__ = renamed(__name__, {"write_whole": "torchreid_snloss.checkpoint.atomic_write"})
 
-# What torch.load raises for a file that is damaged or not a checkpoint.
-_DAMAGED = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    struct.error,
-)
-_UNFINISHED = ".unfinished-"
-
-
-class CheckpointError(ValueError):
-    """A file is not a checkpoint, is damaged, or belongs to another model."""
+_NUM_NAMES = 3  # of layers, in a message
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
@@ -60,49 +44,8 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     atomic_write(path, lambda stream: torch.save(dict(state), stream))
 
 
-def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file so that at any moment `path` is either the complete old file or the complete new one.
-
-    The bytes are written to a temporary file in the same folder and flushed to disk. Then the file is renamed.
-
-    Args:
-        path: The file. Its folder is created if needed.
-        write: A function that writes the bytes to a stream.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
-        try:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.chmod(stream.name, 0o666 & ~_umask())
-            os.replace(stream.name, path)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
-    with contextlib.suppress(OSError):  # not every system can flush a folder, and the file itself is on disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_unfinished(folder: str | Path) -> None:
-    """Removes the temporary files of processes that were killed while they saved."""
-    for path in Path(folder).glob(f"{_UNFINISHED}*"):
-        path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint of this package or of torchreid onto the CPU.
+    """Loads a checkpoint of this package or of torchreid onto the CPU, and checks the file and its weights.
 
     Only tensors, plain data and NumPy scalars are unpickled. (torchreid's own engines store rank-1 as a NumPy scalar,
     which `torch.load` refuses by default since torch 2.6.) A file that needs anything else raises an error, and no code
@@ -116,68 +59,81 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         as weights.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or not a checkpoint.
+        CheckpointError: If the file is missing, damaged, not a checkpoint or one of a later version, or if a weight is
+            not a finite real number.
     """
-    try:
-        with _numpy_scalars_allowed():
-            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
-        reason = f"it needs {name[1]}, which could run code" if name else "it holds more than data"
-        if name and "numpy" in name[1] and not hasattr(torch.serialization, "safe_globals"):
-            reason = "it was saved by one of torchreid's own engines and needs torch 2.5 or newer to load safely"
-        raise CheckpointError(f"{str(path)!r} is not a checkpoint that can be loaded safely: {reason}") from error
-    except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"can't load {str(path)!r}, which is damaged or not a checkpoint: {reason}") from error
+    checkpoint = read_torch_file(path)
     if isinstance(checkpoint, dict) and "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint}
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not a checkpoint")
+    version = checkpoint.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{str(path)!r} was written by a later version of torchreid-snloss, in format {version}; this one reads "
+            f"formats up to {FORMAT_VERSION}"
+        )
     weights = checkpoint["state_dict"]
-    if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{str(path)!r} holds no model weights (a state_dict)")
+    try:
+        check_weights(weights)
+    except ValueError as error:
+        raise _invalid(path, error) from error
     return checkpoint
 
 
-def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
-    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
-        return contextlib.nullcontext()
-    scalar = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64))]
-    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
-    return torch.serialization.safe_globals(allowed)
+def _load_checked(path: str | Path) -> dict[str, Any]:
+    """What `load_checkpoint` returns, once everything that training resumes from is checked too."""
+    checkpoint = load_checkpoint(path)
+    try:
+        check_content(checkpoint)
+    except ValueError as error:
+        raise _invalid(path, error) from error
+    return checkpoint
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads the weights of a checkpoint into a model.
+def _invalid(path: str | Path, error: ValueError) -> CheckpointError:
+    return CheckpointError(f"{str(path)!r} is not a valid checkpoint: {error}")
 
-    Layers that differ in name or shape are not loaded, and a printed line names those of the checkpoint.
+
+def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> None:
+    """Loads the weights of a checkpoint into a model, and prints how many of its layers the checkpoint has.
+
+    Layers that differ in name or shape are not loaded.
 
     Args:
         model: The model, which may be wrapped in `DataParallel`.
         path: A checkpoint of this package or of torchreid.
+        complete: Whether all layers must fit, apart from the classifier, which a test does not use.
 
     Raises:
-        CheckpointError: As `load_checkpoint` does, and if no layer fits.
+        CheckpointError: As `load_checkpoint` does, and if no layer fits, a layer is of another type of numbers, or a
+            layer other than the classifier does not fit and `complete` is set.
     """
     unwrapped = getattr(model, "module", model)
-    weights = _without_prefix(load_checkpoint(path)["state_dict"])
+    weights = load_checkpoint(path)["state_dict"]
     current = unwrapped.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in current and current[name].shape == value.shape}
-    if not fitting:
+    try:
+        fit = fit_weights(current, weights)
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r} does not fit the model: {error}") from error
+    if not fit.fitting:
         raise CheckpointError(
             f"{str(path)!r} belongs to another model: none of its {len(weights)} layers matches in name and shape"
         )
-    unwrapped.load_state_dict({**current, **fitting})
-    print(f'=> Loaded {len(fitting)} of {len(current)} layers from "{path}"')
-    not_loaded = sorted(set(weights) - set(fitting))
-    if not_loaded:
-        print(f"** Layers that differ in name or shape from the model's were not loaded: {not_loaded}")
+    if complete and fit.misfits:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to another model, which can't be tested as this one: {fit.describe(_NUM_NAMES)}"
+        )
+    unwrapped.load_state_dict({**current, **fit.fitting})
+    print(f'=> Loaded {len(fit.fitting)} of {len(current)} layers, {fit.share:.1%} of the weights, from "{path}"')
+    if fit.misfits or fit.classifier:
+        print(f"** Layers that differ in name or shape were not loaded: {fit.describe(_NUM_NAMES)}")
 
 
 def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
-    """Loads a checkpoint into the model, the optimizer and the scheduler.
+    """Loads a checkpoint into the model, the optimizer and the scheduler. All parts are checked before any is loaded.
 
     Args:
         path: A checkpoint of this package or of torchreid.
@@ -192,39 +148,43 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
         CheckpointError: As `load_checkpoint` does, and if the checkpoint belongs to another model, optimizer or
             scheduler, or holds only weights.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = _load_checked(path)
     missing = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
     if missing:
         raise CheckpointError(
             f"{str(path)!r} has no {missing} to resume from; load its weights with model.load_weights"
         )
+    unwrapped, classes = getattr(model, "module", model), checkpoint.get("classes", {})
     try:
-        for part, current in (("optimizer", optimizer), ("scheduler", scheduler)):
-            if _option_names(checkpoint[part]) != _option_names(current.state_dict()):
-                raise ValueError(f"its {part} is of another type than {type(current).__name__}")
-        getattr(model, "module", model).load_state_dict(_without_prefix(checkpoint["state_dict"]))
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["scheduler"])
-        checkpoint["epoch"] = int(checkpoint["epoch"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        fit = fit_weights(unwrapped.state_dict(), checkpoint["state_dict"])
+        if fit.misfits or fit.classifier:
+            raise ValueError(fit.describe(_NUM_NAMES))
+        optimizer_state = fit_optimizer(optimizer, checkpoint["optimizer"], classes.get("optimizer"))
+        scheduler_state = fit_scheduler(scheduler, checkpoint["scheduler"], classes.get("scheduler"))
+        unwrapped.load_state_dict({**unwrapped.state_dict(), **fit.fitting})
+        optimizer.load_state_dict(optimizer_state)
+        scheduler.load_state_dict(scheduler_state)
+    except Exception as error:  # a part of the user's own may raise any class for a state that is not its own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{str(path)!r} belongs to another model, optimizer or scheduler: {reason}") from error
     return checkpoint
 
 
-def _option_names(state: Mapping[str, Any]) -> set[str]:
-    """The names of the options in the state dict of an optimizer or a scheduler, which differ from type to type."""
-    if "_schedulers" in state:  # a warm-up and the scheduler after it
-        return {f"{number}: {name}" for number, part in enumerate(state["_schedulers"]) for name in _option_names(part)}
-    return set(state["param_groups"][0]) if "param_groups" in state else set(state)
+_NAME = re.compile(r"model\.pth\.tar-([0-9]{1,10})(?:\.([0-9]{1,10}))?")
 
 
-def _without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights without the prefix that `DataParallel` puts before each name."""
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+def own_names(names: Sequence[str], epoch: int, batch: int) -> list[str]:
+    """Those of the names in a checkpoint that a run can have given to the files it wrote until then.
 
+    Files with these names may be deleted later, so a name that leads to another folder or to another file is not one.
 
-_NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
+    Args:
+        names: The names.
+        epoch: The number of epochs that the checkpoint was trained.
+        batch: The number of batches of the next epoch.
+    """
+    found = ((name, _NAME.fullmatch(name)) for name in names)
+    return [name for name, match in found if match and (int(match[1]), int(match[2] or 0)) <= (epoch, batch)]
 
 
 def find_newest(folder: str | Path, since: int = 0) -> Path | None:
@@ -240,13 +200,13 @@ def find_newest(folder: str | Path, since: int = 0) -> Path | None:
     files = [
         (path.stat().st_mtime_ns, int(name[1]), int(name[2] or 0), path)
         for path in Path(folder).glob("model.pth.tar-*")
-        if (name := _NAME.fullmatch(path.name))
+        if (name := _NAME.fullmatch(path.name)) and path.is_file()
     ]
     for written, *_, path in sorted(files, reverse=True):
         if written < since:
             break
         try:
-            load_checkpoint(path)
+            _load_checked(path)
         except CheckpointError as error:
             print(f"** Skipped a checkpoint: {error}")
         else:

@@ -12,6 +12,7 @@ from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import CompileError, NonFiniteError, Stopped
+from torchreid_snloss.record import RecordError
 from torchreid_snloss.session import train
 
 __all__ = ["add_config_arguments", "config_options", "main"]
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(load_config(args.config_file, config_options(args)))
         distributed.stop()
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, RecordError) as error:
         return _end(2, f"error: {error}")
     except Stopped as stopped:
         return _end(128 + stopped.signal, str(stopped))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchreid_snloss.checkpoint import atomic_write
+from torchreid_snloss.atomic import atomic_write
 from torchreid_snloss.evaluation import Ranking
 
 if sys.platform != "win32":
     import resource
 
-__all__ = ["Features", "Record", "Recorder", "has_record", "read_features", "read_record", "to_features"]
+__all__ = ["Features", "Record", "RecordError", "Recorder", "has_record", "read_features", "read_record", "to_features"]
 
 _FILE = "record.json"
+_FORMAT_VERSION = 1  # records of this package before 0.3 have none
+
+
+class RecordError(ValueError):
+    """A file of a record is missing or damaged, or was written by a later version."""
 
 
 @dataclass(eq=False)
@@ -101,7 +107,7 @@ class Recorder:
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps(vars(self._record))
+        text = json.dumps({"format_version": _FORMAT_VERSION, **vars(self._record)})
         atomic_write(self._folder / _FILE, lambda stream: stream.write(text.encode()))
 
 
@@ -117,12 +123,18 @@ def read_record(folder: str | Path) -> Record:
         folder: The folder of the `Recorder`.
 
     Raises:
-        OSError: If there is no record, or the file can't be read.
-        ValueError: If the file is not a record.
+        RecordError: If the file is missing, damaged or not a record, or was written by a later version.
     """
-    content = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
-    evaluations = {dataset: _by_epoch(evaluations) for dataset, evaluations in content["evaluations"].items()}
-    return Record(_by_epoch(content["epochs"]), evaluations)
+    path = Path(folder) / _FILE
+    content = _read(path, lambda: json.loads(path.read_bytes()))
+    version = content.get("format_version", 0) if isinstance(content, dict) else 0
+    if isinstance(version, int) and version > _FORMAT_VERSION:
+        raise RecordError(
+            f"{str(path)!r} was written by a later version of torchreid-snloss, in format {version}; this one reads "
+            f"formats up to {_FORMAT_VERSION}"
+        )
+    record: Record = _read(path, lambda: _to_record(content))
+    return record
 
 
 def read_features(folder: str | Path, dataset: str, after: bool) -> tuple[Features, Features]:
@@ -134,14 +146,10 @@ def read_features(folder: str | Path, dataset: str, after: bool) -> tuple[Featur
         after: True for the features of the last evaluation, False for those before training.
 
     Raises:
-        OSError: If there are no features, or the file can't be read.
-        ValueError: If the file does not hold features.
+        RecordError: If the file is missing or damaged, or does not hold features.
     """
-    with np.load(_features_path(Path(folder), dataset, after)) as arrays:
-        query, gallery = (
-            Features(*(arrays[f"{split}_{name}"] for name in Features.__dataclass_fields__))
-            for split in ("query", "gallery")
-        )
+    path = _features_path(Path(folder), dataset, after)
+    query, gallery = _read(path, lambda: _to_splits(path))
     return query, gallery
 
 
@@ -163,12 +171,92 @@ def to_features(batches: Sequence[dict[str, Any]], items: Sequence[Any], normali
     )
 
 
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    """Calls a function that reads a file of a record, and names the file if that fails."""
+    again = f"remove {str(path.parent / _FILE)!r}, and a comparison makes this run again"
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        raise RecordError(f"the record of a run has lost {str(path)!r}; {again}") from None
+    except OSError as error:
+        raise RecordError(f"can't read {str(path)!r}: {error.strerror}") from error
+    try:
+        return read()
+    except Exception as error:  # a damaged file raises nearly any class
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RecordError(f"the record of a run is damaged, in {str(path)!r}: {reason}; {again}") from error
+
+
+def _to_record(content: Any) -> Record:
+    """Makes a record from the content of its file.
+
+    Raises:
+        ValueError: If the content is anything else.
+    """
+    if not isinstance(content, dict) or not {"epochs", "evaluations"} <= set(content):
+        raise ValueError("it has no epochs and evaluations")
+    epochs = _by_epoch(content["epochs"])
+    for epoch in epochs.values():
+        terms = _dictionary(epoch["terms"])
+        if not all(_is_number(value) for value in terms.values()):
+            raise ValueError("a term is not a number")
+        if not all(epoch[key] is None or (_is_number(epoch[key]) and epoch[key] >= 0) for key in ("seconds", "memory")):
+            raise ValueError("seconds or memory is not a number")
+    evaluations = {dataset: _by_epoch(found) for dataset, found in _dictionary(content["evaluations"]).items()}
+    for evaluation in (evaluation for found in evaluations.values() for evaluation in found.values()):
+        cmc = evaluation["cmc"]
+        if not isinstance(cmc, list) or not cmc:
+            raise ValueError("the CMC curve is not a list")
+        values = (evaluation["mAP"], evaluation["mINP"], *cmc)
+        if not all(_is_number(value) and 0 <= value <= 1 + 1e-6 for value in values):
+            raise ValueError("mAP, mINP or the CMC curve is not in [0, 1]")
+    return Record(epochs, evaluations)
+
+
+def _to_splits(path: Path) -> list[Features]:
+    """Reads and checks the features of queries and gallery.
+
+    Raises:
+        ValueError: If they are anything else.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"its part {damaged!r} does not match its checksum")
+    with np.load(path) as arrays:
+        splits = [
+            Features(*(arrays[f"{split}_{name}"] for name in Features.__dataclass_fields__))
+            for split in ("query", "gallery")
+        ]
+    for split in splits:
+        if split.features.ndim != 2 or split.features.dtype != np.float32 or not np.isfinite(split.features).all():
+            raise ValueError("its features are not a matrix of finite numbers")
+        for values, kinds in ((split.pids, "iu"), (split.camids, "iu"), (split.paths, "U")):
+            if values.shape != split.features.shape[:1] or values.dtype.kind not in kinds:
+                raise ValueError("its identities, cameras or paths do not match its features")
+    if splits[0].features.shape[1] != splits[1].features.shape[1]:
+        raise ValueError("the features of queries and gallery have different dimensions")
+    return splits
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+
+
+def _dictionary(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a dictionary, got a {type(value).__name__}")
+    return value
+
+
 def _features_path(folder: Path, dataset: str, after: bool) -> Path:
     return folder / f"{dataset}-{'after' if after else 'before'}.npz"
 
 
-def _by_epoch(values: dict[str, Any]) -> dict[int, Any]:
-    return {int(epoch): value for epoch, value in values.items()}  # JSON's keys are strings
+def _by_epoch(values: Any) -> dict[int, Any]:
+    if not all(epoch.isdecimal() for epoch in _dictionary(values)):
+        raise ValueError("an epoch is not a number")
+    return {int(epoch): _dictionary(value) for epoch, value in _dictionary(values).items()}  # JSON's keys are strings
 
 
 def _up_to(last_epoch: int, values: dict[int, Any]) -> dict[int, Any]:

@@ -101,7 +101,7 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
     print(f"Model complexity: params={params:,} flops={flops:,}")
     if settings.load_weights:
-        distributed.main_process_first(lambda: load_weights(model, settings.load_weights))
+        distributed.main_process_first(lambda: load_weights(model, settings.load_weights, settings.evaluate))
     if settings.use_gpu:
         model = model.cuda()
         if torch.cuda.device_count() > 1 and distributed.world_size() == 1:

@@ -20,6 +20,7 @@ from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
+from torchreid_snloss.record import RecordError
 from torchreid_snloss.settings import resolve
 
 __all__ = ["main"]
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _compare(_parser().parse_args(arguments), shlex.join(["torchreid-snloss-compare", *arguments]))
-    except (ConfigError, OSError) as error:  # an image that is gone, a folder that can't be written to
+    except (ConfigError, RecordError, OSError) as error:  # an image or features that are gone, a full disk
         print(f"torchreid-snloss-compare: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
@@ -64,6 +65,11 @@ def _compare(args: argparse.Namespace, command: str) -> int:
                 f"{run.folder} holds a run with other settings ({'; '.join(other)}): "
                 "set another data.save_dir, or remove that folder"
             )
+    try:
+        for run in runs:
+            run.finished()
+    except RecordError as error:  # before the first run is made
+        raise ConfigError(str(error)) from error
     for line in _differences(runs):
         print(f"=> {line}")
     done, began = 0, time.monotonic()
@@ -84,8 +90,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         minutes = (time.monotonic() - began) / done * left / 60
         print(f"   {run.summary()}; {left} to go" + (f", about {minutes:.0f} min" if left else ""), flush=True)
 
-    usable = all(run.finished() and not run.other_settings() for run in unchanged)
-    results = Results.of(runs, unchanged if usable else [])
+    results = Results.of(runs, unchanged if _usable(unchanged) else [])
     folder = runs[0].folder.parent.parent
     write_csv(results, folder / "results.csv")
     write_json(results, folder / "results.json")
@@ -93,6 +98,15 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     write_page(results, runs, folder / "report.html", command, args.map)
     print(f"=> {folder}: results.csv, results.json, report.html")
     return 0
+
+
+def _usable(unchanged: Sequence[Run]) -> bool:
+    """Whether the runs on the unchanged training set are all there. A printed line names one that can't be read."""
+    try:
+        return all(run.finished() and not run.other_settings() for run in unchanged)
+    except (ConfigError, RecordError) as error:
+        print(f"** Left out the runs on the unchanged training set: {error}")
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
+from torchreid_snloss.record import RecordError
 
 __all__ = ["write_page"]
 
@@ -141,6 +142,8 @@ def _term_charts(runs: Sequence[Run]) -> list[Markup]:
     for run in runs:
         by_epoch = run.record().epochs
         epochs = sorted(by_epoch)
+        if not epochs:
+            raise RecordError(f"the record of the run in {str(run.folder)!r} holds no epochs; remove that folder")
         names = [name for name in by_epoch[epochs[-1]]["terms"] if name.startswith("loss")]
         terms = {name: (epochs, [by_epoch[epoch]["terms"].get(name, np.nan) for epoch in epochs]) for name in names}
         drawn.append(charts.loss_curves(run.loss, terms))

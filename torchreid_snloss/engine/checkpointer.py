@@ -11,32 +11,14 @@ import torch
 from torch import nn
 
 from torchreid_snloss import distributed
-from torchreid_snloss.checkpoint import CheckpointError, remove_unfinished, restore, save_checkpoint
+from torchreid_snloss.checkpoint import CheckpointError, own_names, remove_unfinished, restore, save_checkpoint
 from torchreid_snloss.engine.options import NonFiniteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
+from torchreid_snloss.fitting import check_number_type
+from torchreid_snloss.optimizer_state import class_names
+from torchreid_snloss.schema import FORMAT_VERSION, TrainingState, read_progress
 
 __all__ = ["Checkpointer", "TrainingState"]
-
-
-@dataclasses.dataclass
-class TrainingState:
-    """What a checkpoint holds beside torchreid's keys.
-
-    Attributes:
-        seed: the run's; an epoch's random states follow from it and the epoch's number.
-        batch: how many batches of the epoch under way are trained.
-        evaluated: whether the evaluation that follows the last epoch was made.
-        rank1: rank-1 of the last evaluation.
-        best: the best mAP so far; -1 before the first evaluation.
-        written: names of this run's checkpoints that are kept, oldest first.
-    """
-
-    seed: int
-    batch: int = 0
-    evaluated: bool = True
-    rank1: float = 0.0
-    best: float = -1.0
-    written: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpointer:
@@ -103,7 +85,8 @@ class Checkpointer:
         self.newest, self.unsaved = self._folder / name, False
         print(f'Checkpoint saved to "{self.newest}"')
         for old in dropped if distributed.rank() == 0 else ():
-            (self._folder / old).unlink(missing_ok=True)
+            if (self._folder / old).is_file():
+                (self._folder / old).unlink(missing_ok=True)
 
     def save_if_best(self, epoch: int, mean_ap: float, measured_on: str) -> None:
         """Writes `model-best.pth.tar` if an evaluation's mAP is the best so far.
@@ -134,12 +117,16 @@ class Checkpointer:
         """
         checkpoint = restore(path, self._model, self._optimizer, self._scheduler)
         if "progress" in checkpoint:
-            self.state = TrainingState(**checkpoint["progress"])
-            self._random_states = checkpoint["random_states"]
+            self.state = read_progress(checkpoint["progress"])
+            self.state.written = own_names(self.state.written, checkpoint["epoch"], self.state.batch)
+            self._random_states = checkpoint.get("random_states")
         if self.criteria is not None:
+            given, own = checkpoint.get("criterion") or {}, self.criteria.state_dict()
             try:
-                self.criteria.load_state_dict(checkpoint.get("criterion") or {})
-            except RuntimeError as error:
+                self.criteria.load_state_dict(given)
+                for name, value in own.items():
+                    check_number_type(name, value, given[name])
+            except (RuntimeError, ValueError) as error:
                 raise CheckpointError(
                     f"{str(path)!r} is of another criterion: {' '.join(str(error).split())}"
                 ) from error
@@ -174,6 +161,8 @@ class Checkpointer:
         if distributed.rank() > 0:
             return
         state: Mapping[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "classes": class_names(self._optimizer, self._scheduler),
             "state_dict": weights,
             "epoch": epoch,
             "rank1": self.state.rank1,

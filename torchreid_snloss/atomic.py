@@ -1,0 +1,56 @@
+"""Files that are complete at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["atomic_write", "remove_unfinished"]
+
+_UNFINISHED = ".unfinished-"
+
+
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file so that at any moment `path` is either the complete old file or the complete new one.
+
+    The bytes are written to a temporary file in the same folder and flushed to disk. Then the file is renamed.
+
+    Args:
+        path: The file. Its folder is created if needed.
+        write: A function that writes the bytes to a stream.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
+        try:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.chmod(stream.name, 0o666 & ~_umask())
+            os.replace(stream.name, path)
+        except BaseException:
+            Path(stream.name).unlink(missing_ok=True)
+            raise
+    with contextlib.suppress(OSError):  # not every system can flush a folder, and the file itself is on disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Removes the temporary files of processes that were killed while they saved."""
+    for path in Path(folder).glob(f"{_UNFINISHED}*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,70 @@
+"""ImageNet weights that torchreid downloads, and keeps in a folder that is not checked again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchreid_snloss.schema import check_weights
+from torchreid_snloss.torch_file import CheckpointError, check_torch_file
+
+__all__ = ["check_pretrained", "checked_downloads"]
+
+
+@contextlib.contextmanager
+def checked_downloads() -> Iterator[dict[str, Any]]:
+    """Checks every file that `torch.load` reads in this context.
+
+    torchreid's models pass the cached file to `torch.load` themselves, so this is the place where its name is known.
+
+    Yields:
+        The content of the files that were read, by their names.
+
+    Raises:
+        CheckpointError: If a file is damaged or does not hold weights. The message names it and says to delete it.
+    """
+    read_files: dict[str, Any] = {}
+    load = torch.load
+
+    def checked_load(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(file, (str, os.PathLike)) or not os.path.exists(file):
+            return load(file, *args, **kwargs)
+        try:
+            check_torch_file(os.fspath(file))
+            content = load(file, *args, **kwargs)
+            check_weights(content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {_delete(file)}") from error
+        except Exception as error:  # unpickling raises nearly any class
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(f"can't use {str(file)!r}: {reason}. {_delete(file)}") from error
+        read_files[os.fspath(file)] = content
+        return content
+
+    torch.load = checked_load  # type: ignore[assignment]
+    try:
+        yield read_files
+    finally:
+        torch.load = load
+
+
+def check_pretrained(model: nn.Module, read_files: dict[str, Any]) -> None:
+    """Checks that the files that a model was built with have layers of the model.
+
+    Raises:
+        CheckpointError: If one has none. torchreid goes on without these weights.
+    """
+    current = model.state_dict()
+    for file, content in read_files.items():
+        names = {name.removeprefix("module."): value.shape for name, value in content.items()}
+        if not any(name in current and current[name].shape == shape for name, shape in names.items()):
+            raise CheckpointError(f"{file!r} belongs to another model: none of its layers fits. {_delete(file)}")
+
+
+def _delete(file: str | os.PathLike[str]) -> str:
+    return f"Delete {os.fspath(file)!r}, and it is downloaded again"
