@@ -158,7 +158,7 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
     try:
         fit = fit_weights(unwrapped.state_dict(), checkpoint["state_dict"])
         if fit.misfits or fit.classifier:
-            raise ValueError(fit.describe(_NUM_NAMES))
+            raise ValueError(f"it belongs to another model: {fit.describe(_NUM_NAMES)}")
         optimizer_state = fit_optimizer(optimizer, checkpoint["optimizer"], classes.get("optimizer"))
         scheduler_state = fit_scheduler(scheduler, checkpoint["scheduler"], classes.get("scheduler"))
         unwrapped.load_state_dict({**unwrapped.state_dict(), **fit.fitting})
@@ -166,7 +166,7 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
         scheduler.load_state_dict(scheduler_state)
     except Exception as error:  # a part of the user's own may raise any class for a state that is not its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"{str(path)!r} belongs to another model, optimizer or scheduler: {reason}") from error
+        raise CheckpointError(f"can't resume from {str(path)!r}: {reason}") from error
     return checkpoint
 
 

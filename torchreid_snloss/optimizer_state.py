@@ -108,7 +108,7 @@ def _completed_options(
     for key, value in given.items():
         if key in options and not _is_like(value, options[key]):
             raise ValueError(f"its optimizer has {key} {str(value)[:60]!r}, not a value like {options[key]!r}")
-        if key in _SWITCHES and key in options and bool(value) != bool(options[key]):
+        if key in ("amsgrad", "centered") and key in options and bool(value) != bool(options[key]):
             raise ValueError(f"its optimizer is of another type: it was trained with {key} {value}")
     return {**current, **group}
 

@@ -204,8 +204,6 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 1000:  # Python may refuse to print it
-        return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, (bool, int, float, str)):
         return reprlib.repr(value)
     return _described(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
