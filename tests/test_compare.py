@@ -7,6 +7,7 @@ import html.parser
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -20,12 +21,13 @@ from PIL import Image
 
 from torchreid_snloss import get_default_config, resolve
 from torchreid_snloss.compare import main
+from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.ranked import Ranked, average_precisions
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.evaluation import Ranking
-from torchreid_snloss.record import Features, Recorder, read_features, read_record
+from torchreid_snloss.record import Features, Recorder, RecordError, read_features, read_record
 
 
 def _arguments(reid_data: Path, *options: str, flags: tuple[str, ...] = ("--seeds", "1")) -> list[str]:
@@ -340,3 +342,47 @@ def test_two_comparisons_do_not_train_in_one_folder(
         assert main(_arguments(reid_data)) == 2
     assert f"another process is training in {folder}" in capsys.readouterr().err
     assert not list(folder.glob("train.log-*"))
+
+
+def test_a_damaged_record_is_named_before_any_run(
+    reid_data: Path, recorded_runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("log/compare/plain/sn/seed-1")  # the second run
+    shutil.copytree(recorded_runs[0].folder / "record", folder / "record")
+    (folder / "settings.yaml").write_text("loss: [")
+    assert main(_arguments(reid_data)) == 2
+    errors = capsys.readouterr().err
+    assert f"the settings of the run in {folder} are damaged: " in errors
+    assert errors.count("\n") == 1
+    (folder / "settings.yaml").write_text(_settings_of(reid_data, "sn"))
+    record = folder / "record/record.json"
+    text = record.read_text()
+    for damaged in (text[:-9], text.replace('"mAP"', '"map"'), "[]"):
+        record.write_text(damaged)
+        assert main(_arguments(reid_data)) == 2
+        errors = capsys.readouterr().err
+        assert f"the record of a run is damaged, in '{record}': " in errors
+        assert f"remove '{record}', and a comparison makes this run again" in errors
+        assert errors.count("\n") == 1
+    assert not list(Path("log").rglob("train.log-*"))
+
+
+def _settings_of(reid_data: Path, loss: str) -> str:
+    """The config of a run of `_arguments`, as the comparison saves it."""
+    parser = _parser()
+    arguments = parser.parse_args(_arguments(reid_data))
+    return next(run.settings.cfg_text for run in _plan(arguments, {}) if run.loss == loss)
+
+
+def test_damaged_or_foreign_features_end_the_report_with_a_line(recorded_runs: list[Run], tmp_path: Path) -> None:
+    features = recorded_runs[2].folder / "record" / "<b>one-after.npz"
+    whole = dict(np.load(features))
+    fewer = {name: value[:-1] for name, value in whole.items()}
+    np.savez(features, **fewer)
+    with pytest.raises(RecordError, match="were tested on other images"):
+        write_page(Results.of(recorded_runs), recorded_runs, tmp_path / "report.html", "", "pca")
+    features.write_bytes(features.read_bytes()[:-100])
+    with pytest.raises(RecordError, match=r"the record of a run is damaged, in '.*<b>one-after\.npz'"):
+        write_page(Results.of(recorded_runs), recorded_runs, tmp_path / "report.html", "", "pca")
+    assert not (tmp_path / "report.html").exists()

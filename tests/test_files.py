@@ -447,7 +447,7 @@ def test_a_damaged_record_is_named(recorded: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     for damaged in [text[:-10], "", "\0" * 100, "[" * 100_000, *map(json.dumps, malformed)]:
         path.write_text(damaged)
-        with pytest.raises(RecordError, match=r"record is damaged|record of a run is damaged, in '.*record\.json'"):
+        with pytest.raises(RecordError, match=r"record of a run is damaged, in '.*record\.json'"):
             read_record(path.parent)
     path.write_text(json.dumps({**content, "format_version": 2}))
     with pytest.raises(RecordError, match="written by a later version of torchreid-snloss, in format 2"):

@@ -178,6 +178,12 @@ def _maps(runs: Sequence[Run], dataset: str, metric: str, kind: str) -> list[Mar
 def _queries(runs: Sequence[Run], dataset: str, metric: str) -> list[_Query]:
     """Some queries with the ranked list of each run."""
     query, gallery = runs[0].features(dataset, after=True)
+    for run in runs:
+        others = run.features(dataset, after=True)
+        if not all(np.array_equal(one.pids, other.pids) for one, other in zip((query, gallery), others)):
+            raise RecordError(
+                f"the runs in {str(runs[0].folder)!r} and {str(run.folder)!r} were tested on other images"
+            )
     precisions = np.array([average_precisions(*run.features(dataset, after=True), metric) for run in runs])
     rows = choose_queries(precisions, _NUM_QUERIES)
     rankings = [Ranked.of(*run.features(dataset, after=True), metric, rows) for run in runs]

@@ -76,7 +76,10 @@ class Run:
         """The keys in which an earlier run in the same folder differs, a line each; empty if there was none."""
         if not has_record(self._records):  # nothing of that run is used
             return []
-        before, _ = decide(load_config(str(self.folder / _SETTINGS)))
+        try:
+            before, _ = decide(load_config(str(self.folder / _SETTINGS)))
+        except ConfigError as error:
+            raise ConfigError(f"the settings of the run in {self.folder} are damaged: {error}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
         return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in _ANY]
 
