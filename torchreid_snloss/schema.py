@@ -145,7 +145,9 @@ def _check_random_states(states: Any, needed: bool) -> None:
         torch.Generator().set_state(states["torch"])
         for state in states["cuda"]:
             if state.dtype != torch.uint8 or state.dim() != 1:
-                raise ValueError("cuda")
+                raise ValueError("the state of a GPU is not made of bytes")
+            if torch.cuda.is_available():
+                torch.Generator("cuda").set_state(state)
     except Exception as error:  # anything, for content of any type
         raise ValueError(f"its random states are not those of Python, NumPy and torch: {_line(error)}") from error
 

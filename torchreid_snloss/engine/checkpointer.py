@@ -130,6 +130,7 @@ class Checkpointer:
                 raise CheckpointError(
                     f"{str(path)!r} is of another criterion: {' '.join(str(error).split())}"
                 ) from error
+        self._check_memory(checkpoint.get("memory"), path)
         for key, part in self.optional.items():
             if part is not None and checkpoint.get(key):
                 part.load_state_dict(checkpoint[key])
@@ -138,6 +139,16 @@ class Checkpointer:
         batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
         print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
         return epoch
+
+    def _check_memory(self, memory: Mapping[str, Any] | None, path: str | Path) -> None:
+        """Checks that a memory's features have the dimension of the model's, where the classifier shows it."""
+        classifier = getattr(getattr(self._model, "module", self._model), "classifier", None)
+        features = (memory or {}).get("features")
+        if features is not None and isinstance(classifier, nn.Linear) and features.shape[1] != classifier.in_features:
+            raise CheckpointError(
+                f"can't resume from {str(path)!r}: its memory holds features of dimension {features.shape[1]}, and the "
+                f"model's have {classifier.in_features}"
+            )
 
     def restore_random_states(self) -> bool:
         """Puts back the random states of the checkpoint that was resumed from, once.
