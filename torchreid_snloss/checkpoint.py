@@ -23,6 +23,7 @@ __all__ = [
     "atomic_write",
     "find_newest",
     "load_checkpoint",
+    "load_resumable",
     "load_weights",
     "remove_unfinished",
     "restore",
@@ -176,21 +177,17 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         print(f"** Layers that differ in name or shape from the model's were not loaded: {not_loaded}")
 
 
-def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
-    """Loads a checkpoint into the model, the optimizer and the scheduler.
+def load_resumable(path: str | Path) -> dict[str, Any]:
+    """Loads a checkpoint that a run can resume from, onto the CPU.
 
     Args:
         path: A checkpoint of this package or of torchreid.
-        model: The model, which may be wrapped in `DataParallel`.
-        optimizer: The optimizer.
-        scheduler: The learning rate scheduler.
 
     Returns:
         The content of the checkpoint.
 
     Raises:
-        CheckpointError: As `load_checkpoint` does, and if the checkpoint belongs to another model, optimizer or
-            scheduler, or holds only weights.
+        CheckpointError: As `load_checkpoint` does, and if the checkpoint holds only weights.
     """
     checkpoint = load_checkpoint(path)
     missing = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
@@ -199,24 +196,39 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
             f"{str(path)!r} has no {missing} to resume from; load its weights with model.load_weights"
         )
     try:
-        for part, current in (("optimizer", optimizer), ("scheduler", scheduler)):
-            if _option_names(checkpoint[part]) != _option_names(current.state_dict()):
-                raise ValueError(f"its {part} is of another type than {type(current).__name__}")
-        getattr(model, "module", model).load_state_dict(_without_prefix(checkpoint["state_dict"]))
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["scheduler"])
         checkpoint["epoch"] = int(checkpoint["epoch"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{str(path)!r} belongs to another model, optimizer or scheduler: {reason}") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{str(path)!r} holds no number of epochs: {error}") from error
     return checkpoint
 
 
+def restore(
+    checkpoint: Mapping[str, Any], path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Puts a checkpoint's weights into the model, and its state into the optimizer.
+
+    Args:
+        checkpoint: The content of the checkpoint.
+        path: The file, for messages.
+        model: The model, which may be wrapped in `DataParallel`.
+        optimizer: The optimizer.
+
+    Raises:
+        CheckpointError: If the checkpoint belongs to another model or optimizer.
+    """
+    try:
+        if _option_names(checkpoint["optimizer"]) != _option_names(optimizer.state_dict()):
+            raise ValueError(f"its optimizer is of another type than {type(optimizer).__name__}")
+        getattr(model, "module", model).load_state_dict(_without_prefix(checkpoint["state_dict"]))
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{str(path)!r} belongs to another model or optimizer: {reason}") from error
+
+
 def _option_names(state: Mapping[str, Any]) -> set[str]:
-    """The names of the options in the state dict of an optimizer or a scheduler, which differ from type to type."""
-    if "_schedulers" in state:  # a warm-up and the scheduler after it
-        return {f"{number}: {name}" for number, part in enumerate(state["_schedulers"]) for name in _option_names(part)}
-    return set(state["param_groups"][0]) if "param_groups" in state else set(state)
+    """The names of the options in the state dict of an optimizer, which differ from type to type."""
+    return set(state["param_groups"][0])
 
 
 def _without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,24 +239,29 @@ def _without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
 _NAME = re.compile(r"model\.pth\.tar-(\d+)(?:\.(\d+))?")
 
 
-def find_newest(folder: str | Path, since: int = 0) -> Path | None:
+def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
     """Finds the newest checkpoint in a folder that can be loaded. A printed line names each one that can't.
+
+    What a checkpoint holds says how new it is, not the time of its file, which a copy does not keep: the run that
+    started last counts first, then the epoch, then the batch.
 
     Args:
         folder: The folder with the checkpoints.
-        since: The time in nanoseconds since the epoch before which checkpoints do not count.
+        run: The identifier of the run whose checkpoints count. None for all runs.
 
     Returns:
         The file, or None if there is none.
     """
-    files = [
-        (path.stat().st_mtime_ns, int(name[1]), int(name[2] or 0), path)
-        for path in Path(folder).glob("model.pth.tar-*")
-        if (name := _NAME.fullmatch(path.name))
-    ]
-    for written, *_, path in sorted(files, reverse=True):
-        if written < since:
-            break
+    files = []
+    for path in sorted(Path(folder).glob("model.pth.tar-*")):
+        if name := _NAME.fullmatch(path.name):
+            try:
+                files.append((*_position(path, int(name[1]), int(name[2] or 0)), path))
+            except CheckpointError as error:
+                print(f"** Skipped a checkpoint: {error}")
+    for whose, _, _, path in sorted(files, reverse=True):
+        if run is not None and whose != run:
+            continue
         try:
             load_checkpoint(path)
         except CheckpointError as error:
@@ -252,3 +269,19 @@ def find_newest(folder: str | Path, since: int = 0) -> Path | None:
         else:
             return path
     return None
+
+
+def _position(path: Path, epoch: int, batch: int) -> tuple[str, int, int]:
+    """How far a checkpoint is: its run, which sorts by when it started, its epoch and batch; else those of its name."""
+    try:
+        with _numpy_scalars_allowed():
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no tensors
+    except (pickle.UnpicklingError, *_DAMAGED):
+        content = load_checkpoint(path)  # files of old torch versions can't be mapped
+    if not isinstance(content, dict):
+        return "", epoch, batch
+    run, state = content.get("run"), content.get("progress")
+    inside: tuple[Any, Any] = content.get("epoch"), state.get("batch") if isinstance(state, dict) else 0
+    if all(type(number) is int for number in inside):
+        epoch, batch = inside
+    return run if isinstance(run, str) else "", epoch, batch
