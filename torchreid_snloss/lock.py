@@ -42,9 +42,10 @@ def locked(folder: str | Path) -> Iterator[None]:
     if key in _held:
         yield
         return
-    os.makedirs(folder, exist_ok=True)
-    passed_on = _passed_on(key)
-    descriptor = os.open(os.path.join(key, _NAME), os.O_RDWR | os.O_CREAT, 0o666) if passed_on is None else passed_on
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    passed_on = _passed_on(folder)
+    descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o666) if passed_on is None else passed_on
     try:
         _lock(descriptor, folder)
         _held[key] = descriptor
@@ -83,13 +84,13 @@ def pass_on(folder: str | Path) -> tuple[dict[str, str], tuple[int, ...]]:
     return {_PASSED_ON: str(descriptor)}, (descriptor,)
 
 
-def _passed_on(folder: str) -> int | None:
+def _passed_on(folder: Path) -> int | None:
     """The file descriptor of this folder's lock that the parent passed on, once."""
     given = os.environ.pop(_PASSED_ON, "")
     if not given.isdecimal():
         return None
     try:
-        same = os.path.samestat(os.fstat(int(given)), os.stat(os.path.join(folder, _NAME)))
+        same = os.path.samestat(os.fstat(int(given)), os.stat(folder / _NAME))
     except OSError:
         return None
     if same:
@@ -97,7 +98,7 @@ def _passed_on(folder: str) -> int | None:
     return int(given) if same else None
 
 
-def _lock(descriptor: int, folder: str | Path) -> None:
+def _lock(descriptor: int, folder: Path) -> None:
     if sys.platform == "win32":
         print(f"=> {folder} can't be locked on this system: start no second run there")
         return

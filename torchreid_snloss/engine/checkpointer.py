@@ -23,7 +23,7 @@ from torchreid_snloss.checkpoint import (
 from torchreid_snloss.engine.differences import Differences, plain
 from torchreid_snloss.engine.options import NonFiniteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
-from torchreid_snloss.engine.schedule import Schedule
+from torchreid_snloss.engine.schedule import Schedule, differing_options
 
 __all__ = ["Checkpointer", "TrainingState", "new_run"]
 
@@ -182,6 +182,7 @@ class Checkpointer:
         for key, part in self.optional.items():
             if part is not None and checkpoint.get(key):
                 own = {name: value for name, value in part.state_dict().items() if name in _OPTIONS_OF_A_SCALER}
+                of_schedule += differing_options(checkpoint[key], own)
                 part.load_state_dict({**checkpoint[key], **own})
         if "progress" in checkpoint:
             own_seed = self.state.seed

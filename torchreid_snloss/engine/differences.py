@@ -21,7 +21,11 @@ _FIXED = ("model.name", "model.embedding", "model.neck", "train.optim", "train.s
 # Those that decide which images an epoch's batches hold, and which images are trained on.
 _ORDER = ("train.batch_size", "train.seed", "sampler.")
 _IMAGES = ("data.", "train.seed", "cuhk03.", "market1501.")
-_OPTIMIZER = ("train.", "sgd.", "adam.", "rmsprop.")
+# Those that decide the options of the optimizer and the schedule.
+_OPTIMIZER = (
+    *("train.lr", "train.weight_decay", "train.base_lr_mult", "train.max_epoch", "train.stepsize", "train.gamma"),
+    *("train.warmup", "sgd.", "adam.", "rmsprop."),
+)
 _USED_BY = {  # sections that only some choices use
     "sgd.": ("train.optim", ("sgd", "rmsprop")),
     "rmsprop.": ("train.optim", ("rmsprop",)),
