@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def stable_order(items: Sequence[Item]) -> list[Item]:
     ordered = []
     for index in sorted(range(len(items)), key=lambda index: (items[index][3], sorted(names[index]), items[index][2])):
         frames, pid, *rest = items[index]
-        if not isinstance(frames, str):
+        if not isinstance(frames, (str, os.PathLike)):
             frames = tuple(sorted(frames, key=_by_number))
         ordered.append((frames, labels.setdefault(pid, len(labels)), *rest))
     return ordered

@@ -26,7 +26,16 @@ _OPTIMIZER = (
     *("train.lr", "train.weight_decay", "train.base_lr_mult", "train.max_epoch", "train.stepsize", "train.gamma"),
     *("train.warmup", "sgd.", "adam.", "rmsprop."),
 )
-_USED_BY = {  # sections that only some choices use
+_USED_IF = {  # keys that mean nothing unless another one is set
+    "train.new_layers": "train.staged_lr",
+    "train.base_lr_mult": "train.staged_lr",
+    "train.open_layers": "train.fixbase_epoch",
+    "train.warmup_factor": "train.warmup_epochs",
+    "loss.memory.start_epoch": "loss.memory.size",
+}
+_USED_BY = {  # sections, and keys, that only some choices use
+    "train.stepsize": ("train.lr_scheduler", ("single_step", "multi_step", "exponential")),
+    "train.gamma": ("train.lr_scheduler", ("single_step", "multi_step", "exponential")),
     "sgd.": ("train.optim", ("sgd", "rmsprop")),
     "rmsprop.": ("train.optim", ("rmsprop",)),
     "adam.": ("train.optim", ("adam", "amsgrad", "radam")),
@@ -78,7 +87,10 @@ class Differences:
             self._batches.append("the checkpoint does not say which images and labels it was trained with")
         if own and images:
             if what := difference(images, own):
-                reasons = [line for key, line in (self._settings or {}).items() if key.startswith(_IMAGES)]
+                settings = self._settings or {}
+                reasons = [
+                    line.removesuffix(", which is used") for key, line in settings.items() if key.startswith(_IMAGES)
+                ]
                 because = f" ({'; '.join(reasons)})" if reasons else ""
                 raise CheckpointError(
                     f"{str(path)!r} was trained on other images or labels: {what}{because}; "
@@ -89,8 +101,9 @@ class Differences:
         changed = [key for key in now if key != "images" and key in before and before[key] != now[key]]
         self.other_order |= bool(changed or (own and images and images.get("order") != own["order"]))
         if self._settings is None:
-            this = "in this run, which is used"
-            self._batches += [f"{key}: {before[key]} in the checkpoint, {now[key]} {this}" for key in changed]
+            self._batches += [
+                f"{key}: {before[key]} in the checkpoint, {now[key]} in this run, which is used" for key in changed
+            ]
 
     def lines(self, of_schedule: list[str]) -> list[str]:
         """A line about each thing that differs.
@@ -136,9 +149,11 @@ def _refusal(path: Any, key: str, before: Any, now: Any) -> CheckpointError:
 
 
 def _in_use(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    for section, (choice, values) in _USED_BY.items():
+    if key in _USED_IF and not any(values.get(_USED_IF[key]) for values in (before, now)):
+        return False
+    for section, (choice, names) in _USED_BY.items():
         if key.startswith(section):
-            return now.get(choice) in values
+            return now.get(choice) in names
     if key.startswith("loss.") and key.count(".") > 1:
         losses = {*str(before.get("loss.name")).split("+"), *str(now.get("loss.name")).split("+"), "softmax", "memory"}
         return key.split(".")[1] in losses
