@@ -21,7 +21,9 @@ from torch.distributed import TCPStore
 from torch.utils.data import DataLoader
 
 from torchreid_snloss import IdentitySampler, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss, distributed
+from torchreid_snloss.checkpoint import save_checkpoint
 from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.losses import GlobalBatchLoss
 from torchreid_snloss.pml import PairwiseLoss
@@ -107,6 +109,12 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
         engine.forward_backward({key: value[rows] for key, value in batches(1)[0].items()})
     with pytest.raises(ValueError, match="every process must have images"):
         GlobalBatchLoss({"sn": SNLoss()})(torch.zeros(rank, 2), torch.zeros(rank, dtype=torch.int64))
+    loader = make_datamanager(Path(root)).train_loader
+    check_same_on_all_ranks(loader)
+    if rank == 1:  # a machine that lists its files in another order
+        loader.dataset.train.reverse()
+    with pytest.raises(ValueError, match="rank 1 has others than rank 0: another order"):
+        check_same_on_all_ranks(loader)
     if rank == 0:
         assert distributed.main_process_first(lambda: "made") == "made"
         with pytest.raises(distributed.PeerError, match="rank 1: no disk"):
@@ -293,6 +301,12 @@ def test_a_lost_process_ends_the_others_and_a_restart_goes_on(reid_data: Path, t
     assert time.monotonic() - killed < 40
     assert started.returncode != 0
     assert re.search(r"rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9", output), output
+
+    # What an earlier run left in the folder, with times in the future, is not gone on from.
+    earlier = {"epoch": 30, "optimizer": {}, "scheduler": {}, "state_dict": {"w": torch.zeros(3)}, "run": "9" * 20}
+    save_checkpoint(earlier, tmp_path / "again/log/model/model.pth.tar-30")
+    (tmp_path / "again/log/model/.run").write_text("an earlier launch\n" + "9" * 20 + "\n")
+    os.utime(tmp_path / "again/log/model/model.pth.tar-30", (2**32, 2**32))
 
     started = start_torchrun(2, *options(reid_data, 4), cwd=tmp_path / "again", restarts=1)
     before = kill_one_of_two(started, signal.SIGKILL)

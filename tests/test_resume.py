@@ -23,6 +23,7 @@ import torchreid_snloss
 from torchreid_snloss import ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from torchreid_snloss.engine import NonFiniteError, Stopped, TrainOptions, with_training_loop
+from torchreid_snloss.engine.random_state import random_states
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -435,12 +436,27 @@ def test_feature_extractor_loads_our_checkpoint(datamanager: Any, tmp_path: Path
     assert all(torch.equal(loaded[name], value) for name, value in stored.items() if not name.startswith("classifier"))
 
 
-def test_a_restart_passes_over_checkpoints_of_another_run(tmp_path: Path) -> None:
-    for number in (1, 2):
-        save_checkpoint(
-            {"state_dict": {"w": torch.zeros(number)}, "epoch": number}, tmp_path / f"model.pth.tar-{number}"
-        )
-        os.utime(tmp_path / f"model.pth.tar-{number}", ns=(number * 1000, number * 1000))
-    assert find_newest(tmp_path) == tmp_path / "model.pth.tar-2"
-    assert find_newest(tmp_path, since=2000) == tmp_path / "model.pth.tar-2"
-    assert find_newest(tmp_path, since=2001) is None
+def test_the_newest_is_told_by_content_not_by_the_files_time(tmp_path: Path) -> None:
+    def save(name: str, epoch: int, batch: int = 0, run: str | None = None) -> Path:
+        content = {
+            "state_dict": {"w": torch.zeros(3)}, "epoch": epoch, "progress": {"seed": 1, "batch": batch},
+            "random_states": random_states() if batch else None, "run": run,
+        }  # fmt: skip
+        save_checkpoint(content, tmp_path / f"model.pth.tar-{name}")
+        return tmp_path / f"model.pth.tar-{name}"
+
+    files = [save(str(epoch), epoch) for epoch in (2, 9, 10)] + [save("10.2", 10, 2), save("10.12", 10, 12)]
+    for age, path in enumerate(files):  # the newest by its content is the oldest by its time
+        os.utime(path, ns=(10**18 - age, 10**18 - age))
+    assert find_newest(tmp_path) == files[-1]
+    renamed = save("99", 3)
+    assert find_newest(tmp_path) == files[-1]
+
+    # A later run in the same folder, which got less far; a restart passes over checkpoints of another run.
+    later = save("4", 4, run="2")
+    save("5", 5, run="1")
+    os.utime(later, ns=(0, 0))
+    assert find_newest(tmp_path) == later
+    assert find_newest(tmp_path, run="1") == tmp_path / "model.pth.tar-5"
+    assert find_newest(tmp_path, run="3") is None
+    assert renamed.exists()

@@ -28,7 +28,9 @@ from torchreid_snloss.data import (
     keep_fraction,
     name_unreadable_images,
     set_training_items,
+    stable_order,
 )
+from torchreid_snloss.data.fingerprint import OUTLIERS
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import Criterion
@@ -104,8 +106,12 @@ def load_data(settings: Settings) -> Any:
 
 
 def _change_training_set(settings: Settings, datamanager: Any) -> None:
-    """Fewer identities first, then those held out, so that what they choose by has right labels and whole images."""
+    """A stable order first, which all that is drawn relies on.
+
+    Then fewer identities and those held out, so that what they choose by has right labels and whole images.
+    """
     seed, options = settings.seed, sampler_kwargs(settings)
+    set_training_items(datamanager, stable_order(datamanager.train_loader.dataset.train), **options)
     if settings.train_fraction < 1:
         kept = keep_fraction(datamanager.train_loader.dataset.train, settings.train_fraction, seed)
         set_training_items(datamanager, kept, **options)
@@ -115,7 +121,7 @@ def _change_training_set(settings: Settings, datamanager: Any) -> None:
     if settings.label_noise > 0:
         items = add_label_noise(items, settings.label_noise, seed)
     if settings.outliers > 0:
-        items = add_outliers(items, settings.outliers, seed, os.path.join(settings.save_dir, "outliers"))
+        items = add_outliers(items, settings.outliers, seed, os.path.join(settings.save_dir, OUTLIERS))
     if settings.label_noise > 0 or settings.outliers > 0:
         set_training_items(datamanager, items, **options)
 
@@ -263,4 +269,5 @@ def build_engine(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"can't build the engine for loss {settings.loss_name}: {error}") from error
     built.options = train_options(settings)
+    built.checkpointer.settings = settings.values
     return built

@@ -15,13 +15,14 @@ from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.fitting import fit_weights
 from torchreid_snloss.optimizer_state import fit_optimizer, fit_scheduler
 from torchreid_snloss.schema import FORMAT_VERSION, check_content, check_weights
-from torchreid_snloss.torch_file import CheckpointError, read_torch_file
+from torchreid_snloss.torch_file import CheckpointError, peek_torch_file, read_torch_file
 
 __all__ = [
     "CheckpointError",
     "atomic_write",
     "find_newest",
     "load_checkpoint",
+    "load_resumable",
     "load_weights",
     "own_names",
     "remove_unfinished",
@@ -132,21 +133,17 @@ def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> 
         print(f"** Layers that differ in name or shape were not loaded: {fit.describe(_NUM_NAMES)}")
 
 
-def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
-    """Loads a checkpoint into the model, the optimizer and the scheduler. All parts are checked before any is loaded.
+def load_resumable(path: str | Path) -> dict[str, Any]:
+    """Loads a checkpoint that a run can resume from, onto the CPU, and checks its content.
 
     Args:
         path: A checkpoint of this package or of torchreid.
-        model: The model, which may be wrapped in `DataParallel`.
-        optimizer: The optimizer.
-        scheduler: The learning rate scheduler.
 
     Returns:
         The content of the checkpoint.
 
     Raises:
-        CheckpointError: As `load_checkpoint` does, and if the checkpoint belongs to another model, optimizer or
-            scheduler, or holds only weights.
+        CheckpointError: As `load_checkpoint` does, and if the checkpoint holds only weights or malformed parts.
     """
     checkpoint = _load_checked(path)
     missing = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
@@ -154,20 +151,40 @@ def restore(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
         raise CheckpointError(
             f"{str(path)!r} has no {missing} to resume from; load its weights with model.load_weights"
         )
+    return checkpoint
+
+
+def restore(
+    checkpoint: Mapping[str, Any], path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
+) -> dict[str, Any]:
+    """Puts a checkpoint's weights into the model, and its state into the optimizer. Both are checked before.
+
+    Args:
+        checkpoint: The content of the checkpoint.
+        path: The file, for messages.
+        model: The model, which may be wrapped in `DataParallel`.
+        optimizer: The optimizer.
+        scheduler: The learning rate scheduler, which is not changed.
+
+    Returns:
+        The state of the scheduler in the checkpoint, which the scheduler can load if it is of the same type.
+
+    Raises:
+        CheckpointError: If the checkpoint belongs to another model or optimizer.
+    """
     unwrapped, classes = getattr(model, "module", model), checkpoint.get("classes", {})
     try:
         fit = fit_weights(unwrapped.state_dict(), checkpoint["state_dict"])
         if fit.misfits or fit.classifier:
             raise ValueError(f"it belongs to another model: {fit.describe(_NUM_NAMES)}")
         optimizer_state = fit_optimizer(optimizer, checkpoint["optimizer"], classes.get("optimizer"))
-        scheduler_state = fit_scheduler(scheduler, checkpoint["scheduler"], classes.get("scheduler"))
+        scheduler_state = fit_scheduler(scheduler, checkpoint["scheduler"])
         unwrapped.load_state_dict({**unwrapped.state_dict(), **fit.fitting})
         optimizer.load_state_dict(optimizer_state)
-        scheduler.load_state_dict(scheduler_state)
     except Exception as error:  # a part of the user's own may raise any class for a state that is not its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"can't resume from {str(path)!r}: {reason}") from error
-    return checkpoint
+    return scheduler_state
 
 
 _NAME = re.compile(r"model\.pth\.tar-([0-9]{1,10})(?:\.([0-9]{1,10}))?")
@@ -187,24 +204,29 @@ def own_names(names: Sequence[str], epoch: int, batch: int) -> list[str]:
     return [name for name, match in found if match and (int(match[1]), int(match[2] or 0)) <= (epoch, batch)]
 
 
-def find_newest(folder: str | Path, since: int = 0) -> Path | None:
+def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
     """Finds the newest checkpoint in a folder that can be loaded. A printed line names each one that can't.
+
+    What a checkpoint holds says how new it is, not the time of its file, which a copy does not keep: the run that
+    started last counts first, then the epoch, then the batch.
 
     Args:
         folder: The folder with the checkpoints.
-        since: The time in nanoseconds since the epoch before which checkpoints do not count.
+        run: The identifier of the run whose checkpoints count. None for all runs.
 
     Returns:
         The file, or None if there is none.
     """
-    files = [
-        (path.stat().st_mtime_ns, int(name[1]), int(name[2] or 0), path)
-        for path in Path(folder).glob("model.pth.tar-*")
-        if (name := _NAME.fullmatch(path.name)) and path.is_file()
-    ]
-    for written, *_, path in sorted(files, reverse=True):
-        if written < since:
-            break
+    files = []
+    for path in sorted(Path(folder).glob("model.pth.tar-*")):
+        if (name := _NAME.fullmatch(path.name)) and path.is_file():
+            try:
+                files.append((*_position(path, int(name[1]), int(name[2] or 0)), path))
+            except CheckpointError as error:
+                print(f"** Skipped a checkpoint: {error}")
+    for whose, _, _, path in sorted(files, reverse=True):
+        if run is not None and whose != run:
+            continue
         try:
             _load_checked(path)
         except CheckpointError as error:
@@ -212,3 +234,15 @@ def find_newest(folder: str | Path, since: int = 0) -> Path | None:
         else:
             return path
     return None
+
+
+def _position(path: Path, epoch: int, batch: int) -> tuple[str, int, int]:
+    """How far a checkpoint is: its run, which sorts by when it started, its epoch and batch; else those of its name."""
+    content = peek_torch_file(path)
+    if not isinstance(content, dict):
+        return "", epoch, batch
+    run, state = content.get("run"), content.get("progress")
+    inside: tuple[Any, Any] = content.get("epoch"), state.get("batch") if isinstance(state, dict) else 0
+    if all(type(number) is int for number in inside):
+        epoch, batch = inside
+    return run if isinstance(run, str) else "", epoch, batch

@@ -15,15 +15,9 @@ from torchreid_snloss.schema import check_tensor
 __all__ = ["class_names", "fit_optimizer", "fit_scheduler"]
 
 
-def class_names(optimizer: Any, scheduler: Any) -> dict[str, str]:
-    """The names of the classes of an optimizer and a scheduler, as a checkpoint records them."""
-    return {"optimizer": type(optimizer).__qualname__, "scheduler": _scheduler_name(scheduler)}
-
-
-def _scheduler_name(scheduler: Any) -> str:
-    parts = getattr(scheduler, "_schedulers", None)
-    name: str = type(scheduler).__qualname__
-    return f"{name}({', '.join(map(_scheduler_name, parts))})" if parts else name
+def class_names(optimizer: Any) -> dict[str, str]:
+    """The name of the class of an optimizer, as a checkpoint records it."""
+    return {"optimizer": type(optimizer).__qualname__}
 
 
 # Options that have been there as long as their optimizers, and that change what the optimizer's state means.
@@ -108,8 +102,6 @@ def _completed_options(
     for key, value in given.items():
         if key in options and not _is_like(value, options[key]):
             raise ValueError(f"its optimizer has {key} {str(value)[:60]!r}, not a value like {options[key]!r}")
-        if key in ("amsgrad", "centered") and key in options and bool(value) != bool(options[key]):
-            raise ValueError(f"its optimizer is of another type: it was trained with {key} {value}")
     return {**current, **group}
 
 
@@ -146,43 +138,37 @@ def _is_like(value: Any, current: Any) -> bool:
     return isinstance(value, type(current))
 
 
-def fit_scheduler(scheduler: Any, state: Mapping[str, Any], recorded: str | None) -> dict[str, Any]:
+def fit_scheduler(scheduler: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     """Checks the state of a learning rate scheduler.
 
     Args:
-        scheduler: The scheduler that is to load the state.
-        state: The state.
-        recorded: The name of the class of the scheduler that had the state, and of its parts; None if it is not known.
-            The options in the state then show it.
+        scheduler: The scheduler that may load the state.
+        state: The state, which may be that of another type of scheduler.
 
     Returns:
-        The state to load, with the scheduler's own values for what an older torch did not have.
+        The state. If it is of the scheduler's type, it is completed with the scheduler's own values for what an older
+        torch did not have.
 
     Raises:
-        ValueError: If the state is that of another scheduler or can't be loaded.
+        ValueError: If the state can't be that of a scheduler.
     """
-    name = _scheduler_name(scheduler)
-    if recorded not in (None, name):
-        raise ValueError(f"its scheduler is of another type than {name}: {recorded}")
     if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
         return dict(state)
     current = scheduler.state_dict()
-    parts = getattr(scheduler, "_schedulers", None)
-    if recorded is None and _scheduler_options(current) != _scheduler_options(state):
-        raise ValueError(f"its scheduler is of another type than {name}")
+    parts = getattr(scheduler, "_schedulers", None) or ()
+    if _scheduler_options(current) != _scheduler_options(state):
+        for part in state.get("_schedulers", [state]):
+            if "last_epoch" in part:
+                _scheduler_value("last_epoch", part["last_epoch"], 0)
+        return dict(state)
     fitted = dict(current)
     for key, value in state.items():
         if key == "_schedulers":
-            if not isinstance(value, Sequence) or len(value) != len(parts or ()):
-                raise ValueError(f"its scheduler must have {len(parts or ())} parts")
-            fitted[key] = [
-                fit_scheduler(part, _part(item), _scheduler_name(part) if recorded else None)
-                for part, item in zip(parts or (), value)
-            ]
+            if not isinstance(value, Sequence) or len(value) != len(parts):
+                raise ValueError(f"its scheduler must have {len(parts)} parts")
+            fitted[key] = [fit_scheduler(part, _part(item)) for part, item in zip(parts, value)]
         elif key in current:
             fitted[key] = _scheduler_value(key, value, current[key])
-        elif key == "optimizer" or hasattr(type(scheduler), str(key)):
-            raise ValueError(f"its scheduler has a {key} that is not an option")
     return fitted
 
 

@@ -20,6 +20,9 @@ from torchreid_snloss.checkpoint import find_newest, load_weights
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
+from torchreid_snloss.engine.checkpointer import new_run
+from torchreid_snloss.lock import FolderInUseError, locked_on_all_ranks
+from torchreid_snloss.restarts import identify_run, restarted
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve
 
 __all__ = ["train"]
@@ -48,9 +51,23 @@ def train(cfg: Config) -> TrainingLoop:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     settings = resolve(cfg)
-    with distributed.mute_other_ranks(), distributed.named_failures(), _logged(settings):
+    with distributed.mute_other_ranks(), distributed.named_failures(), _locked(settings), _logged(settings):
         reid_utils.set_random_seed(settings.seed)
         return _train_or_test(settings)
+
+
+@contextlib.contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    """Within it no other run trains in `data.save_dir`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if not settings.evaluate:
+                stack.enter_context(locked_on_all_ranks(settings.save_dir))
+        except FolderInUseError as error:
+            raise ConfigError(str(error)) from error
+        except OSError as error:
+            raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
+        yield
 
 
 @contextlib.contextmanager
@@ -93,6 +110,8 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
     torch.backends.cudnn.benchmark = settings.use_gpu
 
+    folder, restart = Path(settings.save_dir) / "model", restarted()
+    run = new_run() if settings.evaluate else identify_run(folder, restart)
     datamanager = distributed.main_process_first(lambda: load_data(settings))
     check_datamanager(settings, datamanager)
     print(f"Building model: {settings.model_name}")
@@ -111,7 +130,8 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     optimizer, scheduler = build_optimizer(settings, model, criteria)
     print(f"Building {settings.loss_name}-engine for {settings.data_type}-reid")
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
-    kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine)}
+    engine.checkpointer.run = run
+    kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine, folder, restart)}
     if settings.evaluate:
         engine.run(**kwargs)
         return engine
@@ -122,35 +142,24 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     return engine
 
 
-def _resume(settings: Settings, engine: TrainingLoop) -> int:
+def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: bool) -> int:
     """Goes on from `model.resume`; after a restart by torchrun, from what this run has written before.
 
     Returns:
         the epoch to start at.
     """
-    folder = Path(settings.save_dir) / "model"
     checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
-    restarted = distributed.all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))) > 0
     if settings.resume == "auto" or restarted:
         newest = None
         if distributed.rank() == 0:
-            newest = find_newest(folder, since=0 if settings.resume == "auto" else _start_of_run(folder))
+            newest = find_newest(folder, None if settings.resume == "auto" else engine.checkpointer.run)
         checkpoint = distributed.broadcast_object(newest) or checkpoint
         if not checkpoint:
             reason = "restarted" if restarted else "model.resume auto"
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
-    elif int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 and distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _STARTED).touch()
     if not checkpoint:
         return settings.start_epoch
+    for key in ("model.load_weights", "train.start_epoch"):
+        if given := settings.values[key]:
+            print(f"=> {key} {given} is not used, since the run is resumed")
     return int(distributed.main_process_first(lambda: engine.resume(checkpoint)))
-
-
-_STARTED = ".started"
-
-
-def _start_of_run(folder: Path) -> int:
-    """When torchrun started this run, before its restarts, in nanoseconds; checkpoints before are another run's."""
-    mark = folder / _STARTED
-    return mark.stat().st_mtime_ns if mark.exists() else time.time_ns()

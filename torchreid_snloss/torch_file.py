@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-__all__ = ["CheckpointError", "check_torch_file", "read_torch_file"]
+__all__ = ["CheckpointError", "check_torch_file", "peek_torch_file", "read_torch_file"]
 
 
 class CheckpointError(ValueError):
@@ -49,6 +49,19 @@ def read_torch_file(path: str | Path) -> Any:
                 reason = "it was saved by one of torchreid's own engines and needs torch 2.5 or newer to load safely"
             raise CheckpointError(f"{str(path)!r} is not a checkpoint that can be loaded safely: {reason}") from error
         raise _damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def peek_torch_file(path: str | Path) -> Any:
+    """Reads a file of `torch.save` without its tensors, whose checksums are then not checked.
+
+    Raises:
+        CheckpointError: As `read_torch_file` does.
+    """
+    try:
+        with _numpy_scalars_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # damaged, or of an old torch, whose files can't be mapped
+        return read_torch_file(path)
 
 
 def check_torch_file(path: str | Path) -> bool:

@@ -14,11 +14,9 @@ from typing import Any
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.config import ConfigError, leaves, load_config
+from torchreid_snloss.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
 from torchreid_snloss.settings import Settings, decide
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["Run"]
 
@@ -98,9 +96,22 @@ class Run:
         command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
         if not has_record(self._records):
             command += ["model.resume", ""]  # its record would have no beginning
-        with _locked(self.folder) as lock, _signals() as noted:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder))
+            except FolderInUseError as error:
+                raise ConfigError(str(error)) from error
+            noted = stack.enter_context(_signals())
             atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=lock)
+            # It holds the lock even if this process is killed.
+            variables, descriptors = pass_on(self.folder)
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, **variables},
+                pass_fds=descriptors,
+            )
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(timeout=0.05)
@@ -112,22 +123,6 @@ class Run:
         """The last results in one line."""
         last = self.record().evaluations[self.datasets[0]][self.settings.max_epoch]
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[tuple[int, ...]]:
-    """Gives the file descriptors to pass to the process that trains; it holds the lock even if this one is killed."""
-    if sys.platform == "win32":
-        folder.mkdir(parents=True, exist_ok=True)
-        yield ()
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is training in {folder}") from None
-        yield (file.fileno(),)
 
 
 @contextlib.contextmanager

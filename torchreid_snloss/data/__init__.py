@@ -3,7 +3,13 @@
 from torchreid_snloss.data.readable import UnreadableImageError, name_unreadable_images
 from torchreid_snloss.data.sampler import IdentitySampler
 from torchreid_snloss.data.synthetic import SyntheticPedestrians, SyntheticTracklets, make_pedestrians
-from torchreid_snloss.data.training_set import add_label_noise, add_outliers, keep_fraction, set_training_items
+from torchreid_snloss.data.training_set import (
+    add_label_noise,
+    add_outliers,
+    keep_fraction,
+    set_training_items,
+    stable_order,
+)
 from torchreid_snloss.data.validation import VALIDATION, hold_out
 
 __all__ = [
@@ -19,4 +25,5 @@ __all__ = [
     "make_pedestrians",
     "name_unreadable_images",
     "set_training_items",
+    "stable_order",
 ]

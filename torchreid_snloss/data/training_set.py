@@ -1,8 +1,10 @@
-"""Changes to the training set of a data manager: fewer identities, wrong labels, outliers."""
+"""Changes to the training set of a data manager: a stable order, fewer identities, wrong labels, outliers."""
 
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchreid import data
 
+from torchreid_snloss.data.fingerprint import relative_names
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
 
-__all__ = ["add_label_noise", "add_outliers", "keep_fraction", "set_training_items"]
+__all__ = ["add_label_noise", "add_outliers", "keep_fraction", "set_training_items", "stable_order"]
 
 # An item of a torchreid data set: (path of the image or paths of the tracklet, identity, camera, data set).
 Item = tuple[Any, ...]
@@ -49,6 +52,30 @@ def set_training_items(datamanager: Any, items: Sequence[Item], **sampler_option
         pin_memory=loader.pin_memory,
         drop_last=True,
     )
+
+
+def stable_order(items: Sequence[Item]) -> list[Item]:
+    """Sorts training items by data set and file name, and numbers the identities in that order.
+
+    torchreid's data sets list files in the order of the file system, which differs from one copy of the data to the
+    next, and some number the identities by it. The frames of a tracklet are sorted too, with numbers by their value.
+
+    Args:
+        items: The items of a training set.
+    """
+    names = relative_names(items)
+    labels: dict[Any, int] = {}
+    ordered = []
+    for index in sorted(range(len(items)), key=lambda index: (items[index][3], sorted(names[index]), items[index][2])):
+        frames, pid, *rest = items[index]
+        if not isinstance(frames, (str, os.PathLike)):
+            frames = tuple(sorted(frames, key=_by_number))
+        ordered.append((frames, labels.setdefault(pid, len(labels)), *rest))
+    return ordered
+
+
+def _by_number(path: str) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
 
 
 def keep_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,31 @@ import torch
 from torch import nn
 
 from torchreid_snloss import distributed
-from torchreid_snloss.checkpoint import CheckpointError, own_names, remove_unfinished, restore, save_checkpoint
+from torchreid_snloss.checkpoint import (
+    CheckpointError,
+    load_resumable,
+    own_names,
+    remove_unfinished,
+    restore,
+    save_checkpoint,
+)
+from torchreid_snloss.engine.differences import Differences, plain
 from torchreid_snloss.engine.options import NonFiniteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
+from torchreid_snloss.engine.schedule import Schedule, differing_options
 from torchreid_snloss.fitting import check_number_type
 from torchreid_snloss.optimizer_state import class_names
 from torchreid_snloss.schema import FORMAT_VERSION, TrainingState, read_progress
 
-__all__ = ["Checkpointer", "TrainingState"]
+__all__ = ["Checkpointer", "TrainingState", "new_run"]
+
+
+def new_run() -> str:
+    """An identifier for a run that starts now; those of later runs sort after it."""
+    return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+
+
+_OPTIONS_OF_A_SCALER = ("growth_factor", "backoff_factor", "growth_interval")
 
 
 class Checkpointer:
@@ -36,6 +55,9 @@ class Checkpointer:
         state: a `TrainingState`.
         newest: the checkpoint written last, or resumed from; None before there is one.
         unsaved: whether an epoch was trained since.
+        run: the identifier of this run, which its checkpoints hold.
+        settings: the settings of this run by their keys, which its checkpoints hold; None: it has no config.
+        batches: gives what the run's batches are drawn from, as `Differences` takes it.
         criteria: losses, some of which may have parameters of their own (a module); None: there are none.
         optional: parts that a checkpoint may lack, by their key in it: a `GradScaler`, a `Memory`. None for a part that
             this run has not.
@@ -46,7 +68,11 @@ class Checkpointer:
         self.state = TrainingState(seed)
         self.newest: Path | None = None
         self.unsaved = False
+        self.run = new_run()
+        self.settings: Mapping[str, Any] | None = None
+        self.batches: Callable[[], dict[str, Any]] = dict
         self.criteria: nn.Module | None = None
+        self._schedule = Schedule(optimizer, scheduler)
         self.optional: dict[str, Any] = {"scaler": None, "memory": None}
         self._folder = Path()
         self._random_states: dict[str, Any] | None = None
@@ -109,17 +135,24 @@ class Checkpointer:
     def resume(self, path: str | Path) -> int:
         """Loads all parts from a checkpoint of this package, or from one of torchreid's, which has no seed or batch.
 
+        What this run sets is used where it differs from what the checkpoint was trained with, and a printed line names
+        it: the options of the optimizer, the schedule, which goes on from where the checkpoint is, and all settings.
+        The seed is the checkpoint's if the run has no settings.
+
         Returns:
             how many epochs it was trained.
 
         Raises:
-            CheckpointError: if the file can't be loaded, or is one of another model, optimizer or criterion.
+            CheckpointError: if the file can't be loaded, or is one of another model, optimizer or criterion, or was
+                trained on other images or labels.
         """
-        checkpoint = restore(path, self._model, self._optimizer, self._scheduler)
-        if "progress" in checkpoint:
-            self.state = read_progress(checkpoint["progress"])
-            self.state.written = own_names(self.state.written, checkpoint["epoch"], self.state.batch)
-            self._random_states = checkpoint.get("random_states")
+        checkpoint = load_resumable(path)
+        epoch: int = checkpoint["epoch"]
+        now = {"settings": self.settings, "batches": self.batches(), "criterion": self._criterion()}
+        differences = Differences(checkpoint, now, path)
+        self._schedule.before_loading()
+        schedule_state = restore(checkpoint, path, self._model, self._optimizer, self._scheduler)
+        of_schedule = self._schedule.resume(schedule_state, epoch, path)
         if self.criteria is not None:
             given, own = checkpoint.get("criterion") or {}, self.criteria.state_dict()
             try:
@@ -133,11 +166,26 @@ class Checkpointer:
         self._check_memory(checkpoint.get("memory"), path)
         for key, part in self.optional.items():
             if part is not None and checkpoint.get(key):
-                part.load_state_dict(checkpoint[key])
+                own = {name: value for name, value in part.state_dict().items() if name in _OPTIONS_OF_A_SCALER}
+                of_schedule += differing_options(checkpoint[key], own)
+                part.load_state_dict({**checkpoint[key], **own})
+        if "progress" in checkpoint:
+            own_seed = self.state.seed
+            self.state = read_progress(checkpoint["progress"])
+            self.state.written = own_names(self.state.written, epoch, self.state.batch)
+            self._random_states = checkpoint.get("random_states")
+            if self.state.seed != own_seed and self.settings is not None:
+                self.state.seed = own_seed
+            elif self.state.seed != own_seed:
+                of_schedule.append(f"seed: {self.state.seed} in the checkpoint, which is used, {own_seed} in this run")
         self.newest = Path(path)
-        epoch: int = checkpoint["epoch"]
         batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
         print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
+        for line in differences.lines(of_schedule):
+            print(f"=> {line}")
+        if self.state.batch and differences.other_order:
+            print("=> Those batches are trained again, since this run draws other ones")
+            self.state.batch, self._random_states = 0, None
         return epoch
 
     def _check_memory(self, memory: Mapping[str, Any] | None, path: str | Path) -> None:
@@ -149,6 +197,9 @@ class Checkpointer:
                 f"can't resume from {str(path)!r}: its memory holds features of dimension {features.shape[1]}, and the "
                 f"model's have {classifier.in_features}"
             )
+
+    def _criterion(self) -> Mapping[str, Any] | None:
+        return (self.criteria is not None and self.criteria.state_dict()) or None
 
     def restore_random_states(self) -> bool:
         """Puts back the random states of the checkpoint that was resumed from, once.
@@ -173,7 +224,7 @@ class Checkpointer:
             return
         state: Mapping[str, Any] = {
             "format_version": FORMAT_VERSION,
-            "classes": class_names(self._optimizer, self._scheduler),
+            "classes": class_names(self._optimizer),
             "state_dict": weights,
             "epoch": epoch,
             "rank1": self.state.rank1,
@@ -181,7 +232,10 @@ class Checkpointer:
             "scheduler": self._scheduler.state_dict(),
             "progress": dataclasses.asdict(self.state),
             "random_states": random_states() if self.state.batch else None,
-            "criterion": (self.criteria is not None and self.criteria.state_dict()) or None,
+            "criterion": self._criterion(),
+            "run": self.run,
+            "settings": self.settings and plain(self.settings),
+            "batches": self.batches(),
             **{key: None if part is None else part.state_dict() for key, part in self.optional.items()},
         }
         save_checkpoint(state, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ import torch
 from torchreid import engine
 
 from torchreid_snloss import distributed
+from torchreid_snloss.data.fingerprint import check_same_on_all_ranks, describe_batches
 from torchreid_snloss.data.readable import test_loaders
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.checkpointer import Checkpointer
@@ -20,6 +22,7 @@ from torchreid_snloss.engine.resumable_loader import ResumableLoader
 from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
 from torchreid_snloss.engine.testing import Evaluated, Testing, selecting_map
 from torchreid_snloss.engine.update import non_finite
+from torchreid_snloss.lock import locked_on_all_ranks
 from torchreid_snloss.progress import above_bars
 from torchreid_snloss.record import to_features
 
@@ -68,7 +71,9 @@ class TrainingLoop(engine.Engine):
         self._stop = StopSignals()
         self._log = EpochLog()
         self._mean_aps: dict[str, float] = {}
+        self._batches: dict[str, Any] = {}
         if distributed.world_size() > 1 and self.trains_on_several_processes:
+            check_same_on_all_ranks(self.train_loader)
             self.train_loader = shard_training(self.train_loader)
         self.train_loader = ResumableLoader(self.train_loader, self._after_step)
 
@@ -77,29 +82,37 @@ class TrainingLoop(engine.Engine):
         self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
         super().register_model(name, model, optim, self.scheduler)
         self.checkpointer = Checkpointer(model, optim, self.scheduler, torch.initial_seed() % (1 << 64))
+        self.checkpointer.batches = self._describe_batches
         if self._channels_last:
             to_channels_last(model)
         if self._compile:
             compile_in_place(model)
 
+    def _describe_batches(self) -> dict[str, Any]:
+        loader = self.train_loader
+        self._batches = self._batches or describe_batches(loader, loader.batch_size, loader.sampler)
+        return self._batches
+
     # ---- the run ----
 
     def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
+        lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
         self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
-        self.checkpointer.start(save_dir, training=not testing_only)
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
             loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
         if not first:
             self.writer = _NoWriter()
         with (
+            lock,
             self._stop.listening(),
             named_compile_errors(),
             distributed.named_failures(),
             distributed.mute_other_ranks(),
             above_bars(),
         ):
+            self.checkpointer.start(save_dir, training=not testing_only)
             if testing_only:
                 super().run(save_dir=save_dir, **kwargs)
                 return
@@ -107,6 +120,8 @@ class TrainingLoop(engine.Engine):
                 raise ValueError(
                     f"{type(self).__name__} trains on one process only; the MetricEngines train on several"
                 )
+            if 0 < max_epoch <= start_epoch:
+                print(f"=> max_epoch is {max_epoch}, and {start_epoch} epochs are trained already: this run only tests")
             if self.options.record and first:
                 self._log.start_record(Path(save_dir) / "record", start_epoch)
             self._run_missed_evaluation(save_dir, start_epoch, max_epoch, **kwargs)
@@ -230,9 +245,15 @@ class TrainingLoop(engine.Engine):
             the epoch to start from.
 
         Raises:
-            CheckpointError: if the file can't be loaded, or is one of another model or optimizer.
+            CheckpointError: if the file can't be loaded, or is one of another model or optimizer, or was trained on
+                other images or labels.
         """
-        return self.checkpointer.resume(path)
+        own_seed = self.checkpointer.state.seed
+        epoch = self.checkpointer.resume(path)
+        sampler = self.train_loader.sampler
+        if getattr(sampler, "seed", None) == own_seed:  # the run's, not one of its own
+            sampler.seed = self.checkpointer.state.seed
+        return epoch
 
     # ---- a test ----
 

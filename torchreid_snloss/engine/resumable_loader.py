@@ -39,6 +39,12 @@ class ResumableLoader:
         batches = self.loader.batch_sampler
         return getattr(batches.batches if isinstance(batches, Shards) else batches, "batch_size", 1)
 
+    @property
+    def sampler(self) -> Any:
+        """The sampler of the batches of all processes."""
+        batches = self.loader.batch_sampler
+        return batches.sampler if isinstance(batches, Shards) else self.loader.sampler
+
     def start_epoch(self, seed: int, epoch: int, skip: int, restore_random_states: Callable[[], bool]) -> None:
         """Seeds all generators for an epoch, and on several processes then by the rank too.
 
@@ -49,8 +55,7 @@ class ResumableLoader:
             restore_random_states: called after them, just before the next batch is drawn; puts back the random states
                 that the earlier run had there, and returns whether it has some.
         """
-        batches = self.loader.batch_sampler
-        sampler = batches.sampler if isinstance(batches, Shards) else self.loader.sampler
+        batches, sampler = self.loader.batch_sampler, self.sampler
         seed_generators(seed, epoch)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)

@@ -1,0 +1,160 @@
+"""What differs between the run that wrote a checkpoint and the one that resumes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchreid_snloss.checkpoint import CheckpointError
+from torchreid_snloss.data.fingerprint import difference
+
+__all__ = ["Differences", "plain"]
+
+# Keys that change nothing in what is trained, and those by which a run starts.
+_FREE = {
+    *("use_gpu", "data.root", "data.save_dir", "data.workers", "train.print_freq", "train.save_freq", "train.keep"),
+    *("train.record", "train.start_epoch", "model.load_weights", "model.pretrained", "model.resume"),
+    *("test.batch_size", "test.eval_freq", "test.start_eval", "test.evaluate", "test.visrank", "test.visrank_topk"),
+}
+# What a checkpoint can't be resumed with in another way.
+_FIXED = ("model.name", "model.embedding", "model.neck", "train.optim", "train.staged_lr", "train.new_layers")
+# Those that decide which images an epoch's batches hold, and which images are trained on.
+_ORDER = ("train.batch_size", "train.seed", "sampler.")
+_IMAGES = ("data.", "train.seed", "cuhk03.", "market1501.")
+# Those that decide the options of the optimizer and the schedule.
+_OPTIMIZER = (
+    *("train.lr", "train.weight_decay", "train.base_lr_mult", "train.max_epoch", "train.stepsize", "train.gamma"),
+    *("train.warmup", "sgd.", "adam.", "rmsprop."),
+)
+_USED_IF = {  # keys that mean nothing unless another one is set
+    "train.new_layers": "train.staged_lr",
+    "train.base_lr_mult": "train.staged_lr",
+    "train.open_layers": "train.fixbase_epoch",
+    "train.warmup_factor": "train.warmup_epochs",
+    "loss.memory.start_epoch": "loss.memory.size",
+}
+_USED_BY = {  # sections, and keys, that only some choices use
+    "train.stepsize": ("train.lr_scheduler", ("single_step", "multi_step", "exponential")),
+    "train.gamma": ("train.lr_scheduler", ("single_step", "multi_step", "exponential")),
+    "sgd.": ("train.optim", ("sgd", "rmsprop")),
+    "rmsprop.": ("train.optim", ("rmsprop",)),
+    "adam.": ("train.optim", ("adam", "amsgrad", "radam")),
+    "video.": ("data.type", ("video",)),
+}
+
+
+def plain(value: Any) -> Any:
+    """A value of the config as a checkpoint can hold it, which is loaded without running code."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class Differences:
+    """Compares a run with the one that wrote a checkpoint.
+
+    Args:
+        checkpoint: The content of the checkpoint.
+        now: `settings` of the run that resumes it, by their keys, or None; `batches`: what its batches are drawn from;
+            `criterion`: the state of its losses, or None.
+        path: The checkpoint, for messages.
+
+    Attributes:
+        other_order: Whether the batches of an epoch are other ones.
+
+    Raises:
+        CheckpointError: If a setting differs with which the checkpoint can't be resumed, or the training images or
+            their labels do.
+    """
+
+    def __init__(self, checkpoint: Mapping[str, Any], now: Mapping[str, Any], path: Any) -> None:
+        before, settings = _mapping(checkpoint.get("settings")), now["settings"]
+        self._settings: dict[str, str] | None = None
+        self._batches: list[str] = []
+        self.other_order = False
+        self._silent = settings is not None and bool(settings.get("test.evaluate"))
+        if self._silent:  # nothing of that is used
+            return
+        if before and settings is not None:
+            with_state = bool(now["criterion"] or checkpoint.get("criterion"))
+            self._settings = _changed_settings(before, settings, with_state, path)
+            self.other_order = any(key.startswith(_ORDER) for key in self._settings)
+        self._compare_batches(_mapping(checkpoint.get("batches")), now["batches"], path)
+
+    def _compare_batches(self, before: Mapping[str, Any], now: Mapping[str, Any], path: Any) -> None:
+        images, own = _mapping(before.get("images")), now.get("images")
+        if own and not images:
+            self._batches.append("the checkpoint does not say which images and labels it was trained with")
+        if own and images:
+            if what := difference(images, own):
+                settings = self._settings or {}
+                reasons = [
+                    line.removesuffix(", which is used") for key, line in settings.items() if key.startswith(_IMAGES)
+                ]
+                because = f" ({'; '.join(reasons)})" if reasons else ""
+                raise CheckpointError(
+                    f"{str(path)!r} was trained on other images or labels: {what}{because}; "
+                    "start from its weights with model.load_weights"
+                )
+            if images.get("order") != own["order"]:
+                self._batches.append("the training images are in another order, so the batches are other ones")
+        changed = [key for key in now if key != "images" and key in before and before[key] != now[key]]
+        self.other_order |= bool(changed or (own and images and images.get("order") != own["order"]))
+        if self._settings is None:
+            self._batches += [
+                f"{key}: {before[key]} in the checkpoint, {now[key]} in this run, which is used" for key in changed
+            ]
+
+    def lines(self, of_schedule: list[str]) -> list[str]:
+        """A line about each thing that differs.
+
+        Args:
+            of_schedule: Those about the optimizer and its schedule, which are used unless settings say the same.
+        """
+        if self._silent:
+            return []
+        settings = self._settings or {}
+        said = any(key.startswith(_OPTIMIZER) for key in settings)
+        return [*settings.values(), *([] if said else of_schedule), *self._batches]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], criterion_has_state: bool, path: Any
+) -> dict[str, str]:
+    """A line about each setting that differs from the checkpoint's, by its key."""
+    changed = {key: plain(value) for key, value in now.items() if key in before and plain(value) != before[key]}
+    staged = before.get("train.staged_lr") and now.get("train.staged_lr")
+    for key in _FIXED:
+        if key in changed and (key != "train.new_layers" or staged):
+            raise _refusal(path, key, before[key], changed[key])
+    for key in ("loss.name", "loss.custom.target"):
+        if key in changed and criterion_has_state:
+            raise _refusal(path, key, before[key], changed[key])
+    return {
+        key: f"{key}: {before[key]} in the checkpoint, {value} in the config, which is used"
+        for key, value in changed.items()
+        if key not in _FREE and _in_use(key, before, now)
+    }
+
+
+def _refusal(path: Any, key: str, before: Any, now: Any) -> CheckpointError:
+    return CheckpointError(
+        f"{str(path)!r} can't be resumed with {key} {now}: it was trained with {before}; "
+        "start from its weights with model.load_weights"
+    )
+
+
+def _in_use(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if key in _USED_IF and not any(values.get(_USED_IF[key]) for values in (before, now)):
+        return False
+    for section, (choice, names) in _USED_BY.items():
+        if key.startswith(section):
+            return now.get(choice) in names
+    if key.startswith("loss.") and key.count(".") > 1:
+        losses = {*str(before.get("loss.name")).split("+"), *str(now.get("loss.name")).split("+"), "softmax", "memory"}
+        return key.split(".")[1] in losses
+    return True
