@@ -11,7 +11,7 @@ import torch
 from torchreid import engine
 
 from torchreid_snloss import distributed
-from torchreid_snloss.data.fingerprint import check_same_on_all_ranks, describe_batches
+from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
 from torchreid_snloss.data.readable import test_loaders
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.checkpointer import Checkpointer
@@ -71,7 +71,6 @@ class TrainingLoop(engine.Engine):
         self._stop = StopSignals()
         self._log = EpochLog()
         self._mean_aps: dict[str, float] = {}
-        self._batches: dict[str, Any] = {}
         if distributed.world_size() > 1 and self.trains_on_several_processes:
             check_same_on_all_ranks(self.train_loader)
             self.train_loader = shard_training(self.train_loader)
@@ -82,16 +81,11 @@ class TrainingLoop(engine.Engine):
         self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
         super().register_model(name, model, optim, self.scheduler)
         self.checkpointer = Checkpointer(model, optim, self.scheduler, torch.initial_seed() % (1 << 64))
-        self.checkpointer.batches = self._describe_batches
+        self.checkpointer.batches = lambda: self.train_loader.description
         if self._channels_last:
             to_channels_last(model)
         if self._compile:
             compile_in_place(model)
-
-    def _describe_batches(self) -> dict[str, Any]:
-        loader = self.train_loader
-        self._batches = self._batches or describe_batches(loader, loader.batch_size, loader.sampler)
-        return self._batches
 
     # ---- the run ----
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchreid_snloss import distributed
+from torchreid_snloss.data.fingerprint import describe_batches
 from torchreid_snloss.data.shards import Shards
 from torchreid_snloss.engine.random_state import seed_generators
 
@@ -44,6 +46,11 @@ class ResumableLoader:
         """The sampler of the batches of all processes."""
         batches = self.loader.batch_sampler
         return batches.sampler if isinstance(batches, Shards) else self.loader.sampler
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """What its batches follow from, next to the seed."""
+        return describe_batches(self.loader, self.batch_size, self.sampler)
 
     def start_epoch(self, seed: int, epoch: int, skip: int, restore_random_states: Callable[[], bool]) -> None:
         """Seeds all generators for an epoch, and on several processes then by the rank too.
