@@ -247,7 +247,7 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
         (["loss.name", "triplet"], "training on 3 processes needs loss sn, hap2s, fidi or custom, got 'triplet'"),
         (["train.sync_batchnorm", True], "train.sync_batchnorm True needs GPUs"),
         (["train.micro_batch", -1], "train.micro_batch must be at least 0; got train.micro_batch -1"),
-        (["loss.memory.size", -1], "loss.memory.size .* must be at least 0; got loss.memory.size -1"),
+        (["loss.memory.size", -1], "loss.memory.size must be at least 0; got loss.memory.size -1"),
         (["loss.memory.size", 8, "data.type", "video"], "loss.memory.size above 0 needs data.type image"),
     ],
 )

@@ -388,12 +388,12 @@ def test_every_key_stands_once_on_its_page() -> None:
     assert sorted(keys) == sorted(keys_of(get_default_config()))
     # Of each source one: the tables of keys, a loss's docstring, its base's, the engine's.
     for row in (
-        "| `train.keep` | int | `3` | Newest checkpoints to keep; 0: all |",
-        "| `loss.sn.num_neighbors` | int | `10` | $K$, the size of the support, >= 1 |",
-        "| `loss.fidi.weight_m` | float | `1.0` | Weight of the metric term, >= 0; a term of weight 0 is left out.",
+        "| `train.keep` | int | from 0 to 1,000,000 | `3` | Newest checkpoints to keep; 0: all |",
+        "| `loss.sn.num_neighbors` | int | at least 1 and at most 1,000,000,000 | `10` | $K$, the size of the",
+        "| `loss.fidi.weight_m` | float | at least 0 and at most 1,000,000 | `1.0` | Weight of the metric term",
     ):
         assert row in page
-    assert "| `loss.hap2s.block_size` | int | `0` | Anchors at a time" in page
+    assert "| `loss.hap2s.block_size` | int | at least 0 and at most 1,000,000,000 | `0` | Anchors at a time" in page
 
 
 MESSAGE = re.compile(r"^### (`+) ?(.+?) ?\1(?: \((torch|torchreid|Python)\))?$", re.MULTILINE)

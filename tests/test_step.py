@@ -118,7 +118,7 @@ def test_images_in_channels_last(cls: Any, datamanager: Any, batch: dict[str, An
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["train.amp", "half"], "train.amp must be one of 'off', 'bf16', 'fp16', got 'half'"),
+        (["train.amp", "half"], "train.amp must be one of off, bf16, fp16, got 'half'"),
         (
             ["train.amp", "bf16", "loss.name", "triplet"],
             "train.amp bf16 needs loss sn, hap2s, fidi or custom, got 'triplet'",

@@ -36,7 +36,6 @@ from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import Criterion
 from torchreid_snloss.pretrained import check_pretrained, checked_downloads
 from torchreid_snloss.register import register
-from torchreid_snloss.rules import EXPONENTIAL
 from torchreid_snloss.settings import (
     Config,
     Settings,
@@ -50,6 +49,7 @@ from torchreid_snloss.settings import (
     train_options,
     videodata_kwargs,
 )
+from torchreid_snloss.torchreid_config import EXPONENTIAL
 
 __all__ = ["build_criteria", "build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
 

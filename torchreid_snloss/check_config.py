@@ -1,4 +1,4 @@
-"""Checks a config by its rules, and by what a table can't say."""
+"""Checks a config: the range of every key, the rules among several, and what a table can't say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from yacs.config import CfgNode
 from torchreid_snloss import distributed
 from torchreid_snloss.config import (
     ConfigError,
-    get_default_config,
     leaves,
     loss_names,
     metric_weights,
@@ -22,9 +21,9 @@ from torchreid_snloss.config import (
 from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.engine import check_weights
 from torchreid_snloss.engine.amp import check_amp
-from torchreid_snloss.keys import MAY_BE_NONE
+from torchreid_snloss.keys import all_keys
 from torchreid_snloss.losses import LOSSES
-from torchreid_snloss.rules import RULES, choices, torchreids_loss
+from torchreid_snloss.rules import RULES, torchreids_loss
 
 __all__ = ["check_config"]
 
@@ -38,13 +37,10 @@ def check_config(cfg: CfgNode) -> None:
     values = dict(leaves(cfg))
     _check_values(values)
     _check_names(loss_names(cfg), cfg.loss.name)
-    for key, words in choices().items():
-        value = values[key]
-        for word in value if isinstance(value, (list, tuple)) else [value]:
-            _check_choice(key, word, words)
     _check_engine(values)
     for rule in RULES:
         rule.check(values)
+    _check_batch(values)
     if cfg.use_gpu and not torch.cuda.is_available():
         raise ConfigError("use_gpu is True, but torch finds no GPU")
     try:
@@ -58,12 +54,15 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
-    defaults = dict(leaves(get_default_config()))
-    if missing := [key for key in defaults if key not in values]:
+    keys = all_keys()
+    if missing := [key for key in keys if key not in values]:
         raise ConfigError(f"the config has no {', '.join(missing)}: make it with get_default_config or load_config")
-    for key, default in defaults.items():
-        if values[key] is None and key not in MAY_BE_NONE:
-            raise ConfigError(f"{key} must have a value, as its default {default!r}, got None")
+    for key, known in keys.items():
+        problem = known.range.problem(key, values[key])
+        if problem and values[key] is None:
+            raise ConfigError(f"{key} must have a value, as its default {known.default!r}, got None")
+        if problem:
+            raise ConfigError(problem)
 
 
 def _check_choice(key: str, value: str, words: Collection[str]) -> None:
@@ -94,6 +93,30 @@ def _check_engine(values: Mapping[str, Any]) -> None:
     for what, is_wanted in wanted.items():
         if is_wanted:
             raise ConfigError(f"{what} needs loss {', '.join(LOSSES)} or custom, got {values['loss.name']!r}")
+
+
+def _check_batch(values: Mapping[str, Any]) -> None:
+    """Batch norm, in training, must see two images or more each time: one has no variance."""
+    if values["test.evaluate"]:
+        return
+    batch, micro_batch = values["train.batch_size"], values["train.micro_batch"]
+    frames = values["video.seq_len"] if values["data.type"] == "video" else 1
+    if values["data.type"] == "video" and values["video.sample_method"] == "all":
+        frames = 3  # each tracklet has its own number, which may be odd
+    most = fewest = batch * frames
+    processes = distributed.world_size()
+    if processes > 1:  # the images of an identity stay together
+        instances = values["sampler.num_instances"]
+        instances = instances if batch >= processes * instances else 1
+        groups = -(-batch // instances)
+        most, fewest = -(-groups // processes) * instances * frames, groups // processes * instances * frames
+    parts = -(-most // micro_batch) if micro_batch else 1
+    if fewest // parts < 2:
+        of_each = f" on {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"train.batch_size {batch}{of_each} with train.micro_batch {micro_batch} would put one image alone through "
+            "the model, whose batch norm needs at least 2 at a time"
+        )
 
 
 def _check_loss(cfg: CfgNode) -> None:

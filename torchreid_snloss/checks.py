@@ -44,6 +44,8 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
             f"=> {short} of {datamanager.num_train_pids} training identities have fewer than "
             f"{settings.num_instances} images, some of which come more than once in a batch"
         )
+    if settings.data_type == "video" and settings.values["video.sample_method"] == "all":
+        _check_lengths(settings, datamanager)
     if settings.multi_query:
         for name, splits in datamanager.test_loader.items():
             if name != VALIDATION and not find_more_queries(splits["query"].dataset):
@@ -66,6 +68,27 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
         bad = [rank for rank in settings.ranks if not 1 <= rank <= longest]
         if bad:
             raise ConfigError(f"test.ranks must lie between 1 and {longest} for {name!r}, got {bad}")
+
+
+def _check_lengths(settings: Settings, datamanager: Any) -> None:
+    """Tracklets in a batch must have the same number of frames, and batch norm needs two images."""
+    parts = {f"{name}'s test set": splits for name, splits in datamanager.test_loader.items()}
+    sets = [("test.batch_size", name, loader.dataset) for name, splits in parts.items() for loader in splits.values()]
+    if not settings.evaluate:
+        sets.append(("train.batch_size", "the training set", datamanager.train_loader.dataset))
+    for key, name, dataset in sets:
+        frames = [len(item[0]) for item in dataset.data]
+        batch = settings.values[key]
+        if batch > 1 and min(frames) < max(frames):
+            raise ConfigError(
+                f"video.sample_method all needs {key} 1, since the tracklets of {name} have from {min(frames)} to "
+                f"{max(frames)} frames, got {key} {batch}"
+            )
+        if key == "train.batch_size" and batch * min(frames) < 2:
+            raise ConfigError(
+                "video.sample_method all would put one image alone through the model, whose batch norm needs at least "
+                f"2 at a time: {name} has a tracklet of one frame"
+            )
 
 
 def check_model(cfg: Config, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import copy
 import difflib
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from yacs.config import CfgNode
 
+from torchreid_snloss.config_file import read_yaml
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.keys import KEYWORD_KEYS, OLD_KEYS, all_keys
+from torchreid_snloss.ranges import shown
 
 __all__ = [
     "ConfigError",
@@ -33,6 +35,10 @@ _MOVED = ("engine_run_kwargs", "imagedata_kwargs", "lr_scheduler_kwargs", "optim
 __getattr__ = renamed(__name__, {name: f"torchreid_snloss.settings.{name}" for name in _MOVED})
 
 
+_TOO_DEEP = (MemoryError, RecursionError)
+"""What Python raises for a literal that is nested too deep."""
+
+
 class ConfigError(ValueError):
     """Something in the config, or in what it names, that training can't start with."""
 
@@ -43,13 +49,12 @@ def get_default_config() -> CfgNode:
     The losses' keys and defaults are read off their constructors, those of the weights off the engine's.
     """
     cfg = CfgNode()
-    for key, (default, *_) in all_keys().items():
+    for key, known in all_keys().items():
         *sections, name = key.split(".")
         node = cfg
         for section in sections:
             node = node.setdefault(section, CfgNode())
-        node[name] = CfgNode(new_allowed=True) if key in KEYWORD_KEYS else copy.deepcopy(default)
-    cfg.use_gpu = torch.cuda.is_available()
+        node[name] = CfgNode(new_allowed=True) if key in KEYWORD_KEYS else copy.deepcopy(known.default)
     return cfg
 
 
@@ -67,20 +72,31 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     cfg = get_default_config()
     if config_file:
         try:
-            with open(_found(config_file), encoding="utf-8") as stream:
-                changes = yaml.safe_load(stream)
-            changes = dict(leaves(changes))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            changes = list(leaves(read_yaml(_found(config_file))))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"can't read the config file {config_file!r}: {' '.join(str(error).split())}") from error
         except (AttributeError, RecursionError) as error:
             raise ConfigError(f"config file {config_file!r} must hold sections of keys, and nothing else") from error
-        for key, value in changes.items():
-            _set(cfg, key, value)
+        _set_all(cfg, changes, config_file)
     if len(options) % 2 != 0:
         raise ConfigError(f"options come in pairs, KEY VALUE, but the last one, {options[-1]!r}, has no value")
     for key, value in zip(options[::2], options[1::2]):
         _set(cfg, key, value)
     return cfg
+
+
+def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str) -> None:
+    """Sets what a config file holds."""
+    sections = {key[: end.start()] for key in dict(leaves(cfg)) for end in re.finditer(r"\.", key)} | {*KEYWORD_KEYS}
+    # The file itself has no key twice, but `loss.sn.scale: 10` may be written in one line, too.
+    times = collections.Counter(OLD_KEYS.get(key) or key for key, _ in changes)
+    if twice := [name for name, number in times.items() if number > 1]:
+        raise ConfigError(f"config file {config_file!r} sets {shown(twice[0])} more than once")
+    for key, value in changes:
+        if key in sections and value is None:
+            print(f"=> config section {key} is empty")
+        else:
+            _set(cfg, key, value)
 
 
 def _found(config_file: str) -> Path:
@@ -108,44 +124,46 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         if OLD_KEYS[key] is None:
             return
         key = str(OLD_KEYS[key])
-    swallowed = [item for item in value if item in known] if isinstance(value, list) else []
+    swallowed = [item for item in value if isinstance(item, str) and item in known] if isinstance(value, list) else []
     if swallowed:
-        raise ConfigError(f"{key} got {value}: put `--` between its values and the option {swallowed[0]}")
+        raise ConfigError(f"{key} got {shown(value)}: put `--` between its values and the option {swallowed[0]}")
     if key not in known:
         guesses = difflib.get_close_matches(key, known, n=3)
         hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
-        raise ConfigError(f"unknown config key {key!r}{hint}")
+        raise ConfigError(f"unknown config key {shown(key)}{hint}")
     if key == "train.amp" and value is False:
         value = "off"  # a bare off in YAML
     if value in ("None", "null"):  # a key that must have a value is told when the config is resolved
         value = None
     if isinstance(known[key], float) and not isinstance(value, bool):
         # yacs takes no 1 where the default is 1.0.
-        with contextlib.suppress(TypeError, ValueError):  # what is no number yacs finds out below
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # what is no number yacs finds out below
             value = float(value)
     if key in KEYWORD_KEYS:
         value = _keywords(key, value)
     try:
         cfg.merge_from_list([key, value])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, *_TOO_DEEP) as error:
+        hint = "; text that looks like something else needs quotes" if isinstance(known[key], str) else ""
         raise ConfigError(
-            f"{key} must be of type {type(known[key]).__name__}, as its default {known[key]!r}, got {value!r}"
+            f"{key} must be of type {type(known[key]).__name__}, as its default {known[key]!r}, "
+            f"got {shown(value)}{hint}"
         ) from error
 
 
 def _keywords(key: str, value: Any) -> CfgNode:
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, SyntaxError):  # what is no literal is told below
+        with contextlib.suppress(ValueError, SyntaxError, *_TOO_DEEP):  # what is no literal is told below
             value = ast.literal_eval(value)
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"{key} must hold keywords, as \"{{'gamma': 80}}\", got {value!r}")
+        raise ConfigError(f"{key} must hold keywords, as \"{{'gamma': 80}}\", got {shown(value)}")
     # YAML takes 1e-1 for text.
     floats = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
     plain = {k: float(v) if isinstance(v, str) and floats.fullmatch(v) else v for k, v in value.items()}
     try:
         return CfgNode(plain, new_allowed=True)
-    except AssertionError as error:
-        raise ConfigError(f"{key} must hold numbers, text, lists and such: {error}") from error
+    except (AssertionError, RecursionError) as error:
+        raise ConfigError(f"{key} must hold numbers, text, lists and such, got {shown(value)}") from error
 
 
 def loss_names(cfg: CfgNode) -> list[str]:

@@ -3,52 +3,82 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+import torch
 
 from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
+from torchreid_snloss.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shown
+from torchreid_snloss.torchreid_config import BATCH, EPOCHS, WEIGHT, Key
 from torchreid_snloss.torchreid_config import KEYS as TORCHREID_KEYS
-from torchreid_snloss.torchreid_config import Key
 
-__all__ = ["KEYWORD_KEYS", "MAY_BE_NONE", "OLD_KEYS", "OUR_KEYS", "SECTIONS", "WEIGHTS", "all_keys", "loss_keys"]
+__all__ = ["KEYWORD_KEYS", "OLD_KEYS", "OUR_KEYS", "SECTIONS", "WEIGHTS", "LossArgument", "all_keys", "loss_keys"]
 
 OUR_KEYS: dict[str, Key] = {
-    "model.last_stride": Key(0, "stride of a ResNet's last stage, 1 or 2; 0: the model's own"),
-    "model.embedding": Key([], "widths of layers after the pooled features, as `[1024, 128]`"),
-    "model.neck": Key("none", "`none`, or `bnneck`: a batch norm after the features of the metric loss"),
-    "test.flip": Key(False, "average the features of an image and its mirror image"),
-    "test.multi_query": Key(False, "average the features of a query over Market-1501's gt_bbox images of it"),
+    "model.last_stride": Key(0, "stride of a ResNet's last stage; 0: the model's own", Integer(0, 2)),
+    "model.embedding": Key(
+        [], "widths of layers after the pooled features, as `[1024, 128]`", Items(Integer(1, 16_384), range(9))
+    ),
+    "model.neck": Key(
+        "none", "`bnneck`: a batch norm after the features of the metric loss", Words(("none", "bnneck"))
+    ),
+    "test.flip": Key(False, "average the features of an image and its mirror image", Flag()),
+    "test.multi_query": Key(False, "average the features of a query over Market-1501's gt_bbox images of it", Flag()),
     "test.rerank_in_training": Key(
-        False, "re-rank in the evaluations of a training run too, where torchreid ignores `test.rerank`"
+        False, "re-rank in the evaluations of a training run too, where torchreid ignores `test.rerank`", Flag()
     ),
-    "data.val_fraction": Key(0.0, "share of the training identities held out to choose the best checkpoint by"),
-    "data.train_fraction": Key(1.0, "share of the training identities to train on"),
-    "data.label_noise": Key(0.0, "share of the training images that get another identity's label, drawn at random"),
+    "data.val_fraction": Key(
+        0.0, "share of the training identities held out to choose the best checkpoint by", Number(at_least=0, below=1)
+    ),
+    "data.train_fraction": Key(1.0, "share of the training identities to train on", Number(above=0, at_most=1)),
+    "data.label_noise": Key(
+        0.0,
+        "share of the training images that get another identity's label, drawn at random",
+        Number(at_least=0, below=1),
+    ),
     "data.outliers": Key(
-        0.0, "share of the training images replaced by a small patch of themselves, like a failed detection"
+        0.0,
+        "share of the training images replaced by a small patch of themselves, like a failed detection",
+        Number(at_least=0, at_most=1),
     ),
-    "train.save_freq": Key(1, "epochs between checkpoints"),
-    "train.keep": Key(3, "newest checkpoints to keep; 0: all"),
-    "train.nonfinite": Key("stop", "what to do at a NaN or infinite loss or gradient: `stop`, or `skip` the step"),
-    "train.amp": Key("off", "mixed precision: `off`, `bf16` or `fp16`"),
-    "train.channels_last": Key(False, "use the channels-last memory format"),
-    "train.compile": Key(False, "compile the model with `torch.compile`"),
-    "train.warmup_epochs": Key(0, "epochs in which the learning rate rises to the schedule's"),
-    "train.warmup_factor": Key(0.01, "share of the learning rate in the first of these epochs"),
+    "train.save_freq": Key(1, "epochs between checkpoints", Integer(1, EPOCHS)),
+    "train.keep": Key(3, "newest checkpoints to keep; 0: all", Integer(0, EPOCHS)),
+    "train.nonfinite": Key(
+        "stop",
+        "what to do at a NaN or infinite loss or gradient: stop the run, or skip the step",
+        Words(("stop", "skip")),
+    ),
+    "train.amp": Key("off", "mixed precision", Words(("off", "bf16", "fp16"))),
+    "train.channels_last": Key(False, "use the channels-last memory format", Flag()),
+    "train.compile": Key(False, "compile the model with `torch.compile`", Flag()),
+    "train.warmup_epochs": Key(0, "epochs in which the learning rate rises to the schedule's", Integer(0, EPOCHS)),
+    "train.warmup_factor": Key(
+        0.01, "share of the learning rate in the first of these epochs", Number(above=0, at_most=1)
+    ),
     "train.micro_batch": Key(
-        0, "images that a process puts through the model at a time, for batches larger than its memory; 0: all"
+        0,
+        "images that a process puts through the model at a time, 2 or more, for batches larger than its memory; 0: all",
+        Integer(0, BATCH),
     ),
-    "train.sync_batchnorm": Key(False, "compute batch norm over all processes' images"),
+    "train.sync_batchnorm": Key(False, "compute batch norm over all processes' images", Flag()),
     "train.record": Key(
-        False, "write what a report is drawn from to `save_dir/record`, and evaluate before training too"
+        False, "write what a report is drawn from to `save_dir/record`, and evaluate before training too", Flag()
     ),
-    "loss.custom.target": Key("", "a class or function, as `pytorch_metric_learning.losses.CircleLoss`"),
-    "loss.custom.kwargs": Key({}, "its keywords"),
-    "loss.custom.miner": Key("", "as `pytorch_metric_learning.miners.MultiSimilarityMiner`; empty: none"),
-    "loss.custom.miner_kwargs": Key({}, "its keywords"),
-    "loss.custom.weight_m": Key(1.0, "weight of the criterion"),
-    "loss.custom.weight_x": Key(1.0, "weight of the softmax term"),
-    "loss.memory.size": Key(0, "how many features; 0: none"),
-    "loss.memory.start_epoch": Key(0, "the epoch, from 0, in which they are first used"),
+    "loss.custom.target": Key(
+        "", "a class or function, as `pytorch_metric_learning.losses.CircleLoss`", Text(empty=True)
+    ),
+    "loss.custom.kwargs": Key({}, "its keywords", Keywords()),
+    "loss.custom.miner": Key(
+        "", "as `pytorch_metric_learning.miners.MultiSimilarityMiner`; empty: none", Text(empty=True)
+    ),
+    "loss.custom.miner_kwargs": Key({}, "its keywords", Keywords()),
+    "loss.custom.weight_m": Key(1.0, "weight of the criterion", WEIGHT),
+    "loss.custom.weight_x": Key(1.0, "weight of the softmax term", WEIGHT),
+    "loss.memory.size": Key(0, "how many features; 0: none", Integer(0, 10_000_000)),
+    "loss.memory.start_epoch": Key(0, "the epoch, from 0, in which they are first used", Integer(0, EPOCHS)),
 }
 """The keys that torchreid does not have."""
 
@@ -62,9 +92,57 @@ OLD_KEYS = {"data.use_unlabeled_targets": "data.load_train_targets", "test.visac
 """Keys of older torchreid configs: their present names, None: obsolete."""
 KEYWORD_KEYS = ("loss.custom.kwargs", "loss.custom.miner_kwargs")
 """Keys whose value is a mapping of any names."""
-MAY_BE_NONE = ("loss.hap2s.margin", "data.norm_mean", "data.norm_std", "test.normalize_feature")
 WEIGHTS = ("weight_m", "weight_x")
 """Keys of a loss's section that are the engine's."""
+
+
+@dataclass(frozen=True)
+class LossArgument(Range):
+    """What a loss's constructor accepts for one of its arguments: the check is the constructor's own.
+
+    Attributes:
+        loss: The name of the loss.
+        argument: The name of the argument.
+    """
+
+    loss: str
+    argument: str
+
+    @property
+    def kind(self) -> type:  # type: ignore[override]
+        return type(inspect.signature(LOSSES[self.loss]).parameters[self.argument].default)
+
+    @property
+    def bounds(self) -> str:
+        words = get_args(get_type_hints(LOSSES[self.loss].__init__)[self.argument])
+        if self.kind is str:
+            return ", ".join(words)
+        if self.kind is bool:
+            return "True or False"
+        lowest = {"at least 0": 0.0, "above 0": sys.float_info.min, "at least 1": 1.0, "above 1": 1.5}
+        accepted = (text for text, value in lowest.items() if not self._error(self.kind(value)))
+        lower = next(accepted, "as its meaning says,")
+        return f"{lower} and at most {_LARGEST:,}{', or None' if not self._error(None) else ''}"
+
+    def holds(self, value: Any) -> bool:
+        return self.problem("", value) is None
+
+    def problem(self, key: str, value: Any) -> str | None:
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        if not plain or (isinstance(value, (int, float)) and _LARGEST < abs(value) < float("inf")):
+            return f"{key} must be {self.bounds}; got {key} {shown(value)}"
+        error = self._error(value)
+        return f"loss.{self.loss}: {error}" if error else None
+
+    def _error(self, value: Any) -> str:
+        try:
+            LOSSES[self.loss](**{self.argument: value})
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return ""
+
+
+_LARGEST = 1_000_000_000  # for the numbers of the losses, whose checks have no upper bound
 
 
 def loss_keys() -> dict[str, Key]:
@@ -74,10 +152,13 @@ def loss_keys() -> dict[str, Key]:
     for name, loss in LOSSES.items():
         parameters = {**inspect.signature(loss).parameters, **{key: weights[key] for key in WEIGHTS}}
         del parameters["reduction"]  # training needs the mean
-        found |= {f"loss.{name}.{key}": Key(parameter.default, "") for key, parameter in parameters.items()}
+        found |= {
+            f"loss.{name}.{key}": Key(parameter.default, "", WEIGHT if key in WEIGHTS else LossArgument(name, key))
+            for key, parameter in parameters.items()
+        }
     return found
 
 
 def all_keys() -> dict[str, Key]:
-    """Every key but `use_gpu`, whose default depends on the machine."""
-    return {**TORCHREID_KEYS, **OUR_KEYS, **loss_keys()}
+    """Every key; the default of `use_gpu` depends on the machine, and the engine's docstring is its text."""
+    return {**TORCHREID_KEYS, **OUR_KEYS, **loss_keys(), "use_gpu": Key(torch.cuda.is_available(), "", Flag())}

@@ -5,108 +5,159 @@ Both are those of torchreid's `scripts/default_config.py` (1.4.0), which no pack
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["DATA_KEYWORDS", "ENGINE_RUN_KEYWORDS", "IMAGE_KEYWORDS", "KEYS", "OPTIMIZER_KEYWORDS", "SAMPLER_KEYWORDS",
-           "SCHEDULER_KEYWORDS", "VIDEO_KEYWORDS", "Key"]  # fmt: skip
+from torchreid import data, optim
+
+from torchreid_snloss.data import IdentitySampler
+from torchreid_snloss.ranges import Flag, Integer, Items, Number, Range, Text, Words
+
+__all__ = ["BATCH", "DATA_KEYWORDS", "ENGINE_RUN_KEYWORDS", "EPOCHS", "EXPONENTIAL", "IMAGE_KEYWORDS", "KEYS",
+           "OPTIMIZER_KEYWORDS", "SAMPLER_KEYWORDS", "SCHEDULER_KEYWORDS", "VIDEO_KEYWORDS", "WEIGHT",
+           "Key"]  # fmt: skip
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True)
+class Key:
     """A key of the config.
 
     Attributes:
-        default: its value where nothing is set.
-        text: what it means, as the documentation shows it.
-        type: the type of its values, where the default is None.
+        default: Its value where nothing is set.
+        text: What it means, as the documentation shows it.
+        range: What values it may have.
     """
 
     default: Any
     text: str
-    type: type | None = None
+    range: Range
+
+
+EXPONENTIAL = "exponential"
+"""The SN paper's schedule, a `train.lr_scheduler` beside torchreid's."""
+BATCH, EPOCHS = 100_000, 1_000_000
+"""The most images in a batch and the most epochs, far above what anyone trains with."""
+WEIGHT = Number(at_least=0, at_most=1_000_000)
+"""The range of a loss's weight."""
+_SOME = range(1, 1001)  # the lengths of a list that must not be empty
+_NAMES = Items(Text(), _SOME, once=True)
+_TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
+
+
+def _samplers() -> Collection[str]:
+    """torchreid's samplers, as they are now, and this package's."""
+    return dict.fromkeys([*data.sampler.AVAI_SAMPLERS, IdentitySampler.__name__])
 
 
 KEYS: dict[str, Key] = {
-    "model.name": Key("resnet50", "one of `torchreid.models`"),
-    "model.pretrained": Key(True, "start from ImageNet weights"),
-    "model.load_weights": Key("", "a checkpoint to take the weights from"),
-    "model.resume": Key("", "a checkpoint to continue, or `auto`: the newest one in `save_dir/model`"),
-    "data.type": Key("image", "`image` or `video`"),
-    "data.root": Key("reid-data", "the folder that holds the data sets"),
-    "data.sources": Key(["market1501"], "data sets to train on"),
-    "data.targets": Key(["market1501"], "data sets to test on"),
-    "data.workers": Key(4, "processes that load images"),
-    "data.split_id": Key(0, "which split, for data sets with several"),
-    "data.height": Key(256, "height of an image in pixels"),
-    "data.width": Key(128, "width of an image in pixels"),
-    "data.combineall": Key(False, "train on query and gallery too"),
+    "model.name": Key("resnet50", "one of `torchreid.models`", Text()),
+    "model.pretrained": Key(True, "start from ImageNet weights", Flag()),
+    "model.load_weights": Key("", "a checkpoint to take the weights from", Text(empty=True)),
+    "model.resume": Key(
+        "", "a checkpoint to continue, or `auto`: the newest one in `save_dir/model`", Text(empty=True)
+    ),
+    "data.type": Key("image", "kind of the data sets", Words(("image", "video"))),
+    "data.root": Key("reid-data", "the folder that holds the data sets", Text()),
+    "data.sources": Key(["market1501"], "data sets to train on", _NAMES),
+    "data.targets": Key(["market1501"], "data sets to test on", _NAMES),
+    "data.workers": Key(4, "processes that load images", Integer(0, 1024)),
+    "data.split_id": Key(0, "which split, for data sets with several", Integer(0, 1_000_000)),
+    "data.height": Key(256, "height of an image in pixels", Integer(1, 4096)),
+    "data.width": Key(128, "width of an image in pixels", Integer(1, 4096)),
+    "data.combineall": Key(False, "train on query and gallery too", Flag()),
     "data.transforms": Key(
-        ["random_flip"], "any of `random_flip`, `random_crop`, `random_patch`, `color_jitter`, `random_erase`"
+        ["random_flip"],
+        "augmentations in training",
+        Items(Words(_TRANSFORMS), once=True),
     ),
-    "data.k_tfm": Key(1, "augmented copies of an image"),
-    "data.norm_mean": Key([0.485, 0.456, 0.406], "subtracted from red, green and blue, in [0, 1]"),
-    "data.norm_std": Key([0.229, 0.224, 0.225], "red, green and blue are divided by it"),
-    "data.save_dir": Key("log", "folder for logs, checkpoints and pictures"),
-    "data.load_train_targets": Key(False, "load the training images of the targets too, without labels"),
-    "market1501.use_500k_distractors": Key(False, "add the 500,000 distractors to the gallery"),
-    "cuhk03.labeled_images": Key(False, "use boxes drawn by people instead of detected ones"),
-    "cuhk03.classic_split": Key(False, "use the 20 splits of the first protocol"),
-    "cuhk03.use_metric_cuhk03": Key(False, "rank one gallery image per identity, drawn at random"),
+    "data.k_tfm": Key(1, "augmented copies of an image", Integer(1, 100)),
+    "data.norm_mean": Key(
+        [0.485, 0.456, 0.406],
+        "subtracted from red, green and blue; None here or in `norm_std`: ImageNet's for both",
+        Items(Number(at_least=0, at_most=1), (3,), none=True),
+    ),
+    "data.norm_std": Key(
+        [0.229, 0.224, 0.225],
+        "red, green and blue are divided by it; None: ImageNet's",
+        Items(Number(at_least=0.001, at_most=1000), (3,), none=True),
+    ),
+    "data.save_dir": Key("log", "folder for logs, checkpoints and pictures", Text()),
+    "data.load_train_targets": Key(False, "load the training images of the targets too, without labels", Flag()),
+    "market1501.use_500k_distractors": Key(False, "add the 500,000 distractors to the gallery", Flag()),
+    "cuhk03.labeled_images": Key(False, "use boxes drawn by people instead of detected ones", Flag()),
+    "cuhk03.classic_split": Key(False, "use the 20 splits of the first protocol", Flag()),
+    "cuhk03.use_metric_cuhk03": Key(False, "rank one gallery image per identity, drawn at random", Flag()),
     "sampler.train_sampler": Key(
-        "RandomSampler", "one of torchreid's, or `IdentitySampler`, which replaces `RandomSampler` for metric losses"
+        "RandomSampler",
+        "how batches are drawn; `IdentitySampler` replaces `RandomSampler` for metric losses",
+        Words(_samplers),
     ),
-    "sampler.train_sampler_t": Key("RandomSampler", "sampler of the targets' training images"),
-    "sampler.num_instances": Key(4, "images of an identity in a batch"),
-    "sampler.num_cams": Key(1, "cameras in a batch, for `RandomDomainSampler`"),
-    "sampler.num_datasets": Key(1, "data sets in a batch, for `RandomDatasetSampler`"),
-    "video.seq_len": Key(15, "frames of a tracklet"),
-    "video.sample_method": Key("evenly", "which frames: `evenly`, `random` or `all`"),
-    "video.pooling_method": Key("avg", "how a tracklet's feature is made from its frames': `avg` or `max`"),
-    "train.optim": Key("adam", "`adam`, `amsgrad`, `sgd`, `rmsprop` or `radam`"),
-    "train.lr": Key(0.0003, "learning rate"),
-    "train.weight_decay": Key(5e-4, "L2 penalty of the weights"),
-    "train.max_epoch": Key(60, "epochs to train"),
-    "train.start_epoch": Key(0, "epochs done before; `model.resume` replaces it"),
-    "train.batch_size": Key(32, "images in a batch, over all processes"),
-    "train.fixbase_epoch": Key(0, "epochs at the start that train `open_layers` only"),
-    "train.open_layers": Key(["classifier"], "the layers trained in these epochs"),
-    "train.staged_lr": Key(False, "use a smaller learning rate for all layers but `new_layers`"),
-    "train.new_layers": Key(["classifier"], "the layers that keep the whole learning rate"),
-    "train.base_lr_mult": Key(0.1, "share of the learning rate that the other layers get"),
+    "sampler.train_sampler_t": Key("RandomSampler", "sampler of the targets' training images", Words(_samplers)),
+    "sampler.num_instances": Key(4, "images of an identity in a batch", Integer(1, BATCH)),
+    "sampler.num_cams": Key(1, "cameras in a batch, for `RandomDomainSampler`; 0 or -1: all", Integer(-1, BATCH)),
+    "sampler.num_datasets": Key(
+        1, "data sets in a batch, for `RandomDatasetSampler`; 0 or -1: all", Integer(-1, BATCH)
+    ),
+    "video.seq_len": Key(15, "frames of a tracklet", Integer(1, 10_000)),
+    "video.sample_method": Key("evenly", "which frames", Words(("evenly", "random", "all"))),
+    "video.pooling_method": Key("avg", "how a tracklet's feature is made from its frames'", Words(("avg", "max"))),
+    "train.optim": Key("adam", "optimizer", Words(lambda: optim.optimizer.AVAI_OPTIMS)),
+    "train.lr": Key(0.0003, "learning rate", Number(above=0, at_most=1000)),
+    "train.weight_decay": Key(5e-4, "L2 penalty of the weights", Number(at_least=0, at_most=1000)),
+    "train.max_epoch": Key(60, "epochs to train", Integer(1, EPOCHS)),
+    "train.start_epoch": Key(0, "epochs done before; `model.resume` replaces it", Integer(0, EPOCHS)),
+    "train.batch_size": Key(32, "images in a batch, over all processes", Integer(1, BATCH)),
+    "train.fixbase_epoch": Key(0, "epochs at the start that train `open_layers` only", Integer(0, EPOCHS)),
+    "train.open_layers": Key(["classifier"], "the layers trained in these epochs", Items(Text(), once=True)),
+    "train.staged_lr": Key(False, "use a smaller learning rate for all layers but `new_layers`", Flag()),
+    "train.new_layers": Key(["classifier"], "the layers that keep the whole learning rate", Items(Text(), once=True)),
+    "train.base_lr_mult": Key(
+        0.1, "share of the learning rate that the other layers get", Number(at_least=0, at_most=1000)
+    ),
     "train.lr_scheduler": Key(
-        "single_step", "`single_step`, `multi_step`, `cosine` or `exponential` (the SN paper's schedule)"
+        "single_step",
+        "schedule of the learning rate; `exponential` is the SN paper's",
+        Words(lambda: (*optim.lr_scheduler.AVAI_SCH, EXPONENTIAL)),
     ),
     "train.stepsize": Key(
-        [20], "epochs after which the learning rate falls; `exponential` starts to fall after the first"
+        [20],
+        "epochs after which the learning rate falls; `exponential` starts to fall after the first",
+        Items(Integer(1, EPOCHS), _SOME),
     ),
-    "train.gamma": Key(0.1, "factor of a step; of `exponential`, the factor of the whole fall"),
-    "train.print_freq": Key(20, "batches between two progress lines"),
-    "train.seed": Key(1, "seed of everything random"),
-    "sgd.momentum": Key(0.9, "momentum of `sgd` and `rmsprop`"),
-    "sgd.dampening": Key(0.0, "dampening of the momentum"),
-    "sgd.nesterov": Key(False, "use Nesterov's momentum"),
-    "rmsprop.alpha": Key(0.99, "smoothing constant"),
-    "adam.beta1": Key(0.9, "decay of the mean gradient"),
-    "adam.beta2": Key(0.999, "decay of the mean squared gradient"),
+    "train.gamma": Key(
+        0.1, "factor of a step; of `exponential`, the factor of the whole fall", Number(above=0, at_most=1)
+    ),
+    "train.print_freq": Key(20, "batches between two progress lines", Integer(1, 1_000_000)),
+    "train.seed": Key(1, "seed of everything random", Integer(0, 2**32 - 1)),
+    "sgd.momentum": Key(0.9, "momentum of `sgd` and `rmsprop`", Number(at_least=0, below=1)),
+    "sgd.dampening": Key(0.0, "dampening of the momentum", Number(at_least=0, below=1)),
+    "sgd.nesterov": Key(False, "use Nesterov's momentum", Flag()),
+    "rmsprop.alpha": Key(0.99, "smoothing constant", Number(at_least=0, below=1)),
+    "adam.beta1": Key(0.9, "decay of the mean gradient", Number(at_least=0, below=1)),
+    "adam.beta2": Key(0.999, "decay of the mean squared gradient", Number(at_least=0, below=1)),
     "loss.name": Key(
-        "softmax", "`softmax`, `triplet`, `sn`, `hap2s`, `fidi`, `custom`, or several of the last five, as `sn+triplet`"
+        "softmax",
+        "`softmax`, `triplet`, `sn`, `hap2s`, `fidi`, `custom`, or several of the last five, as `sn+triplet`",
+        Text(),
     ),
-    "loss.softmax.label_smooth": Key(True, "smooth the labels by 0.1 in the softmax term of every loss"),
-    "loss.triplet.margin": Key(0.3, "margin, in the unit of the distances"),
-    "loss.triplet.weight_t": Key(1.0, "weight of the triplet term"),
-    "loss.triplet.weight_x": Key(0.0, "weight of the softmax term"),
-    "test.batch_size": Key(100, "images at a time"),
-    "test.dist_metric": Key("euclidean", "`euclidean` or `cosine`"),
+    "loss.softmax.label_smooth": Key(True, "smooth the labels by 0.1 in the softmax term of every loss", Flag()),
+    "loss.triplet.margin": Key(0.3, "margin, in the unit of the distances", Number(at_least=0, at_most=1_000_000)),
+    "loss.triplet.weight_t": Key(1.0, "weight of the triplet term", WEIGHT),
+    "loss.triplet.weight_x": Key(0.0, "weight of the softmax term", WEIGHT),
+    "test.batch_size": Key(100, "images at a time", Integer(1, BATCH)),
+    "test.dist_metric": Key("euclidean", "distance between features", Words(("euclidean", "cosine"))),
     "test.normalize_feature": Key(
-        None, "L2-normalise features; None: if the loss normalises them in training", type=bool
+        None, "L2-normalise features; None: if the loss normalises them in training", Flag(none=True)
     ),
-    "test.ranks": Key([1, 5, 10, 20], "ranks of the CMC curve to print"),
-    "test.evaluate": Key(False, "test without training"),
-    "test.eval_freq": Key(-1, "epochs between evaluations; -1: evaluate after training only"),
-    "test.start_eval": Key(0, "the first epoch that may be evaluated"),
-    "test.rerank": Key(False, "re-rank with k-reciprocal neighbours, in a test run"),
-    "test.visrank": Key(False, "draw ranked lists; after training this takes another test run"),
-    "test.visrank_topk": Key(10, "images in a ranked list"),
-}  # fmt: skip
+    "test.ranks": Key([1, 5, 10, 20], "ranks of the CMC curve to print", Items(Integer(1, 1000), once=True)),
+    "test.evaluate": Key(False, "test without training", Flag()),
+    "test.eval_freq": Key(-1, "epochs between evaluations; -1: evaluate after training only", Integer(-1, EPOCHS)),
+    "test.start_eval": Key(0, "the first epoch that may be evaluated", Integer(0, EPOCHS)),
+    "test.rerank": Key(False, "re-rank with k-reciprocal neighbours, in a test run", Flag()),
+    "test.visrank": Key(False, "draw ranked lists; after training this takes another test run", Flag()),
+    "test.visrank_topk": Key(10, "images in a ranked list", Integer(1, 1000)),
+}
 """By name, `section.key`."""
 
 # The rest: keywords of torchreid's functions, and the keys that hold their values.

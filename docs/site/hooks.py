@@ -38,7 +38,7 @@ def _to_mathml(match: re.Match[str]) -> str:
 
 
 def keys_page() -> str:
-    """A table for each section of the config, of every key in it: type, default, meaning."""
+    """A table for each section of the config, of every key in it: type, range, default, meaning."""
     notes, table = meanings(), keys.all_keys()
     sections: dict[str, list[str]] = {}
     for key, leaf in config.leaves(config.get_default_config()):
@@ -46,22 +46,23 @@ def keys_page() -> str:
         parts = key.split(".")
         section = ".".join(parts[:2]) if parts[0] == "loss" and len(parts) > 2 else parts[0]
         default = "where there is a GPU" if key == "use_gpu" else f"`{value!r}`"
-        kind = (table[key].type if key in table else None) or type(value)
-        row = f"| `{key}` | {kind.__name__} | {default} | {_cell(notes[key])} |"
+        allowed = table[key].range
+        bounds = f"{allowed.bounds}{', or None' if allowed.none else ''}"
+        row = f"| `{key}` | {allowed.kind.__name__} | {bounds} | {default} | {_cell(notes[key])} |"
         sections.setdefault(section if len(parts) > 1 else "use_gpu", []).append(row)
     pieces = []
     sections["use_gpu"] = sections.pop("use_gpu")  # last
     for section, rows in sections.items():
         intro = keys.SECTIONS.get(section, "")
         head = f"## {section}\n\n" + (f"{intro[:1].upper()}{intro[1:]}.\n\n" if intro else "")
-        pieces.append(f"{head}| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows))
+        pieces.append(f"{head}| key | type | range | default | meaning |\n|---|---|---|---|---|\n" + "\n".join(rows))
     return "\n\n".join(pieces)
 
 
 def meanings() -> dict[str, str]:
     """What each key means, as the code says: the tables of keys, and the docstrings of the losses and of the engine."""
     engine = arguments(MetricEngine)
-    found = {key: text for key, (_, text, *_) in keys.all_keys().items() if text}
+    found = {key: known.text for key, known in keys.all_keys().items() if known.text}
     for name, loss in LOSSES.items():
         shared = arguments(loss.__mro__[1])
         texts = {**shared, **{key: text for key, text in arguments(loss).items() if not _SEE.match(text)}}
