@@ -98,7 +98,7 @@ def test_a_model_without_the_needed_layers_is_refused(options: list[Any], messag
     [
         (["model.last_stride", 3], "model.last_stride must be 0, 1 or 2; got model.last_stride 3"),
         (["model.neck", "long"], "model.neck must be one of none, bnneck"),
-        (["model.embedding", [0]], "model.embedding must be a list of at most 8 whole numbers from 1 to 16,384; got"),
+        (["model.embedding", [0]], "model.embedding must be a list of at most 4 whole numbers from 1 to 8,192; got"),
         (["train.warmup_epochs", 60], "train.warmup_epochs must be at least 0 and below"),
         (["train.lr_scheduler", "exponential", "train.stepsize", [60]], "needs a first train.stepsize below"),
     ],

@@ -79,7 +79,7 @@ def test_no_option_gives_a_number_or_a_list_such_a_value(value: str) -> None:
 LIMITS = [
     *[("train.seed", 2**32, 2**32 - 1), ("train.seed", -1, 0), ("train.gamma", 0.0, 1e-6), ("train.gamma", 1.1, 1)],
     *[("train.base_lr_mult", -5, 0), ("train.lr", 0, 1e-6), ("train.weight_decay", -1e-6, 0)],
-    *[("sampler.num_instances", 0, 1), ("sampler.num_cams", -2, -1), ("model.embedding", [10**10], [16_384])],
+    *[("sampler.num_instances", 0, 1), ("sampler.num_cams", -2, -1), ("model.embedding", [10**10], [8192])],
     *[("test.batch_size", 10**30, 100_000), ("test.batch_size", 0, 1), ("train.micro_batch", 1, 2)],
     *[("video.sample_method", "foo", "random"), ("sampler.train_sampler_t", "foo", "RandomDomainSampler")],
     *[("data.sources", ["market1501", "market1501"], ["market1501", "cuhk03"]), ("test.ranks", [1, 1], [1])],
@@ -88,7 +88,7 @@ LIMITS = [
     *[("loss.sn.scale", 0, 1e-6), ("loss.fidi.alpha", 1, 1.01), ("loss.hap2s.margin", -1, None)],
     *[("loss.triplet.margin", -0.1, 0), ("loss.custom.weight_x", -1, 0), ("data.save_dir", " ", "a b")],
     *[("model.last_stride", 3, 2), ("train.stepsize", [0], [1]), ("data.val_fraction", 1, 0.99)],
-    *[("data.workers", 1025, 1024), ("data.height", 4097, 4096), ("test.eval_freq", -2, -1)],
+    *[("data.workers", 257, 256), ("data.height", 4097, 4096), ("test.eval_freq", -2, -1)],
 ]
 
 
@@ -111,7 +111,7 @@ def test_limits(key: str, bad: Any, good: Any) -> None:
         (["train.seed", 2**32], "train.seed must be at most 4,294,967,295; got train.seed 4294967296"),
         (["train.gamma", -1], "train.gamma must be above 0 and at most 1; got train.gamma -1.0"),
         (["train.staged_lr", True, "train.base_lr_mult", -5], "train.base_lr_mult must be at least 0"),
-        (["model.embedding", [10**10]], "model.embedding must be a list of at most 8 whole numbers from 1 to 16,384"),
+        (["model.embedding", [10**10]], "model.embedding must be a list of at most 4 whole numbers from 1 to 8,192"),
         (["test.batch_size", 10**30], "test.batch_size must be at most 100,000"),
         (["data.sources", "['market1501', 'market1501']"], "data.sources must be a list of 1 or more names, all diff"),
         (["loss.name", "sn", "train.micro_batch", 1], "with train.micro_batch 1 would put one image alone through"),
@@ -196,7 +196,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
         ("train: {seed: 1" + "0" * 400 + "}", r"train.seed must be at most 4,.*\.\.\. \(401 characters\)"),
         ("train: {lr: 1" + "0" * 400 + "}", r"train.lr must be of type float, .*\.\.\. \(401 characters\)"),
         ("train: {lr: 1" + "0" * 5000 + "}", "can't read the config file .*4300 digits.* line 1"),
-        ("train: {seed: 0x" + "f" * 9000 + "}", "train.seed must be .*, got a value of type int that is too long to show"),
+        ("train: {seed: 0x" + "f" * 9000 + "}", "train.seed must be .*, got a value .* too long to show"),
         ("train: {seed: !!int x}", "can't read the config file .*'x'.* line 1"),
         ("train: {lr: .nan}", "train.lr must be finite"),
         ("test: {batch_size: -.inf}", "test.batch_size must be of type int"),

@@ -20,7 +20,7 @@ __all__ = ["KEYWORD_KEYS", "OLD_KEYS", "OUR_KEYS", "SECTIONS", "WEIGHTS", "LossA
 OUR_KEYS: dict[str, Key] = {
     "model.last_stride": Key(0, "stride of a ResNet's last stage; 0: the model's own", Integer(0, 2)),
     "model.embedding": Key(
-        [], "widths of layers after the pooled features, as `[1024, 128]`", Items(Integer(1, 16_384), range(9))
+        [], "widths of layers after the pooled features, as `[1024, 128]`", Items(Integer(1, 8192), range(5))
     ),
     "model.neck": Key(
         "none", "`bnneck`: a batch norm after the features of the metric loss", Words(("none", "bnneck"))
@@ -77,7 +77,7 @@ OUR_KEYS: dict[str, Key] = {
     "loss.custom.miner_kwargs": Key({}, "its keywords", Keywords()),
     "loss.custom.weight_m": Key(1.0, "weight of the criterion", WEIGHT),
     "loss.custom.weight_x": Key(1.0, "weight of the softmax term", WEIGHT),
-    "loss.memory.size": Key(0, "how many features; 0: none", Integer(0, 10_000_000)),
+    "loss.memory.size": Key(0, "how many features; 0: none", Integer(0, 1_000_000)),
     "loss.memory.start_epoch": Key(0, "the epoch, from 0, in which they are first used", Integer(0, EPOCHS)),
 }
 """The keys that torchreid does not have."""

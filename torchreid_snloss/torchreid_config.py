@@ -61,7 +61,7 @@ KEYS: dict[str, Key] = {
     "data.root": Key("reid-data", "the folder that holds the data sets", Text()),
     "data.sources": Key(["market1501"], "data sets to train on", _NAMES),
     "data.targets": Key(["market1501"], "data sets to test on", _NAMES),
-    "data.workers": Key(4, "processes that load images", Integer(0, 1024)),
+    "data.workers": Key(4, "processes that load images", Integer(0, 256)),
     "data.split_id": Key(0, "which split, for data sets with several", Integer(0, 1_000_000)),
     "data.height": Key(256, "height of an image in pixels", Integer(1, 4096)),
     "data.width": Key(128, "width of an image in pixels", Integer(1, 4096)),
@@ -99,7 +99,7 @@ KEYS: dict[str, Key] = {
     "sampler.num_datasets": Key(
         1, "data sets in a batch, for `RandomDatasetSampler`; 0 or -1: all", Integer(-1, BATCH)
     ),
-    "video.seq_len": Key(15, "frames of a tracklet", Integer(1, 10_000)),
+    "video.seq_len": Key(15, "frames of a tracklet", Integer(1, 1000)),
     "video.sample_method": Key("evenly", "which frames", Words(("evenly", "random", "all"))),
     "video.pooling_method": Key("avg", "how a tracklet's feature is made from its frames'", Words(("avg", "max"))),
     "train.optim": Key("adam", "optimizer", Words(lambda: optim.optimizer.AVAI_OPTIMS)),
