@@ -29,7 +29,7 @@ for _ in range(5000):
 # What no key may have, whatever its type.
 NEVER = [
     *[float("nan"), float("inf"), float("-inf"), 1e300, -1e300, 10**30, -(10**30), 10**400, 16**5000, 1j],
-    *["a\0b", "a\nb", "\ud800", b"x", datetime.date(2024, 1, 1), object(), {1: 2}, {"x"}, SELF, NESTED],
+    *["x" * 5000, "a\0b", "a\nb", "\ud800", b"x", datetime.date(2024, 1, 1), object(), {1: 2}, {"x"}, SELF, NESTED],
     *[[float("nan")], [float("inf")] * 3, [10**30], [10**400], ["a\0b"], [[1]], [None], [""], ["x", "x"], [1] * 2000],
 ]
 
@@ -86,7 +86,12 @@ LIMITS = [
     *[("data.norm_std", [1, 0, 1], [1, 1, 1]), ("data.norm_mean", [], None), ("data.norm_mean", [0.5], [0.5] * 3)],
     *[("adam.beta1", 1, 0.99), ("sgd.dampening", 1, 0.5), ("sgd.momentum", -0.1, 0), ("rmsprop.alpha", 1, 0)],
     *[("loss.sn.scale", 0, 1e-6), ("loss.fidi.alpha", 1, 1.01), ("loss.hap2s.margin", -1, None)],
-    *[("loss.triplet.margin", -0.1, 0), ("loss.custom.weight_x", -1, 0), ("data.save_dir", " ", "a b")],
+    *[
+        ("loss.triplet.margin", -0.1, 0),
+        ("loss.custom.weight_x", -1, 0),
+        ("data.save_dir", " ", "a b"),
+        ("train.warmup_factor", 0, 1),
+    ],
     *[("model.last_stride", 3, 2), ("train.stepsize", [0], [1]), ("data.val_fraction", 1, 0.99)],
     *[("data.workers", 257, 256), ("data.height", 4097, 4096), ("test.eval_freq", -2, -1)],
 ]
@@ -115,6 +120,7 @@ def test_limits(key: str, bad: Any, good: Any) -> None:
         (["test.batch_size", 10**30], "test.batch_size must be at most 100,000"),
         (["data.sources", "['market1501', 'market1501']"], "data.sources must be a list of 1 or more names, all diff"),
         (["loss.name", "sn", "train.micro_batch", 1], "with train.micro_batch 1 would put one image alone through"),
+        (["sampler.train_sampler", "RandomIdentitySampler", "sampler.num_instances", 1], "AssertionError"),
         (["train.batch_size", 1], "train.batch_size 1 with train.micro_batch 0 would put one image alone through"),
     ],
 )  # fmt: skip

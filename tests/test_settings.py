@@ -123,6 +123,8 @@ BROKEN = {
     "train.amp bf16": ["train.amp", "bf16", "use_gpu", True],
     "train.compile": ["train.compile", True, "use_gpu", True],
     "train.lr_scheduler exponential": ["train.lr_scheduler", "exponential", "train.stepsize", [60]],
+    "RandomDomainSampler": ["sampler.train_sampler", "RandomDomainSampler", "sampler.num_cams", 5],
+    "RandomDatasetSampler": ["sampler.train_sampler", "RandomDatasetSampler", "sampler.num_datasets", 3],
     "train.sync_batchnorm": ["train.sync_batchnorm", True],
     "loss.memory.size above 0": ["loss.memory.size", 8, "data.type", "video"],
     "train.start_epoch": ["train.start_epoch", 60],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Done, make_engine
+from conftest import ROOT, Done, make_engine, tiny_options
 from torchreid import data, engine, losses, utils
 
 import torchreid_snloss
@@ -86,3 +86,34 @@ def test_small_video_config(command_line: Callable[..., Done]) -> None:
     assert done.code == 0, done.err
     assert "loss_m" in done.out
     assert "mAP:" in done.out
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_sample_method_all_takes_tracklets_of_one_length_or_one_at_a_time(
+    tmp_path: Path, command_line: Callable[..., Done]
+) -> None:
+    folder = tmp_path / SyntheticTracklets.dataset_dir
+    make_pedestrians(folder, num_train_pids=4, num_test_pids=4, frames=2)
+    options = tiny_options(
+        "data.type", "video", "data.sources", "['synthetic_video']", "data.targets", "['synthetic_video']",
+        "data.root", tmp_path, "use_gpu", False, "train.max_epoch", 1, "test.ranks", [1], "video.sample_method", "all",
+    )  # fmt: skip
+
+    def run(*more: object) -> Done:
+        return command_line(*options, *map(str, more))
+
+    assert run("train.batch_size", 4).code == 0
+    images = folder / "Market-1501-v15.09.15"
+    for part, key in (("query", "test.batch_size"), ("bounding_box_train", "train.batch_size")):
+        first = sorted((images / part).glob("*.jpg"))[0]
+        first.unlink()
+        done = run("train.batch_size", 4, "test.batch_size", 1 if key == "train.batch_size" else 8)
+        assert done.code == 2
+        assert f"video.sample_method all needs {key} 1, since the tracklets of " in done.err
+        assert "have from 1 to 2 frames" in done.err
+    done = run("train.batch_size", 1, "test.batch_size", 1)
+    assert done.code == 2
+    assert "a tracklet of one frame" in done.err
+    assert (
+        run("train.batch_size", 1, "test.batch_size", 1, "video.sample_method", "evenly", "video.seq_len", 2).code == 0
+    )

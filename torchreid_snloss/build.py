@@ -102,7 +102,7 @@ def load_data(settings: Settings) -> Any:
     except OSError as error:
         raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"can't load the data ({where}): {error or type(error).__name__}") from error
+        raise ConfigError(f"can't load the data ({where}): {str(error) or type(error).__name__}") from error
 
 
 def _change_training_set(settings: Settings, datamanager: Any) -> None:

@@ -39,7 +39,7 @@ def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
     except ConfigError:
         raise
     except Exception as error:  # of a user's own class
-        raise ConfigError(f"loss.{name}: {error or type(error).__name__}") from error
+        raise ConfigError(f"loss.{name}: {str(error) or type(error).__name__}") from error
 
 
 def _imported(key: str, path: str) -> Any:

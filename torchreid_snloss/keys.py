@@ -11,7 +11,7 @@ import torch
 
 from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
-from torchreid_snloss.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shown
+from torchreid_snloss.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shortened, shown
 from torchreid_snloss.torchreid_config import BATCH, EPOCHS, WEIGHT, Key
 from torchreid_snloss.torchreid_config import KEYS as TORCHREID_KEYS
 
@@ -56,7 +56,7 @@ OUR_KEYS: dict[str, Key] = {
     "train.compile": Key(False, "compile the model with `torch.compile`", Flag()),
     "train.warmup_epochs": Key(0, "epochs in which the learning rate rises to the schedule's", Integer(0, EPOCHS)),
     "train.warmup_factor": Key(
-        0.01, "share of the learning rate in the first of these epochs", Number(above=0, at_most=1)
+        0.01, "share of the learning rate in the first of these epochs", Number(at_least=1e-6, at_most=1)
     ),
     "train.micro_batch": Key(
         0,
@@ -132,7 +132,7 @@ class LossArgument(Range):
         if not plain or (isinstance(value, (int, float)) and _LARGEST < abs(value) < float("inf")):
             return f"{key} must be {self.bounds}; got {key} {shown(value)}"
         error = self._error(value)
-        return f"loss.{self.loss}: {error}" if error else None
+        return f"loss.{self.loss}: {shortened(error)}" if error else None
 
     def _error(self, value: Any) -> str:
         try:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-__all__ = ["Flag", "Integer", "Items", "Keywords", "Number", "Range", "Text", "Words", "shown"]
+__all__ = ["Flag", "Integer", "Items", "Keywords", "Number", "Range", "Text", "Words", "shortened", "shown"]
 
 _MOST_SHOWN = 200  # characters
+_LONGEST = 4096  # characters of a path
 _MANY = 1000  # items, more than any list needs
 
 
@@ -21,6 +22,11 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # Python refuses to print an integer of thousands of digits
         return f"a value of type {type(value).__name__} that is too long to show"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is too long for a message."""
     if len(text) <= _MOST_SHOWN:
         return text
     return f"{text[: _MOST_SHOWN // 2]}... ({len(text)} characters)"
@@ -180,12 +186,13 @@ class Text(Range):
         return "names"
 
     def expected(self, value: Any) -> str:
-        return f"text of one line{'' if self.empty else ', not empty'}"
+        return f"text of one line{'' if self.empty else ', not empty'}, of at most {_LONGEST:,} characters"
 
     def holds(self, value: Any) -> bool:
         return (
             isinstance(value, str)
             and (self.empty or bool(value.strip()))
+            and len(value) <= _LONGEST
             # No control characters, and nothing that can't be printed or written to the log.
             and not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value)
         )

@@ -69,6 +69,16 @@ RULES = [
         "train.lr_scheduler exponential needs a first train.stepsize below train.max_epoch",
     ),
     Rule(
+        ("sampler.train_sampler", "train.batch_size", "sampler.num_cams"),
+        lambda sampler, batch, cams: sampler != "RandomDomainSampler" or cams <= 0 or batch % cams == 0,
+        "RandomDomainSampler needs a train.batch_size that is a multiple of sampler.num_cams",
+    ),
+    Rule(
+        ("sampler.train_sampler", "train.batch_size", "sampler.num_datasets"),
+        lambda sampler, batch, sets: sampler != "RandomDatasetSampler" or sets <= 0 or batch % sets == 0,
+        "RandomDatasetSampler needs a train.batch_size that is a multiple of sampler.num_datasets",
+    ),
+    Rule(
         ("train.sync_batchnorm", "use_gpu"),
         lambda sync_batchnorm, use_gpu: not sync_batchnorm or use_gpu,
         "train.sync_batchnorm True needs GPUs, use_gpu True",
