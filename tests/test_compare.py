@@ -283,6 +283,8 @@ def test_noise_is_shown_beside_the_unchanged(compared: tuple[Path, Any], reid_da
         (["--losses", "snn"], "loss.name must be one of softmax, triplet, sn, hap2s, fidi, custom, got 'snn'"),
         (["--losses", "sn", "sn"], "--losses must name each loss once"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--seeds", "1" + "0" * 400], "--seeds must be at most 1,000, got 1000"),
+        (["--seeds", "1", "--label-noise", "nan"], "data.label_noise must be finite"),
         (["--label-noise", "2"], "data.label_noise must be at least 0 and below 1"),
         (["--train-fraction", "0"], "data.train_fraction must be above 0"),
         (["--seeds", "1", "loss.name", "sn"], "loss.name is set by --losses"),

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from torchreid_snloss import ConfigError, distributed, get_default_config, load_config, resolve
 from torchreid_snloss.config import leaves
 from torchreid_snloss.keys import all_keys
-from torchreid_snloss.ranges import Range, Text
+from torchreid_snloss.ranges import Number, Range, Text
 
 KEYS = all_keys()
 DEFAULTS = dict(leaves(get_default_config()))
@@ -73,6 +73,13 @@ def test_no_option_gives_a_number_or_a_list_such_a_value(value: str) -> None:
         if not isinstance(known.range, Text):
             with pytest.raises(ConfigError, match=re.escape(key.split(".")[-1])):
                 resolve(config(key, value))
+
+
+def test_a_number_without_an_upper_bound_is_finite() -> None:
+    for value in (float("inf"), float("nan")):
+        assert Number(above=0).problem("a.b", value) == f"a.b must be finite, above 0; got a.b {value}"
+    assert Number(above=0).problem("a.b", 10**400) is None
+    assert Number(above=0).problem("a.b", "1") == "a.b must be a number above 0; got a.b '1'"
 
 
 # The last value that is refused, and the first that is accepted.
@@ -189,6 +196,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
         (BOMB, "it is too long: with its aliases"),
         ("data:\n  root: &a " + "x" * 3000 + "\n  sources: [" + "*a, " * 999 + "*a]", "it is too long"),
         ("# " + "x" * 2_000_000, "it is too long"),
+        ("data: &a {<<: *a}", "must hold sections of keys"),
+        ("train: {&k lr: 1, *k : 2}", "the key 'lr' is there twice"),
         ("data: &a {sources: *a}", "must hold sections of keys"),
         ("data: {sources: &a [*a]}", "must hold sections of keys"),
         ("loss: {custom: {kwargs: &a {x: [*a]}}}", "must hold sections of keys"),

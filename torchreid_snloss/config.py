@@ -128,7 +128,7 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
     if swallowed:
         raise ConfigError(f"{key} got {shown(value)}: put `--` between its values and the option {swallowed[0]}")
     if key not in known:
-        guesses = difflib.get_close_matches(key, known, n=3)
+        guesses = difflib.get_close_matches(str(key), known, n=3)
         hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
         raise ConfigError(f"unknown config key {shown(key)}{hint}")
     if key == "train.amp" and value is False:

@@ -11,7 +11,7 @@ from torchreid_snloss.ranges import shown
 
 __all__ = ["read_yaml"]
 
-_MOST_CHARACTERS = 1_000_000  # of a file, and of what its aliases make of it
+_MOST_CHARACTERS = 100_000  # of a file, and of what its aliases make of it
 
 
 class Date(str):

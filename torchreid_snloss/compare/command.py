@@ -20,6 +20,7 @@ from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
+from torchreid_snloss.ranges import shown
 from torchreid_snloss.record import RecordError
 from torchreid_snloss.settings import resolve
 
@@ -30,6 +31,7 @@ table, results.csv, results.json and report.html. Runs that are done already are
 interrupted is resumed."""
 
 _EVALUATIONS = 5  # at most so many in training, where the config has none
+_MOST_SEEDS = 1000
 _CHANGES = ("label_noise", "outliers", "train_fraction")  # keys in data that flags set
 
 
@@ -157,6 +159,8 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
         raise ConfigError("runs are started one after the other, not with torchrun")
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    if args.seeds > _MOST_SEEDS:
+        raise ConfigError(f"--seeds must be at most {_MOST_SEEDS:,}, got {shown(args.seeds)}")
     if len(set(args.losses)) < len(args.losses):
         raise ConfigError(f"--losses must name each loss once, got {args.losses}")
     if options := [loss for loss in args.losses if "." in loss]:
