@@ -50,7 +50,7 @@ class Range(ABC):
         """The range in words, without the type."""
 
     def expected(self, value: Any) -> str:
-        """What must be in the place of a bad value, as in "must be at least 1"."""
+        """What must be in the place of a bad value, for the message."""
         return self.bounds
 
     @property
