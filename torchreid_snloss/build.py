@@ -24,6 +24,8 @@ from torchreid_snloss.data import (
     UnreadableImageError,
     add_label_noise,
     add_outliers,
+    check_labels,
+    explain,
     hold_out,
     keep_fraction,
     name_unreadable_images,
@@ -90,19 +92,16 @@ def load_data(settings: Settings) -> Any:
             else data.VideoDataManager(**videodata_kwargs(settings))
         )
         if not settings.evaluate:
+            check_labels(datamanager)
             _change_training_set(settings, datamanager)
         name_unreadable_images(datamanager)
         return datamanager
     except UnreadableImageError:
         raise
-    except IndexError as error:  # how torchreid takes a folder without images
-        raise ConfigError(f"no images in the training, query or gallery folder ({where})") from error
-    except AttributeError as error:  # and a file whose name does not match its pattern
-        raise ConfigError(f"a file name that does not match the data set's pattern ({where})") from error
     except OSError as error:
         raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"can't load the data ({where}): {str(error) or type(error).__name__}") from error
+    except Exception as error:  # a data set may be a user's own code
+        raise ConfigError(f"can't load the data ({where}): {explain(error)}") from error
 
 
 def _change_training_set(settings: Settings, datamanager: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.labels import comparable_labels
 from torchreid_snloss.threads import in_threads
 
 __all__ = ["Ranking", "capture_rankings", "capturing", "evaluate_rank", "rank_gallery"]
@@ -64,7 +66,7 @@ def evaluate_rank(
 
     Args:
         distmat: (queries, gallery), the distances.
-        q_pids: (queries,), the identities of the queries.
+        q_pids: (queries,), the identities of the queries, integers of any size and type or strings.
         g_pids: (gallery,), the identities of the gallery.
         q_camids: (queries,), the cameras of the queries.
         g_camids: (gallery,), the cameras of the gallery.
@@ -116,7 +118,7 @@ def rank_gallery(
     Args:
         distmat: (queries, gallery), distances of any real type. Smaller is nearer, infinity is allowed. The array is
             not modified.
-        q_pids: (queries,), the identities of the queries.
+        q_pids: (queries,), the identities of the queries, integers of any size and type or strings.
         g_pids: (gallery,), the identities of the gallery.
         q_camids: (queries,), the cameras of the queries.
         g_camids: (gallery,), the cameras of the gallery.
@@ -128,19 +130,20 @@ def rank_gallery(
 
     Raises:
         ValueError: If shapes do not fit, there is no query or no gallery image, `max_rank` is below 1, a distance is
-            NaN, or no query has a match.
-        TypeError: If the distances are not real numbers.
+            NaN, no query has a match, or an identity or a camera is not a whole number.
+        TypeError: If the distances are not real numbers, or identities or cameras neither integers nor strings.
     """
     rows = np.asarray(distmat)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"distmat must be a matrix (queries, gallery) with at least one of each, got {rows.shape}")
     if rows.dtype.kind not in "biuf":
         raise TypeError(f"distmat must hold real numbers, got {rows.dtype}")
-    if max_rank < 1:
+    if operator.index(max_rank) < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     num_queries, num_gallery = rows.shape
-    queries = _Labels(_labels("q_pids", q_pids, num_queries), _labels("q_camids", q_camids, num_queries))
-    gallery = _Labels(_labels("g_pids", g_pids, num_gallery), _labels("g_camids", g_camids, num_gallery))
+    own_pids, other_pids = comparable_labels(rows.shape, q_pids=q_pids, g_pids=g_pids)
+    own_camids, other_camids = comparable_labels(rows.shape, q_camids=q_camids, g_camids=g_camids)
+    queries, gallery = _Labels(own_pids, own_camids), _Labels(other_pids, other_camids)
     max_rank = min(max_rank, num_gallery)
 
     rank = _ranks_of_drawn_and_all_matches if use_metric_cuhk03 else _ranks_of_first_and_all_matches
@@ -235,14 +238,6 @@ def _check_numbers(rows: NDArray[Any], query: int) -> None:
         raise ValueError(f"{np.isnan(rows[query]).sum()} of the distances of query {query} are NaN")
 
 
-def _labels(name: str, labels: ArrayLike, length: int) -> NDArray[Any]:
-    array = np.asarray(labels)
-    if array.shape != (length,):
-        rows = "row" if name.startswith("q") else "column"
-        raise ValueError(f"{name} must be of shape ({length},), one for each {rows} of distmat, got {array.shape}")
-    return array
-
-
 _CAPTURED: ContextVar[list[Ranking] | None] = ContextVar("capture_rankings", default=None)
 
 
@@ -275,6 +270,9 @@ def capturing(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tu
     def evaluate(
         distmat: Any, q_pids: Any, g_pids: Any, q_camids: Any, g_camids: Any, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
+        # A compiled one takes any number for an integer.
+        comparable_labels(np.shape(distmat), q_pids=q_pids, g_pids=g_pids)
+        comparable_labels(np.shape(distmat), q_camids=q_camids, g_camids=g_camids)
         cmc, mean_ap = evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, *args, **kwargs)
         captured = _CAPTURED.get()
         if captured is not None:

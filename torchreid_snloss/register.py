@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,16 @@ from typing import Any
 from torchreid import data, engine, losses, metrics, models, utils
 
 from torchreid_snloss import evaluation, rerank
-from torchreid_snloss.data import IdentitySampler, SyntheticPedestrians, SyntheticTracklets
+from torchreid_snloss.data import (
+    IdentitySampler,
+    SyntheticPedestrians,
+    SyntheticTracklets,
+    glob_in_folder,
+    replace_functions,
+    search_in_file_name,
+    with_checked_items,
+    with_distinct_names,
+)
 from torchreid_snloss.engine import ENGINES
 from torchreid_snloss.losses import LOSSES
 
@@ -33,9 +44,13 @@ def register() -> None:
     - data managers take `train_sampler='IdentitySampler'` and the datasets `'synthetic'` and `'synthetic_video'`;
     - `torchreid.metrics.evaluate_rank` is `torchreid_snloss.evaluation.evaluate_rank` where torchreid has no compiled
       one, and torchreid's where it has; within `capture_rankings()` either notes mINP as well;
-    - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`.
+    - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`;
+    - torchreid's data sets take any folder name as it is, and do not find wildcards, identities or cameras in it;
+    - data sets check their items, so that what can't be trained or tested with raises a ValueError that names it;
+    - `torchreid.utils.visualize_ranked_results` draws queries whose files have the same name into different pictures.
 
-    What torchreid had keeps its behaviour. Evaluation and re-ranking give its results, in less time and memory.
+    What torchreid had keeps its behaviour otherwise. Evaluation and re-ranking give its results, in less time and
+    memory.
 
     Raises:
         RuntimeError: if torchreid has something else by one of these names.
@@ -59,6 +74,18 @@ def register() -> None:
         _set(undo, metrics.rank, "evaluate_rank", evaluate_rank)
         _set(undo, utils, "re_ranking", rerank.re_ranking)
         _set(undo, sys.modules[engine.Engine.__module__], "re_ranking", rerank.re_ranking)  # by name too
+        for module in _torchreids_modules():
+            for name, theirs, changed in (
+                ("glob", glob, {"glob": glob_in_folder}),
+                ("re", re, {"compile": search_in_file_name}),
+            ):
+                if getattr(module, name, None) is theirs:
+                    _set(undo, module, name, replace_functions(theirs, **changed))
+        base = data.datasets.dataset.Dataset
+        _set(undo, base, "__init__", with_checked_items(base.__init__))
+        visualize = with_distinct_names(utils.visualize_ranked_results)
+        for module in (utils, sys.modules[engine.Engine.__module__]):  # imported there by name
+            _set(undo, module, "visualize_ranked_results", visualize)
         data.sampler.AVAI_SAMPLERS.append(IdentitySampler.__name__)
         undo.pop_all()
 
@@ -72,6 +99,12 @@ def _check_names_are_free(classes: list[tuple[Any, type]]) -> None:
     for name, datasets in (("synthetic", _IMAGE_DATASETS), ("synthetic_video", _VIDEO_DATASETS)):
         if name in datasets:
             raise RuntimeError(f"torchreid has a data set named {name!r} already, this package can't add its own")
+
+
+def _torchreids_modules() -> list[Any]:
+    """The modules of torchreid's own data sets."""
+    names = {dataset.__module__ for dataset in (*_IMAGE_DATASETS.values(), *_VIDEO_DATASETS.values())}
+    return [sys.modules[name] for name in sorted(names) if name.startswith(f"{data.datasets.__name__}.")]
 
 
 _NOTHING = object()

@@ -6,6 +6,7 @@ dozen neighbours among thousands of images, so the encoding V is a sparse matrix
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,10 @@ def re_ranking(
 
     Raises:
         ValueError: If shapes do not fit, a parameter is out of range, or a squared distance is not finite.
+        TypeError: If distances are not real numbers, or `k1` or `k2` is not an integer.
     """
     distances = _Distances(np.asarray(q_g_dist), np.asarray(q_q_dist), np.asarray(g_g_dist))
-    if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
+    if operator.index(k1) < 1 or operator.index(k2) < 1 or not 0 <= lambda_value <= 1:
         got = f"k1={k1}, k2={k2}, lambda_value={lambda_value}"
         raise ValueError(f"k1 and k2 must be at least 1 and lambda_value in [0, 1], got {got}")
     nearest = distances.nearest(max(k1 + 1, k2))
@@ -120,6 +122,9 @@ class _Distances:
                 "q_g_dist, q_q_dist and g_g_dist must be of shapes (Q, G), (Q, Q) and (G, G), with at least one query "
                 f"and one gallery image, got {q_g.shape}, {q_q.shape} and {g_g.shape}"
             )
+        for name, distances in (("q_g_dist", q_g), ("q_q_dist", q_q), ("g_g_dist", g_g)):
+            if distances.dtype.kind not in "biuf":
+                raise TypeError(f"{name} must hold real numbers, got {distances.dtype}")
         self.q_g = q_g
         self.num_images = sum(q_g.shape)
         self._parts = [[q_q, q_g], [q_g.T, g_g]]

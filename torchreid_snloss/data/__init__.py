@@ -1,5 +1,9 @@
-"""Data: the identity sampler, synthetic data sets, changes to the training set, held-out identities, image files."""
+"""Data: the identity sampler, synthetic data sets, the training set, held-out identities, image files and paths."""
 
+from torchreid_snloss.data.items import check_labels, with_checked_items
+from torchreid_snloss.data.literal_paths import glob_in_folder, replace_functions, search_in_file_name
+from torchreid_snloss.data.load_errors import explain
+from torchreid_snloss.data.picture_names import with_distinct_names
 from torchreid_snloss.data.readable import UnreadableImageError, name_unreadable_images
 from torchreid_snloss.data.sampler import IdentitySampler
 from torchreid_snloss.data.synthetic import SyntheticPedestrians, SyntheticTracklets, make_pedestrians
@@ -20,10 +24,17 @@ __all__ = [
     "UnreadableImageError",
     "add_label_noise",
     "add_outliers",
+    "check_labels",
+    "explain",
+    "glob_in_folder",
     "hold_out",
     "keep_fraction",
     "make_pedestrians",
     "name_unreadable_images",
+    "replace_functions",
+    "search_in_file_name",
     "set_training_items",
     "stable_order",
+    "with_checked_items",
+    "with_distinct_names",
 ]

@@ -12,6 +12,7 @@ from torchreid import engine
 
 from torchreid_snloss import distributed
 from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
+from torchreid_snloss.data.items import check_labels
 from torchreid_snloss.data.readable import test_loaders
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.checkpointer import Checkpointer
@@ -110,6 +111,7 @@ class TrainingLoop(engine.Engine):
             if testing_only:
                 super().run(save_dir=save_dir, **kwargs)
                 return
+            check_labels(self.datamanager)
             if distributed.world_size() > 1 and not self.trains_on_several_processes:
                 raise ValueError(
                     f"{type(self).__name__} trains on one process only; the MetricEngines train on several"

@@ -1,0 +1,181 @@
+"""What torchreid assumes about the items of a data set and does not check, so that it fails later or trains silently.
+
+An item is (path of an image or paths of a tracklet's frames, identity, camera), and may have the number of its data set
+as a fourth part.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+from torchreid import data
+
+__all__ = ["check_labels", "with_checked_items"]
+
+_SPLITS = {"train": "training", "query": "query", "gallery": "gallery"}
+_LARGEST = 2**63 - 1  # a batch holds identities and cameras as int64
+
+
+def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
+    """Makes torchreid's `Dataset.__init__` check the items that it is given.
+
+    Args:
+        init: torchreid's `Dataset.__init__`.
+
+    Returns:
+        A function that raises a `ValueError`, with the name of the data set, for items that can't be trained or
+        tested with, and does the same for all others.
+    """
+
+    @functools.wraps(init)
+    def checked(self: Any, train: Any, query: Any, gallery: Any, *args: Any, **kwargs: Any) -> None:
+        name = _name(self)
+        splits = {"train": train, "query": query, "gallery": gallery}
+        for split, items in splits.items():
+            _check_items(f"data set {name!r}", _SPLITS[split], items, isinstance(self, data.VideoDataset))
+        used = splits.get(kwargs.get("mode", "train"), [])
+        _check_paths(f"data set {name!r}", used)
+        if kwargs.get("combineall") and type(self).combine_all is data.datasets.dataset.Dataset.combine_all:
+            _check_combining(f"data set {name!r}", query, gallery, set(self._junk_pids), self._train_only)
+        init(self, train, query, gallery, *args, **kwargs)
+
+    return checked
+
+
+def _name(dataset: Any) -> str:
+    """The name under which a data set is registered, or that of its class."""
+    kind = "__video_datasets" if isinstance(dataset, data.VideoDataset) else "__image_datasets"
+    registered = vars(data.datasets)[kind].items()
+    names = [name for name, maker in registered if getattr(maker, "func", maker) is type(dataset)]
+    return names[0] if len(names) == 1 else type(dataset).__name__
+
+
+def _check_items(who: str, split: str, items: Any, video: bool) -> None:
+    if isinstance(items, (str, bytes, dict)) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        raise ValueError(f"{who}: its {split} images must be a list, got {type(items).__name__}")
+    if len(items) == 0:
+        raise ValueError(f"no images in the training, query or gallery folder: {who} has no {split} images")
+    what = "(frames, identity, camera)" if video else "(path, identity, camera)"
+    lengths = set()
+    for index, item in enumerate(items):
+        where = f"{who}, {split} item {index}"
+        if isinstance(item, (str, bytes, dict)) or not hasattr(item, "__len__") or len(item) not in (3, 4):
+            raise ValueError(f"{where}: an item must be {what}, got {_short(item)}")
+        path, *labels = item
+        _check_path(where, path, video)
+        for kind, label in zip(("identity", "camera", "data set's number"), labels):
+            if not isinstance(label, Integral) or isinstance(label, bool):
+                raise ValueError(f"{where}: the {kind} must be an integer, got {_short(label)} of {_first(path)}")
+            if not -_LARGEST <= int(label) <= _LARGEST:
+                raise ValueError(f"{where}: the {kind} must fit in 64 bits, got {label} of {_first(path)}")
+        if labels[0] < 0 and split != "gallery":
+            raise ValueError(
+                f"{where}: only the gallery may have negative identities, those of junk images and distractors, "
+                f"got {labels[0]} of {_first(path)}"
+            )
+        lengths.add(len(item))
+    if len(lengths) > 1:
+        raise ValueError(f"{who}: some of its {split} items have 3 parts, {what}, and some have 4")
+
+
+def _check_path(where: str, path: Any, video: bool) -> None:
+    if not video:
+        if not isinstance(path, str):
+            raise ValueError(f"{where}: the path must be a string, got {_short(path)} of type {type(path).__name__}")
+        return
+    if not isinstance(path, (tuple, list)):
+        raise ValueError(f"{where}: a tracklet must be a tuple of the paths of its frames, got {_short(path)}")
+    if not path:
+        raise ValueError(f"{where}: the tracklet has no frames")
+    for frame in path:
+        if not isinstance(frame, str):
+            raise ValueError(f"{where}: a path must be a string, got {_short(frame)} of type {type(frame).__name__}")
+
+
+def _check_paths(who: str, items: Iterable[Any]) -> None:
+    """Checks that files exist, by listing each folder once: a call for each file takes minutes on a network drive."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in (frame for item in items for frame in ([item[0]] if isinstance(item[0], str) else item[0])):
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder or "."))
+            except (OSError, ValueError):  # no such folder; no permission to list it; a character 0
+                listed[folder] = set()
+        if name not in listed[folder] and not _exists(path):
+            missing.append(path)
+    if missing:
+        raise ValueError(f"{who}: {len(missing)} of its files do not exist, the first is {missing[0]!r}")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:
+        return False
+
+
+def _check_combining(who: str, query: Sequence[Any], gallery: Sequence[Any], junk: set[int], train_only: bool) -> None:
+    """Checks what `combineall` assumes about the test images that it trains on."""
+    if train_only:
+        return
+    known = {item[1] for item in gallery}
+    for path, pid, *_ in query:
+        if pid not in known and pid not in junk:
+            raise ValueError(
+                f"data.combineall needs each query's identity in the gallery too, but identity {pid} of {who} "
+                f"is not there: {_first(path)}"
+            )
+    for path, pid, *_ in gallery:
+        if pid < 0 and pid not in junk:
+            raise ValueError(
+                f"data.combineall would train on all images of identity {pid} of {who} as one person: list it in "
+                f"_junk_pids of {who}, or leave the images out, such as {_first(path)}"
+            )
+
+
+def check_labels(datamanager: Any) -> None:
+    """Checks that the training identities are numbered from 0 without gaps, since the number is a classifier's output.
+
+    Args:
+        datamanager: A data manager of torchreid.
+
+    Raises:
+        ValueError: Names the data set and its identities.
+    """
+    items = datamanager.train_loader.dataset.train
+    pids = {int(item[1]) for item in items}
+    if pids == set(range(len(pids))):
+        return
+    # torchreid adds up several sources: it adds the number of identities before a source to its identities.
+    sources, before = list(datamanager.sources), 0
+    for order, dataset in enumerate(sorted({item[3] for item in items})):
+        own = {int(item[1]) - before for item in items if item[3] == dataset}
+        if own != set(range(len(own))):
+            name = sources[order] if order < len(sources) else dataset
+            example = "{pid: label for label, pid in enumerate(sorted(pids))}"
+            raise ValueError(
+                f"data set {name!r} has {len(own)} training identities, which must be numbered from 0 to "
+                f"{len(own) - 1}, but they are {_few(own)}; number them by {example}"
+            )
+        before = len({item[1] for item in items if item[3] <= dataset})
+    raise ValueError(f"{len(pids)} training identities must be numbered from 0 to {len(pids) - 1}, got {_few(pids)}")
+
+
+def _few(pids: Iterable[int]) -> str:
+    ordered = list(map(str, sorted(pids)))
+    return ", ".join(ordered if len(ordered) <= 6 else [*ordered[:5], "…", ordered[-1]])
+
+
+def _first(path: Any) -> str:
+    return path if isinstance(path, str) else f"{path[0]} and so on"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

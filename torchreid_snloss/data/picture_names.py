@@ -1,0 +1,84 @@
+"""A picture for each ranked list: torchreid names it after the query's file, which may share its name with others."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["distinct_names", "with_distinct_names"]
+
+_LONGEST_NAME = 200  # bytes; file systems allow 255 with the ending
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """A name for each path, without the ending: that of the file if no other path has it.
+
+    Files of the same name in different folders get as many of the folders' names in front as it takes to tell them
+    apart. Paths that can't be told apart in this way are numbered. Names that differ only in case count as the same,
+    since they are the same file on some systems.
+
+    Args:
+        paths: The paths of files.
+    """
+    names = [Path(path).stem for path in paths]
+    folders = [[part for part in Path(path).parts[:-1] if part != Path(path).anchor] for path in paths]
+    for depth in range(1, 1 + max(map(len, folders), default=0)):
+        for index in _repeated(names):
+            name = "_".join([*folders[index][-depth:], Path(paths[index]).stem])
+            if len(os.fsencode(name)) <= _LONGEST_NAME:
+                names[index] = name
+    repeated = set(_repeated(names))
+    taken = {name.casefold() for index, name in enumerate(names) if index not in repeated}
+    for index in sorted(repeated):
+        name, number = names[index], 1
+        while names[index].casefold() in taken:
+            number += 1
+            names[index] = f"{name}_{number}"
+        taken.add(names[index].casefold())
+    return names
+
+
+def _repeated(names: Sequence[str]) -> list[int]:
+    counts = collections.Counter(name.casefold() for name in names)
+    return [index for index, name in enumerate(names) if counts[name.casefold()] > 1]
+
+
+def with_distinct_names(visualize: Callable[..., None]) -> Callable[..., None]:
+    """Makes torchreid's `visualize_ranked_results` write a picture, or a folder, for each query.
+
+    Args:
+        visualize: torchreid's function.
+
+    Returns:
+        A function that does the same where the queries' files have different names. A query whose file shares its name
+        with another one is passed on under a name of its own.
+    """
+
+    @functools.wraps(visualize)
+    def visualize_all(distmat: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        query, gallery = dataset
+        paths = [item[0] if isinstance(item[0], str) else item[0][0] for item in query]
+        with tempfile.TemporaryDirectory() as folder:
+            named = []
+            for item, path, name in zip(query, paths, distinct_names(paths)):
+                if name != Path(path).stem:
+                    link = os.path.join(folder, name + Path(path).suffix)
+                    _link(path, link)
+                    item = (link if isinstance(item[0], str) else (link, *item[0][1:]), *item[1:])
+                named.append(item)
+            visualize(distmat, (named, gallery), *args, **kwargs)
+
+    return visualize_all
+
+
+def _link(path: str, link: str) -> None:
+    try:
+        os.symlink(os.path.abspath(path), link)
+    except OSError:  # on Windows, where links are for administrators
+        shutil.copy(path, link)
