@@ -14,28 +14,34 @@ from torchreid_snloss import build_datamanager, build_engine, build_model, build
 from torchreid_snloss.build import build_criteria
 from torchreid_snloss.settings import engine_run_kwargs
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--weights", type=Path, required=True, help="the file")
-parser.add_argument("--id", help="of the file on Google Drive, from torchreid's model zoo, where it is not there yet")
-parser.add_argument("--config-file", default="")
-parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE")
-args = parser.parse_args()
 
-if not args.weights.exists():
-    if args.id is None:
-        raise SystemExit(f"there is no file {args.weights}, and no --id to download it by")
-    gdown.download(id=args.id, output=str(args.weights))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="the file")
+    parser.add_argument("--id", help="of the file on Google Drive, from torchreid's model zoo, if it is not there")
+    parser.add_argument("--config-file", default="")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE")
+    args = parser.parse_args()
 
-cfg = load_config(
-    args.config_file,
-    ["model.name", "osnet_x1_0", "model.pretrained", False, "loss.name", "hap2s", "data.save_dir", "log/fine_tune",
-     "train.staged_lr", True, "train.new_layers", ["classifier"], "train.base_lr_mult", 0.1, *args.options],
-)  # fmt: skip
-datamanager = build_datamanager(cfg)
-model = build_model(cfg, datamanager.num_train_pids)
-load_weights(model, str(args.weights))  # all but a classifier for other identities
-if cfg.use_gpu:
-    model = model.cuda()
-criteria = build_criteria(cfg)
-optimizer, scheduler = build_optimizer(cfg, model, criteria)
-build_engine(cfg, datamanager, model, optimizer, scheduler, criteria).run(**engine_run_kwargs(cfg))
+    if not args.weights.exists():
+        if args.id is None:
+            raise SystemExit(f"there is no file {args.weights}, and no --id to download it by")
+        gdown.download(id=args.id, output=str(args.weights))
+
+    cfg = load_config(
+        args.config_file,
+        ["model.name", "osnet_x1_0", "model.pretrained", False, "loss.name", "hap2s", "data.save_dir", "log/fine_tune",
+         "train.staged_lr", True, "train.new_layers", ["classifier"], "train.base_lr_mult", 0.1, *args.options],
+    )  # fmt: skip
+    datamanager = build_datamanager(cfg)
+    model = build_model(cfg, datamanager.num_train_pids)
+    load_weights(model, str(args.weights))  # all but a classifier for other identities
+    if cfg.use_gpu:
+        model = model.cuda()
+    criteria = build_criteria(cfg)
+    optimizer, scheduler = build_optimizer(cfg, model, criteria)
+    build_engine(cfg, datamanager, model, optimizer, scheduler, criteria).run(**engine_run_kwargs(cfg))
+
+
+if __name__ == "__main__":  # a data loader's workers import this file, and must not train
+    main()

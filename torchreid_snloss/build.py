@@ -34,6 +34,7 @@ from torchreid_snloss.data import (
 )
 from torchreid_snloss.data.fingerprint import OUTLIERS
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
+from torchreid_snloss.errors import text_of
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import Criterion
 from torchreid_snloss.pretrained import check_pretrained, checked_downloads
@@ -99,7 +100,9 @@ def load_data(settings: Settings) -> Any:
     except UnreadableImageError:
         raise
     except OSError as error:
-        raise ConfigError(f"the data is not there, and can't be downloaded or made ({where}): {error}") from error
+        raise ConfigError(
+            f"the data is not there, and can't be downloaded or made ({where}): {explain(error)}"
+        ) from error
     except Exception as error:  # a data set may be a user's own code
         raise ConfigError(f"can't load the data ({where}): {explain(error)}") from error
 
@@ -166,10 +169,10 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     except KeyError as error:
         raise ConfigError(f"model.name: {error.args[0]}") from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model: {error}") from error
+        raise ConfigError(f"model: {text_of(error)}") from error
     except (OSError, http.client.HTTPException, gdown.exceptions.FileURLRetrievalError) as error:
         raise ConfigError(
-            f"can't download the ImageNet weights of {name}: {error}. Without them: model.pretrained False"
+            f"can't download the ImageNet weights of {name}: {text_of(error)}. Without them: model.pretrained False"
         ) from error
     return model
 
@@ -205,7 +208,7 @@ def build_optimizer(
         return optimizer, _build_scheduler(settings, optimizer)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"can't build the optimizer {settings.optim} with {settings.lr_scheduler}: {error}"
+            f"can't build the optimizer {settings.optim} with {settings.lr_scheduler}: {text_of(error)}"
         ) from error
 
 
@@ -266,7 +269,7 @@ def build_engine(
     try:
         built = cls(datamanager, model, optimizer, scheduler=scheduler, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"can't build the engine for loss {settings.loss_name}: {error}") from error
+        raise ConfigError(f"can't build the engine for loss {settings.loss_name}: {text_of(error)}") from error
     built.options = train_options(settings)
     built.checkpointer.settings = settings.values
     return built

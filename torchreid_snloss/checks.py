@@ -15,6 +15,7 @@ from torchreid_snloss.config import ConfigError
 from torchreid_snloss.data import VALIDATION
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.engine.multi_query import find_more_queries
+from torchreid_snloss.errors import text_of
 from torchreid_snloss.losses import Criterion
 from torchreid_snloss.settings import Config, Settings, loss_kwargs, resolve
 
@@ -46,6 +47,8 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
         )
     if settings.data_type == "video" and settings.values["video.sample_method"] == "all":
         _check_lengths(settings, datamanager)
+    if not settings.evaluate:
+        _note_files_of_several_identities(loader.dataset.train)
     if settings.multi_query:
         for name, splits in datamanager.test_loader.items():
             if name != VALIDATION and not find_more_queries(splits["query"].dataset):
@@ -58,6 +61,12 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
         unmatched = sum(not cameras[pid] - {camid} for _, pid, camid, *_ in query)
         if unmatched == len(query):
             raise ConfigError(f"no query of {name!r} has an image of its identity under another camera in the gallery")
+        negative = sum(pid < 0 for _, pid, *_ in gallery)
+        if negative:
+            print(
+                f"=> {negative} of {len(gallery)} gallery images of {name} have a negative identity and count as "
+                "images of other people; leave junk images out of the gallery if they are to be ignored"
+            )
         if unmatched:
             print(
                 f"=> {unmatched} of {len(query)} queries of {name} have no image of their identity under another "
@@ -89,6 +98,19 @@ def _check_lengths(settings: Settings, datamanager: Any) -> None:
                 "video.sample_method all would put one image alone through the model, whose batch norm needs at least "
                 f"2 at a time: {name} has a tracklet of one frame"
             )
+
+
+def _note_files_of_several_identities(items: Any) -> None:
+    identities: dict[Any, set[int]] = collections.defaultdict(set)
+    for path, pid, *_ in items:
+        identities[path if isinstance(path, str) else tuple(path)].add(pid)
+    several = [path for path, pids in identities.items() if len(pids) > 1]
+    if several:
+        first = several[0] if isinstance(several[0], str) else several[0][0]
+        print(
+            f"** {len(several)} of {len(identities)} training images belong to several identities each, such as "
+            f"{first}: do the data sets overlap?"
+        )
 
 
 def check_model(cfg: Config, model: nn.Module) -> None:
@@ -170,7 +192,7 @@ def _check_size(settings: Settings, model: nn.Module) -> None:
             trial(_blank_images(settings, 1))
     except (AssertionError, RuntimeError, ValueError) as error:
         size = f"data.height {settings.height} and data.width {settings.width}"
-        raise ConfigError(f"{settings.model_name} does not take images of {size}: {error}") from error
+        raise ConfigError(f"{settings.model_name} does not take images of {size}: {text_of(error)}") from error
 
 
 def _check_channels_last(settings: Settings, model: nn.Module) -> None:
@@ -179,9 +201,7 @@ def _check_channels_last(settings: Settings, model: nn.Module) -> None:
         with torch.no_grad():
             trial(_blank_images(settings, 2).to(memory_format=torch.channels_last))
     except RuntimeError as error:  # of a view() in the model, as in PCB and MuDeep
-        raise ConfigError(
-            f"{settings.model_name} does not take train.channels_last: {str(error).splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"{settings.model_name} does not take train.channels_last: {text_of(error)[:300]}") from error
 
 
 def _blank_images(settings: Settings, number: int) -> Tensor:

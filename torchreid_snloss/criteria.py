@@ -11,6 +11,7 @@ from typing import Any, cast
 from torchreid import losses
 
 from torchreid_snloss.config import ConfigError
+from torchreid_snloss.errors import text_of
 from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
 
 __all__ = ["make_criterion"]
@@ -39,7 +40,7 @@ def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
     except ConfigError:
         raise
     except Exception as error:  # of a user's own class
-        raise ConfigError(f"loss.{name}: {str(error) or type(error).__name__}") from error
+        raise ConfigError(f"loss.{name}: {text_of(error)}") from error
 
 
 def _imported(key: str, path: str) -> Any:
@@ -48,7 +49,7 @@ def _imported(key: str, path: str) -> Any:
     try:
         found = pkgutil.resolve_name(path)
     except Exception as error:  # of a user's own module
-        raise ConfigError(f"{key}: can't import {path!r}: {error}") from error
+        raise ConfigError(f"{key}: can't import {path!r}: {text_of(error)}") from error
     if not callable(found):
         raise ConfigError(f"{key} {path!r} must be a class or function, it is a {type(found).__name__}")
     return found

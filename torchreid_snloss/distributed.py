@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from torchreid_snloss import device
+from torchreid_snloss.errors import text_of
 
 __all__ = [
     "PeerError",
@@ -222,7 +223,7 @@ def main_process_first(function: Callable[[], _T]) -> _T:
                 error = raised
         if all_reduce_max(error is not None):
             told = broadcast_object(
-                [(number, text) for number, text in enumerate(gather_objects(error and str(error))) if text]
+                [(number, text) for number, text in enumerate(gather_objects(error and text_of(error))) if text]
             )
             raise error or PeerError("; ".join(f"rank {number}: {text}" for number, text in told))
     return result[0]

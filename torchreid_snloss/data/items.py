@@ -28,7 +28,7 @@ def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
 
     Returns:
         A function that raises a `ValueError`, with the name of the data set, for items that can't be trained or
-        tested with, and does the same for all others.
+        tested with, and does the same as torchreid's for all others.
     """
 
     @functools.wraps(init)
@@ -37,11 +37,13 @@ def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
         splits = {"train": train, "query": query, "gallery": gallery}
         for split, items in splits.items():
             _check_items(f"data set {name!r}", _SPLITS[split], items, isinstance(self, data.VideoDataset))
+            splits[split] = _with_pythons_integers(items)
         used = splits.get(kwargs.get("mode", "train"), [])
         _check_paths(f"data set {name!r}", used)
         if kwargs.get("combineall") and type(self).combine_all is data.datasets.dataset.Dataset.combine_all:
-            _check_combining(f"data set {name!r}", query, gallery, set(self._junk_pids), self._train_only)
-        init(self, train, query, gallery, *args, **kwargs)
+            junk, train_only = set(self._junk_pids), self._train_only
+            _check_combining(f"data set {name!r}", splits["query"], splits["gallery"], junk, train_only)
+        init(self, *splits.values(), *args, **kwargs)
 
     return checked
 
@@ -80,6 +82,13 @@ def _check_items(who: str, split: str, items: Any, video: bool) -> None:
         lengths.add(len(item))
     if len(lengths) > 1:
         raise ValueError(f"{who}: some of its {split} items have 3 parts, {what}, and some have 4")
+
+
+def _with_pythons_integers(items: Any) -> Any:
+    """The items with Python's integers for NumPy's, which may overflow in torchreid's sums or be no labels to torch."""
+    if all(type(label) is int for item in items for label in item[1:]):
+        return items
+    return [(item[0], *map(int, item[1:])) for item in items]
 
 
 def _check_path(where: str, path: Any, video: bool) -> None:

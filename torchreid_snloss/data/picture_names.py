@@ -27,7 +27,7 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
         paths: The paths of files.
     """
     names = [Path(path).stem for path in paths]
-    folders = [[part for part in Path(path).parts[:-1] if part != Path(path).anchor] for path in paths]
+    folders = _folders(paths)
     for depth in range(1, 1 + max(map(len, folders), default=0)):
         for index in _repeated(names):
             name = "_".join([*folders[index][-depth:], Path(paths[index]).stem])
@@ -42,6 +42,16 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
             names[index] = f"{name}_{number}"
         taken.add(names[index].casefold())
     return names
+
+
+def _folders(paths: Sequence[str]) -> list[tuple[str, ...]]:
+    """The folders of each path below the one that all have in common."""
+    parents = [Path(os.path.abspath(path)).parent for path in paths]
+    try:
+        common = os.path.commonpath(parents)
+        return [parent.relative_to(common).parts for parent in parents]
+    except ValueError:  # no paths, or several drives
+        return [parent.parts[1:] for parent in parents]
 
 
 def _repeated(names: Sequence[str]) -> list[int]:
@@ -63,18 +73,37 @@ def with_distinct_names(visualize: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(visualize)
     def visualize_all(distmat: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
         query, gallery = dataset
-        paths = [item[0] if isinstance(item[0], str) else item[0][0] for item in query]
+        names = distinct_names([_first_file(item) for item in query])
         with tempfile.TemporaryDirectory() as folder:
-            named = []
-            for item, path, name in zip(query, paths, distinct_names(paths)):
-                if name != Path(path).stem:
-                    link = os.path.join(folder, name + Path(path).suffix)
-                    _link(path, link)
-                    item = (link if isinstance(item[0], str) else (link, *item[0][1:]), *item[1:])
-                named.append(item)
-            visualize(distmat, (named, gallery), *args, **kwargs)
+            queries = [
+                _renamed(item, os.path.join(folder, f"query-{index}"), name)
+                for index, (item, name) in enumerate(zip(query, names))
+            ]
+            others = [
+                _renamed(item, os.path.join(folder, f"gallery-{index}"), Path(_first_file(item)).stem)
+                for index, item in enumerate(gallery)
+            ]
+            visualize(distmat, (queries, others), *args, **kwargs)
 
     return visualize_all
+
+
+def _first_file(item: Any) -> str:
+    return item[0] if isinstance(item[0], str) else item[0][0]
+
+
+def _renamed(item: Any, folder: str, name: str) -> Any:
+    """The item with links in a folder for its files, if the first one is not of this name or names are repeated."""
+    files = [item[0]] if isinstance(item[0], str) else list(item[0])
+    own_names = [Path(file).stem for file in files]
+    if own_names[0] == name and not _repeated(own_names):
+        return item
+    os.mkdir(folder)
+    others = [f"{name}_{own_name}" if own_name == name else own_name for own_name in distinct_names(files)[1:]]
+    links = [os.path.join(folder, new + Path(file).suffix) for file, new in zip(files, [name, *others])]
+    for file, link in zip(files, links):
+        _link(file, link)
+    return (links[0] if isinstance(item[0], str) else tuple(links), *item[1:])
 
 
 def _link(path: str, link: str) -> None:

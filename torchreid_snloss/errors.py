@@ -1,0 +1,48 @@
+"""The words of an exception, for messages."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import traceback
+from types import FrameType
+
+__all__ = ["text_of", "where_raised"]
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an exception on one line.
+
+    Args:
+        error: The exception. One without a text gives the condition of its assertion, or the name of its class.
+    """
+    text = " ".join(str(error).split())
+    if text:
+        return text
+    return (isinstance(error, AssertionError) and _failed_assertion(error)) or type(error).__name__
+
+
+def where_raised(error: BaseException) -> tuple[FrameType, int] | None:
+    """The innermost frame of an exception's traceback and the line in its file; None if it was not raised."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1] if frames else None
+
+
+def _failed_assertion(error: AssertionError) -> str:
+    """The condition of an assertion without a message, and the values in it."""
+    raised = where_raised(error)
+    if raised is None:
+        return ""
+    frame, line = raised
+    file = frame.f_code.co_filename
+    try:
+        (statement,) = ast.parse(linecache.getline(file, line).strip()).body
+    except (SyntaxError, ValueError):  # no source, or an assertion over several lines
+        statement = ast.Pass()
+    if not isinstance(statement, ast.Assert):
+        return f"AssertionError ({os.path.basename(file)}, line {line})"
+    names = dict.fromkeys(node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name))
+    values = {name: frame.f_locals[name] for name in names if isinstance(frame.f_locals.get(name), (int, float, str))}
+    got = ", ".join(f"{name} = {value!r}" for name, value in values.items())
+    return f"{ast.unparse(statement.test)} must hold" + (f", got {got}" if got else "")
