@@ -156,7 +156,7 @@ class Runner:
         labels = torch.arange(4).repeat_interleave(4)
         # What a page's blocks may take as given: a batch, torch, torchreid and this package.
         self.names: dict[str, Any] = {
-            "__name__": "docs",
+            "__name__": "__main__",
             "features": features,
             "embeddings": features,
             "pids": labels,

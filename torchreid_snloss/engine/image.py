@@ -18,18 +18,19 @@ class ImageSNEngine(LossEngine):
         from torchreid import data, models, optim
 
         torchreid_snloss.register()
-        datamanager = data.ImageDataManager(
-            root='reid-data', sources='synthetic', height=128, width=64,
-            batch_size_train=64, num_instances=4, train_sampler='IdentitySampler'
-        )
-        model = models.build_model('osnet_x0_25', datamanager.num_train_pids, loss='sn', pretrained=False)
-        model = model.cuda()  # or use_gpu=False below
-        optimizer = optim.build_optimizer(model, optim='adam', lr=0.0015)
-        scheduler = optim.build_lr_scheduler(optimizer, lr_scheduler='cosine', max_epoch=20)
-        engine = torchreid_snloss.ImageSNEngine(
-            datamanager, model, optimizer, scale=10.0, weight_m=1, weight_x=1, scheduler=scheduler
-        )
-        engine.run(max_epoch=20, save_dir='log/sn', normalize_feature=True)
+        if __name__ == "__main__":  # the loader's workers import this file
+            datamanager = data.ImageDataManager(
+                root='reid-data', sources='synthetic', height=128, width=64,
+                batch_size_train=64, num_instances=4, train_sampler='IdentitySampler'
+            )
+            model = models.build_model('osnet_x0_25', datamanager.num_train_pids, loss='sn', pretrained=False)
+            model = model.cuda()  # or use_gpu=False below
+            optimizer = optim.build_optimizer(model, optim='adam', lr=0.0015)
+            scheduler = optim.build_lr_scheduler(optimizer, lr_scheduler='cosine', max_epoch=20)
+            engine = torchreid_snloss.ImageSNEngine(
+                datamanager, model, optimizer, scale=10.0, weight_m=1, weight_x=1, scheduler=scheduler
+            )
+            engine.run(max_epoch=20, save_dir='log/sn', normalize_feature=True)
         ```
     """
 
