@@ -45,4 +45,5 @@ def _failed_assertion(error: AssertionError) -> str:
     names = dict.fromkeys(node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name))
     values = {name: frame.f_locals[name] for name in names if isinstance(frame.f_locals.get(name), (int, float, str))}
     got = ", ".join(f"{name} = {value!r}" for name, value in values.items())
-    return f"{ast.unparse(statement.test)} must hold" + (f", got {got}" if got else "")
+    condition = ast.unparse(statement.test)
+    return f"{condition} must hold, got {got}" if got else f"{condition} must hold"
