@@ -209,6 +209,72 @@ def test_distances_must_be_real() -> None:
         rank_gallery(DISTANCES + 0j, *BY_HAND[1:])
 
 
+BIG = 2**53  # where float64 begins to leave out integers
+
+
+@pytest.mark.parametrize("cuhk03", [False, True])
+@pytest.mark.parametrize(
+    ("q_pids", "g_pids"),
+    [
+        ([1.0, 2.0, 9.0], [1, 2, 1, 3, 2, 1]),
+        (np.array([1, 2, 9], np.uint64), np.array([1, 2, 1, 3, 2, 1], np.int8)),
+        (np.array([BIG, BIG + 1, -1]), np.array([BIG, BIG + 1, BIG, 2**64 - 1, BIG + 1, BIG], np.uint64)),
+        ([BIG, BIG + 1, 9], np.array([BIG, BIG + 1, BIG, BIG + 2, BIG + 1, BIG], np.uint64)),
+        ([2**63, -1, 9], [2**63, -1, 2**63, 2**63 + 1, -1, 2**63]),
+        ([2**70, -1, 9], [2**70, -1, 2**70, 2**70 + 1, -1, 2**70]),
+        (["a", "b", "x"], np.array(["a", "b", "a", "c", "b", "a"], dtype=object)),
+        ([b"a", b"b", b"x"], [b"a", b"b", b"a", b"c", b"b", b"a"]),
+        (torch.tensor([1, 2, 9]), torch.tensor([1, 2, 1, 3, 2, 1], dtype=torch.int32)),
+    ],
+    ids=str,
+)
+def test_identities_of_any_type(q_pids: Any, g_pids: Any, cuhk03: bool) -> None:
+    results = []
+    for args in (BY_HAND, (DISTANCES, q_pids, g_pids, Q_CAMIDS, G_CAMIDS)):
+        np.random.seed(3)
+        results.append(rank_gallery(*args, use_metric_cuhk03=cuhk03))
+    np.testing.assert_array_equal(results[1].cmc, results[0].cmc)
+    assert (results[1].mean_ap, results[1].mean_inp) == (results[0].mean_ap, results[0].mean_inp)
+
+
+def test_cameras_of_any_type() -> None:
+    texts = rank_gallery(*BY_HAND[:3], [f"c{c}" for c in Q_CAMIDS], [f"c{c}" for c in G_CAMIDS])
+    mixed = rank_gallery(*BY_HAND[:3], Q_CAMIDS.astype(np.uint64), G_CAMIDS.astype(np.float16))
+    assert texts.mean_ap == mixed.mean_ap == rank_gallery(*BY_HAND).mean_ap
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("label", "error", "words"),
+    [
+        (np.nan, ValueError, "must hold whole numbers, got nan at index 0"),
+        (np.inf, ValueError, "must hold whole numbers, got inf at index 0"),
+        (1.5, ValueError, "must hold whole numbers, got 1.5 at index 0"),
+        (None, TypeError, "must hold only integers or only strings, got None at index 0"),
+        ({}, TypeError, "must hold only integers or only strings, got {} at index 0"),
+        (1j, TypeError, "must hold only integers or only strings, got complex128"),
+        (np.datetime64("2020"), TypeError, "must hold only integers or only strings"),
+        ("1", TypeError, "must hold only integers or only strings, got '1' at index 0"),
+    ],
+)
+def test_labels_that_cant_be_compared(label: Any, error: type[Exception], words: str, number: int) -> None:
+    args: list[Any] = [arg.tolist() for arg in BY_HAND]
+    args[number] = [label, *args[number][1:]]
+    name = ["q_pids", "g_pids", "q_camids", "g_camids"][number - 1]
+    for evaluate in (evaluate_rank, capturing(lambda *_: pytest.fail("a compiled evaluator takes NaN for a number"))):
+        with pytest.raises(error, match=re.escape(f"{name} {words}")):
+            evaluate(*args)
+
+
+def test_numbers_and_text_are_not_compared() -> None:
+    with pytest.raises(TypeError, match=r"q_pids and g_pids must be of the same kind, got <U1 and int64"):
+        rank_gallery(DISTANCES, ["1", "2", "9"], *BY_HAND[2:])
+    with pytest.raises(TypeError, match=r"q_camids and g_camids must be of the same kind, got int64 and <U1"):
+        rank_gallery(*BY_HAND[:4], ["0"] * 6)
+    with pytest.raises(ValueError, match="q_pids must hold whole numbers, got masked values"):
+        rank_gallery(DISTANCES, np.ma.array(Q_PIDS, mask=[True, False, False]), *BY_HAND[2:])
+
+
 def test_works_in_as_many_threads_as_torch() -> None:
     torch.set_num_threads(3)
     together = threading.Barrier(3, timeout=20)
@@ -396,3 +462,13 @@ def test_bad_input_to_re_ranking(changes: dict[int, Any], words: str) -> None:
     args = [np.ones((2, 3)), np.ones((2, 2)), np.ones((3, 3)), 20, 6, 0.3]
     with pytest.raises(ValueError, match=words):
         re_ranking(*[changes.get(i, arg) for i, arg in enumerate(args)])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [complex, object, str])
+def test_re_ranking_takes_real_distances(dtype: type, number: int) -> None:
+    args = [np.ones((2, 3)), np.ones((2, 2)), np.ones((3, 3))]
+    args[number] = args[number].astype(dtype)
+    name = ("q_g_dist", "q_q_dist", "g_g_dist")[number]
+    with pytest.raises(TypeError, match=f"{name} must hold real numbers, got {args[number].dtype}"):
+        re_ranking(*args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import re
@@ -86,18 +87,61 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_own_images(reid_data: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def own_images(reid_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each person, with names that say the camera."""
+    images = tmp_path_factory.mktemp("own") / "images"
     for source in sorted((reid_data / "market1501/Market-1501-v15.09.15/bounding_box_train").glob("*.jpg")):
         pid, camera, *_ = source.name.split("_")
-        folder = tmp_path / "images" / f"person {pid}"
+        folder = images / f"person {pid}"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, folder / f"cam{camera[1]}_{source.stem[-9:]}.jpg")
-    script = [str(ROOT / "examples/own_images.py"), "--images", str(tmp_path / "images"), "--epochs", "1"]
-    done = run(*script, "--batch-size", "32", cwd=tmp_path)
+    return images
+
+
+def test_own_images(own_images: Path, tmp_path: Path) -> None:
+    script = [str(ROOT / "examples/own_images.py"), "--images", str(own_images), "--epochs", "1", "--workers", "0"]
+    done = run(*script, "--batch-size", "32", "--visrank", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mAP:" in done.stdout
+    queries = re.search(r"# query: (\d+)", done.stdout)
+    assert queries is not None
+    assert len(list((tmp_path / "log/own_images/visrank_own_images").iterdir())) == int(queries[1]) > 10
     done = run(*script, "--camera", r"lens(\d)", cwd=tmp_path)
     assert "no camera in the name of" in done.stderr
+
+
+@pytest.mark.docs
+def test_own_images_where_workers_import_the_script(own_images: Path, tmp_path: Path) -> None:
+    """As on Windows, on macOS, and with Python 3.14."""
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing\nmultiprocessing.set_start_method('spawn')\n")
+    script = [str(ROOT / "examples/own_images.py"), "--images", str(own_images), "--epochs", "1", "--workers", "1"]
+    done = run(*script, "--batch-size", "32", cwd=tmp_path, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("=> Loaded OwnImages") == 2  # for training and query, of the main process alone
+    assert "mAP:" in done.stdout
+
+
+def trains(node: ast.stmt) -> bool:
+    """Whether a statement does more than to import, to define, to read a config or to register."""
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+        return False
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) != "__name__ == '__main__'"
+    harmless = r"(cfg|settings) = |torchreid_snloss\.register\(\)|['\"]"
+    return re.match(harmless, ast.unparse(node)) is None
+
+
+SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_can_be_imported_by_a_loaders_workers(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    whole = [text] if path.suffix == ".py" else re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for script in whole:
+        if path.suffix == ".py" or re.search(r"\.run\(|\btrain\(", script):
+            assert not [ast.unparse(node) for node in ast.parse(script).body if trains(node)]
 
 
 def test_fine_tune(reid_data: Path, example: Callable[..., str]) -> None:
