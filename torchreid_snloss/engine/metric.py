@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -286,5 +287,5 @@ def _image_numbers(data: dict[str, Any], features: Any) -> Tensor:
         raise TypeError("a memory needs a model with one feature for each image, this one has several")
     if "impath" not in data:
         raise TypeError("a memory needs image batches with the images' paths, 'impath'")
-    digests = [hashlib.blake2b(path.encode(), digest_size=8).digest() for path in data["impath"]]
+    digests = [hashlib.blake2b(os.fsencode(path), digest_size=8).digest() for path in data["impath"]]
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], device=features.device)
