@@ -62,26 +62,47 @@ def _check_items(who: str, split: str, items: Any, video: bool) -> None:
     if len(items) == 0:
         raise ValueError(f"no images in the training, query or gallery folder: {who} has no {split} images")
     what = "(frames, identity, camera)" if video else "(path, identity, camera)"
-    lengths = set()
     for index, item in enumerate(items):
-        where = f"{who}, {split} item {index}"
-        if isinstance(item, (str, bytes, dict)) or not hasattr(item, "__len__") or len(item) not in (3, 4):
-            raise ValueError(f"{where}: an item must be {what}, got {_short(item)}")
-        path, *labels = item
-        _check_path(where, path, video)
-        for kind, label in zip(("identity", "camera", "data set's number"), labels):
-            if not isinstance(label, Integral) or isinstance(label, bool):
-                raise ValueError(f"{where}: the {kind} must be an integer, got {_short(label)} of {_first(path)}")
-            if not -_LARGEST <= int(label) <= _LARGEST:
-                raise ValueError(f"{where}: the {kind} must fit in 64 bits, got {label} of {_first(path)}")
-        if labels[0] < 0 and split != "gallery":
-            raise ValueError(
-                f"{where}: only the gallery may have negative identities, those of junk images and distractors, "
-                f"got {labels[0]} of {_first(path)}"
-            )
-        lengths.add(len(item))
-    if len(lengths) > 1:
+        problem = _problem(item, what, video, split)
+        if problem:
+            raise ValueError(f"{who}, {split} item {index}: {problem}")
+    if len({len(item) for item in items}) > 1:
         raise ValueError(f"{who}: some of its {split} items have 3 parts, {what}, and some have 4")
+
+
+def _problem(item: Any, what: str, video: bool, split: str) -> str:
+    """What is wrong with an item, or nothing."""
+    if isinstance(item, (str, bytes, dict)) or not hasattr(item, "__len__") or len(item) not in (3, 4):
+        return f"an item must be {what}, got {_short(item)}"
+    path, *labels = item
+    problem = _problem_of_path(path, video)
+    if problem:
+        return problem
+    for kind, label in zip(("identity", "camera", "data set's number"), labels):
+        if type(label) is not int and (not isinstance(label, Integral) or isinstance(label, bool)):
+            return f"the {kind} must be an integer, got {_short(label)} of {_first(path)}"
+        if not -_LARGEST <= int(label) <= _LARGEST:
+            return f"the {kind} must fit in 64 bits, got {label} of {_first(path)}"
+    if labels[0] < 0 and split != "gallery":
+        return (
+            "only the gallery may have negative identities, those of junk images and distractors, "
+            f"got {labels[0]} of {_first(path)}"
+        )
+    return ""
+
+
+def _problem_of_path(path: Any, video: bool) -> str:
+    if not video:
+        right = isinstance(path, str)
+        return "" if right else f"the path must be a string, got {_short(path)} of type {type(path).__name__}"
+    if not isinstance(path, (tuple, list)):
+        return f"a tracklet must be a tuple of the paths of its frames, got {_short(path)}"
+    if not path:
+        return "the tracklet has no frames"
+    for frame in path:
+        if not isinstance(frame, str):
+            return f"a path must be a string, got {_short(frame)} of type {type(frame).__name__}"
+    return ""
 
 
 def _with_pythons_integers(items: Any) -> Any:
@@ -89,20 +110,6 @@ def _with_pythons_integers(items: Any) -> Any:
     if all(type(label) is int for item in items for label in item[1:]):
         return items
     return [(item[0], *map(int, item[1:])) for item in items]
-
-
-def _check_path(where: str, path: Any, video: bool) -> None:
-    if not video:
-        if not isinstance(path, str):
-            raise ValueError(f"{where}: the path must be a string, got {_short(path)} of type {type(path).__name__}")
-        return
-    if not isinstance(path, (tuple, list)):
-        raise ValueError(f"{where}: a tracklet must be a tuple of the paths of its frames, got {_short(path)}")
-    if not path:
-        raise ValueError(f"{where}: the tracklet has no frames")
-    for frame in path:
-        if not isinstance(frame, str):
-            raise ValueError(f"{where}: a path must be a string, got {_short(frame)} of type {type(frame).__name__}")
 
 
 def _check_paths(who: str, items: Iterable[Any]) -> None:
