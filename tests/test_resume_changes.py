@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Done, Tiny, make_datamanager, make_engine
 from torchreid import data, optim, utils
 
@@ -226,12 +227,19 @@ def test_labels_do_not_follow_the_listing(
     assert items[0][0] != items[1][0], "the listing must matter to torchreid"
     assert items[0][1:] == items[1][1:]
 
+    # A run that goes on with the copy ends as one that was left alone.
+    options = (*SN, *options, "loss.memory.size", 64, "train.max_epoch")
     listings(False)
-    train(*SN, "data.root", here, "train.max_epoch", 1, *options)
+    assert train(*options, 2, "data.root", here, "data.save_dir", "alone").code == 0
+    assert train(*options, 1, "data.root", here).code == 0
     listings(True)
-    done = train(*SN, "data.root", in_folder / "there" / "copy", "train.max_epoch", 2, *options, "model.resume", "auto")
+    done = train(*options, 2, "data.root", in_folder / "there" / "copy", "model.resume", "auto")
     assert done.code == 0, done.err
-    assert not [line for line in differences(done) if not line.startswith("train.max_epoch")]
+    assert [line.split(":")[0] for line in differences(done)] == ["train.max_epoch"]
+    alone, resumed = (load_checkpoint(in_folder / name / "model/model.pth.tar-2") for name in ("alone", "log"))
+    assert alone["memory"]["images"].tolist() == resumed["memory"]["images"].tolist()
+    for name, value in alone["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
 
 
 def test_other_labels_in_a_script_are_an_error(

@@ -253,7 +253,7 @@ def test_a_broken_image_is_told_at_once_in_float16_too(datamanager: Any, batch: 
 
 
 @needs_fp16
-def test_float16_resumes_to_the_same_bit(datamanager: Any, tmp_path: Path) -> None:
+def test_float16_resumes_to_the_same_bit(datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def build(amp: str = "fp16") -> Any:
         return make_engine(ImageFIDIEngine, datamanager, amp=amp)
 
@@ -262,6 +262,7 @@ def test_float16_resumes_to_the_same_bit(datamanager: Any, tmp_path: Path) -> No
     whole.run(save_dir=str(tmp_path / "whole"), max_epoch=4)
     resumed = build()
     start = resumed.resume(tmp_path / "whole/model/model.pth.tar-2")
+    assert "=> growth_interval: 2 in the checkpoint, which is used, 2000 in this run" in capsys.readouterr().out
     resumed.run(save_dir=str(tmp_path / "resumed"), max_epoch=4, start_epoch=start)
     assert resumed.scaler.state_dict() == whole.scaler.state_dict()
     assert whole.scaler.get_scale() > 2.0**9

@@ -69,7 +69,8 @@ def stable_order(items: Sequence[Item]) -> list[Item]:
     for index in sorted(range(len(items)), key=lambda index: (items[index][3], sorted(names[index]), items[index][2])):
         frames, pid, *rest = items[index]
         if not isinstance(frames, (str, os.PathLike)):
-            frames = tuple(sorted(frames, key=_by_number))
+            same_length = len(set(map(len, names[index]))) == 1  # and so sorted as they are
+            frames = tuple(sorted(frames, key=None if same_length else _by_number))
         ordered.append((frames, labels.setdefault(pid, len(labels)), *rest))
     return ordered
 

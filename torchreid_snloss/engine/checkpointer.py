@@ -24,7 +24,7 @@ from torchreid_snloss.checkpoint import (
 from torchreid_snloss.engine.differences import Differences, plain
 from torchreid_snloss.engine.options import NonFiniteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
-from torchreid_snloss.engine.schedule import Schedule, differing_options
+from torchreid_snloss.engine.schedule import Schedule
 from torchreid_snloss.fitting import check_number_type
 from torchreid_snloss.optimizer_state import class_names
 from torchreid_snloss.schema import FORMAT_VERSION, TrainingState, read_progress
@@ -166,9 +166,13 @@ class Checkpointer:
         self._check_memory(checkpoint.get("memory"), path)
         for key, part in self.optional.items():
             if part is not None and checkpoint.get(key):
-                own = {name: value for name, value in part.state_dict().items() if name in _OPTIONS_OF_A_SCALER}
-                of_schedule += differing_options(checkpoint[key], own)
-                part.load_state_dict({**checkpoint[key], **own})
+                own = part.state_dict()
+                part.load_state_dict(checkpoint[key])
+                of_schedule += [
+                    f"{name}: {value} in the checkpoint, which is used, {own[name]} in this run"
+                    for name, value in checkpoint[key].items()
+                    if name in _OPTIONS_OF_A_SCALER and name in own and own[name] != value
+                ]
         if "progress" in checkpoint:
             own_seed = self.state.seed
             self.state = read_progress(checkpoint["progress"])

@@ -287,5 +287,7 @@ def _image_numbers(data: dict[str, Any], features: Any) -> Tensor:
         raise TypeError("a memory needs a model with one feature for each image, this one has several")
     if "impath" not in data:
         raise TypeError("a memory needs image batches with the images' paths, 'impath'")
-    digests = [hashlib.blake2b(os.fsencode(path), digest_size=8).digest() for path in data["impath"]]
+    # Not by the folder, so that a run resumed on a copy of the data knows them again too.
+    names = [f"{pid} {os.path.basename(path)}" for pid, path in zip(data["pid"].tolist(), data["impath"])]
+    digests = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names]
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], device=features.device)

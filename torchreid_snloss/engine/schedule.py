@@ -12,7 +12,7 @@ import torch
 
 from torchreid_snloss.checkpoint import CheckpointError
 
-__all__ = ["Schedule", "differing_options"]
+__all__ = ["Schedule"]
 
 _MOST_STEPS = 10_000_000
 # Options that decide what an optimizer keeps of a parameter, so that the state of one setting is useless for the other.
@@ -149,12 +149,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
             was, own = (_shown(values.get(key, "nothing")) for values in (before, now))
             lines[name] = f"{name}: {was} in the checkpoint, {own} in this run, which is used"
     return lines
-
-
-def differing_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line about each of this run's options that the checkpoint has too and that differs."""
-    both = [key for key in now if key in before]
-    return list(_differences({key: before[key] for key in both}, {key: now[key] for key in both}).values())
 
 
 def _shown(value: Any) -> Any:
