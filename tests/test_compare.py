@@ -326,10 +326,10 @@ def test_a_folder_that_can_not_be_written_to_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("log").write_text("a file")
-    assert main(_arguments(reid_data)) == 1
+    assert main(_arguments(reid_data)) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
-    assert "'log/compare/plain/softmax/seed-1'" in errors
+    assert "the results can't be written to 'log/compare/plain'" in errors
 
 
 def test_two_comparisons_do_not_train_in_one_folder(

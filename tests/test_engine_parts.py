@@ -153,6 +153,7 @@ def test_the_means_of_an_epoch_are_recorded(done: int, tmp_path: Path) -> None:
     with log.epoch(1, 5, batches=3, done=done, batch_size=4, unit="image"):
         log.add_step({"loss_m": 1.0, "acc": 50.0})
         log.add_step({"loss_m": 2.0})
+    log.record_epoch(1)
     epoch = read_record(tmp_path).epochs[1]
     assert epoch["terms"] == {"loss_m": 1.5, "acc": 50.0}
     assert (epoch["seconds"] is None) == bool(done)

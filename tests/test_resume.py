@@ -169,7 +169,7 @@ class BreaksInTest(Tiny):
 
 
 def test_broken_weights_are_not_saved(datamanager: Any, tmp_path: Path) -> None:
-    training = make_engine(ImageSNEngine, datamanager, BreaksInTest(), lr=0.0)
+    training = make_engine(ImageSNEngine, datamanager, BreaksInTest(), lr=1e-6)
     with pytest.raises(NonFiniteError, match=r"classifier.bias.*model\.pth\.tar-2"):
         training.run(save_dir=str(tmp_path), max_epoch=3, eval_freq=1)
     # The second epoch's evaluation would have been a new best, and its checkpoint was written before it.

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "remove_unfinished"]
+__all__ = ["UNFINISHED", "atomic_write", "remove_unfinished"]
 
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"
 
 
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -25,7 +25,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
+    with tempfile.NamedTemporaryFile(prefix=f"{UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
         try:
             write(stream)
             stream.flush()
@@ -45,7 +45,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def remove_unfinished(folder: str | Path) -> None:
     """Removes the temporary files of processes that were killed while they saved."""
-    for path in Path(folder).glob(f"{_UNFINISHED}*"):
+    for path in Path(folder).glob(f"{UNFINISHED}*"):
         if path.is_file():
             path.unlink(missing_ok=True)
 

@@ -28,6 +28,7 @@ from torchreid_snloss.data import (
     explain,
     hold_out,
     keep_fraction,
+    left_out_images,
     name_unreadable_images,
     set_training_items,
     stable_order,
@@ -92,6 +93,8 @@ def load_data(settings: Settings) -> Any:
             if image
             else data.VideoDataManager(**videodata_kwargs(settings))
         )
+        for line in left_out_images(datamanager):
+            print(line)
         if not settings.evaluate:
             check_labels(datamanager)
             _change_training_set(settings, datamanager)

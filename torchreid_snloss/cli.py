@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from torchreid_snloss import distributed
-from torchreid_snloss.checkpoint import CheckpointError
-from torchreid_snloss.config import ConfigError, load_config
-from torchreid_snloss.data import UnreadableImageError
-from torchreid_snloss.engine import CompileError, NonFiniteError, Stopped
-from torchreid_snloss.record import RecordError
+from torchreid_snloss.config import load_config
+from torchreid_snloss.entry import run_command
 from torchreid_snloss.session import train
 
 __all__ = ["add_config_arguments", "config_options", "main"]
@@ -29,26 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
-        1 for what stops a run on its way (a NaN loss, an unreadable image, no compiler); 130 or 143 after Ctrl-C or
-        SIGTERM.
+        1 for what stops a run on its way (a NaN loss, an unreadable image, a full disk); 130, 143 or 129 after Ctrl-C,
+        SIGTERM or a closed terminal.
     """
+    return run_command("torchreid-snloss", lambda: _train(argv), ends_process=argv is None)
+
+
+def _train(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    try:
-        train(load_config(args.config_file, config_options(args)))
-        distributed.stop()
-    except (ConfigError, CheckpointError, RecordError) as error:
-        return _end(2, f"error: {error}")
-    except Stopped as stopped:
-        return _end(128 + stopped.signal, str(stopped))
-    except (CompileError, NonFiniteError) as error:
-        return _end(1, f"error: {error}")
-    except (UnreadableImageError, distributed.PeerError) as error:
-        # A data loader's worker puts its traceback before the message.
-        return _end(1, f"error: {str(error).strip().splitlines()[-1]}", on_all=True)
-    except KeyboardInterrupt:
-        return _end(130, "interrupted")
+    train(load_config(args.config_file, config_options(args)))
+    distributed.stop()
     return 0
 
 
@@ -72,10 +60,3 @@ def config_options(args: argparse.Namespace) -> list[Any]:
     flags = {f"data.{key}": getattr(args, key) for key in ("sources", "targets", "transforms", "root")}
     options = [item for key, value in flags.items() if value for item in (key, value)]
     return [*options, *(args.opts[1:] if args.opts[:1] == ["--"] else args.opts)]
-
-
-def _end(code: int, message: str, on_all: bool = False) -> int:
-    # If all ranks report the same error, only rank 0 prints it.
-    if on_all or distributed.rank() == 0:
-        print(f"torchreid-snloss: {message}", file=sys.stderr)
-    return code

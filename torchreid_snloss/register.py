@@ -24,6 +24,7 @@ from torchreid_snloss.data import (
     with_checked_items,
     with_distinct_names,
 )
+from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.engine import ENGINES
 from torchreid_snloss.losses import LOSSES
 
@@ -47,7 +48,9 @@ def register() -> None:
     - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`;
     - torchreid's data sets take any folder name as it is, and do not find wildcards, identities or cameras in it;
     - data sets check their items, so that what can't be trained or tested with raises a ValueError that names it;
-    - `torchreid.utils.visualize_ranked_results` draws queries whose files have the same name into different pictures.
+    - `torchreid.utils.visualize_ranked_results` draws queries whose files have the same name into different pictures;
+    - data sets read images by `torchreid_snloss.data.readable.read_image`, which raises an error for a file that
+      torchreid would try to read again forever.
 
     What torchreid had keeps its behaviour otherwise. Evaluation and re-ranking give its results, in less time and
     memory.
@@ -72,6 +75,8 @@ def register() -> None:
         evaluate_rank = evaluation.capturing(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
         _set(undo, metrics, "evaluate_rank", evaluate_rank)
         _set(undo, metrics.rank, "evaluate_rank", evaluate_rank)
+        for module in (utils, sys.modules[data.ImageDataset.__module__]):  # imported there by name
+            _set(undo, module, "read_image", read_image)
         _set(undo, utils, "re_ranking", rerank.re_ranking)
         _set(undo, sys.modules[engine.Engine.__module__], "re_ranking", rerank.re_ranking)  # by name too
         for module in _torchreids_modules():

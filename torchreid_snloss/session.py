@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TextIO, cast
 
 import torch
 from torch import nn
@@ -23,7 +19,9 @@ from torchreid_snloss.engine import TrainingLoop
 from torchreid_snloss.engine.checkpointer import new_run
 from torchreid_snloss.lock import FolderInUseError, locked_on_all_ranks
 from torchreid_snloss.restarts import identify_run, restarted
+from torchreid_snloss.run_log import logged
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve
+from torchreid_snloss.writable import check_run_writable, checkpoint_size
 
 __all__ = ["train"]
 
@@ -51,7 +49,13 @@ def train(cfg: Config) -> TrainingLoop:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     settings = resolve(cfg)
-    with distributed.mute_other_ranks(), distributed.named_failures(), _locked(settings), _logged(settings):
+    log_name = "test.log" if settings.evaluate else "train.log"
+    with (
+        distributed.mute_other_ranks(),
+        distributed.named_failures(),
+        _locked(settings),
+        logged(settings.save_dir, log_name),
+    ):
         reid_utils.set_random_seed(settings.seed)
         return _train_or_test(settings)
 
@@ -68,41 +72,6 @@ def _locked(settings: Settings) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
         yield
-
-
-@contextlib.contextmanager
-def _logged(settings: Settings) -> Iterator[None]:
-    """Within it what the first process prints is in a file as well."""
-    if distributed.rank() > 0:
-        yield
-        return
-    log_name = ("test.log" if settings.evaluate else "train.log") + time.strftime("-%Y-%m-%d-%H-%M-%S")
-    try:
-        os.makedirs(settings.save_dir, exist_ok=True)
-        log = open(os.path.join(settings.save_dir, log_name), "w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
-    # Not torchreid's Logger: it closes standard output in the end.
-    with log, contextlib.redirect_stdout(cast(TextIO, _Tee(sys.stdout, log))):
-        yield
-
-
-class _Tee:
-    """Writes to the terminal and to the log, line by line, so that both show how far a run is."""
-
-    def __init__(self, *streams: IO[str]) -> None:
-        self._streams = streams
-
-    def write(self, text: str) -> int:
-        for stream in self._streams:
-            stream.write(text)
-        if "\n" in text:
-            self.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        for stream in self._streams:
-            stream.flush()
 
 
 def _train_or_test(settings: Settings) -> TrainingLoop:
@@ -128,6 +97,8 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
 
     criteria = build_criteria(settings)
     optimizer, scheduler = build_optimizer(settings, model, criteria)
+    if distributed.rank() == 0:
+        check_run_writable(settings, checkpoint_size(model, optimizer))
     print(f"Building {settings.loss_name}-engine for {settings.data_type}-reid")
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
     engine.checkpointer.run = run

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from torchreid_snloss.compare.backend import Figure, MaxNLocator, matplotlib
 from torchreid_snloss.compare.ranked import DistanceHistograms
 from torchreid_snloss.record import Features
 

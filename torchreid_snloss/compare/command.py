@@ -20,9 +20,13 @@ from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
+from torchreid_snloss.data import UnreadableImageError
+from torchreid_snloss.engine import WriteError
+from torchreid_snloss.entry import run_command
 from torchreid_snloss.ranges import shown
 from torchreid_snloss.record import RecordError
 from torchreid_snloss.settings import resolve
+from torchreid_snloss.writable import check_replaceable
 
 __all__ = ["main"]
 
@@ -43,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
-        that of a run that failed or was stopped; 1 for a file that can't be read or written; 130 after Ctrl-C.
+        that of a run that failed or was stopped; 1 for a file that can't be read or written; 130, 143 or 129 after
+        Ctrl-C, SIGTERM or a closed terminal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _compare(_parser().parse_args(arguments), shlex.join(["torchreid-snloss-compare", *arguments]))
-    except (ConfigError, RecordError, OSError) as error:  # an image or features that are gone, a full disk
-        print(f"torchreid-snloss-compare: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("torchreid-snloss-compare: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    command = shlex.join(["torchreid-snloss-compare", *arguments])
+    return run_command(
+        "torchreid-snloss-compare",
+        lambda: _compare(_parser().parse_args(arguments), command),
+        when_stopped="; the same command goes on",
+        ends_process=argv is None,
+    )
 
 
 def _compare(args: argparse.Namespace, command: str) -> int:
@@ -72,6 +76,11 @@ def _compare(args: argparse.Namespace, command: str) -> int:
             run.finished()
     except RecordError as error:  # before the first run is made
         raise ConfigError(str(error)) from error
+    folder = runs[0].folder.parent.parent
+    try:
+        check_replaceable(folder, ("results.csv", "results.json", "report.html"))
+    except OSError as error:
+        raise ConfigError(f"the results can't be written to {str(folder)!r}: {error}") from error
     for line in _differences(runs):
         print(f"=> {line}")
     done, began = 0, time.monotonic()
@@ -83,7 +92,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         print(f"=> {name}, in {run.folder}", flush=True)
         code = run.execute()
         if code != 0:
-            stopped = code in (130, 143)
+            stopped = code > 128
             ended = "was interrupted; the same command goes on" if stopped else f"ended with exit code {code}"
             print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr)
             return code
@@ -93,11 +102,17 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         print(f"   {run.summary()}; {left} to go" + (f", about {minutes:.0f} min" if left else ""), flush=True)
 
     results = Results.of(runs, unchanged if _usable(unchanged) else [])
-    folder = runs[0].folder.parent.parent
-    write_csv(results, folder / "results.csv")
-    write_json(results, folder / "results.json")
     print(f"\n{results.table()}\n", flush=True)
-    write_page(results, runs, folder / "report.html", command, args.map)
+    try:
+        write_csv(results, folder / "results.csv")
+        write_json(results, folder / "results.json")
+        write_page(results, runs, folder / "report.html", command, args.map)
+    except UnreadableImageError:
+        raise
+    except OSError as error:
+        raise WriteError(
+            f"can't write the results to {str(folder)!r}: {error}; the runs are kept, and the same command goes on"
+        ) from error
     print(f"=> {folder}: results.csv, results.json, report.html")
     return 0
 

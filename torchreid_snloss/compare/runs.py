@@ -14,6 +14,7 @@ from typing import Any
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.config import ConfigError, leaves, load_config
+from torchreid_snloss.engine.stopping import stop_signals
 from torchreid_snloss.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
 from torchreid_snloss.settings import Settings, decide
@@ -87,7 +88,7 @@ class Run:
         Ctrl-C, SIGTERM and a closed terminal make it write a checkpoint and stop.
 
         Returns:
-            The exit code; 128 plus the signal's number if a signal stopped it.
+            The exit code; 128 plus the signal's number if a signal came.
 
         Raises:
             ConfigError: If another process is training in the folder.
@@ -103,6 +104,7 @@ class Run:
                 raise ConfigError(str(error)) from error
             noted = stack.enter_context(_signals())
             atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
+            sent = 0
             # It holds the lock even if this process is killed.
             variables, descriptors = pass_on(self.folder)
             process = subprocess.Popen(
@@ -115,9 +117,12 @@ class Run:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(timeout=0.05)
+                    if noted:
+                        return 128 + noted[0]
                     return code if code >= 0 else 128 - code
-                while noted:
-                    process.send_signal(noted.pop(0))
+                while sent < len(noted):
+                    process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
+                    sent += 1
 
     def summary(self) -> str:
         """The last results in one line."""
@@ -127,18 +132,16 @@ class Run:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Within it the list that this gives gets what to send to a training process when this one is to end.
+    """Within it the list that this gives gets the signals that ask this process to end.
 
     On Windows, where a console sends Ctrl-C to both processes, nothing.
     """
     noted: list[int] = []
-    numbers = [] if os.name == "nt" else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    numbers = [] if os.name == "nt" else stop_signals()
 
     def note(number: int, _: Any) -> None:
-        noted.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        noted.append(number)
 
-    if numbers and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        numbers.remove(signal.SIGHUP)  # under nohup
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield noted

@@ -1,6 +1,7 @@
 """Data: the identity sampler, synthetic data sets, the training set, held-out identities, image files and paths."""
 
 from torchreid_snloss.data.items import check_labels, with_checked_items
+from torchreid_snloss.data.left_out import left_out_images
 from torchreid_snloss.data.literal_paths import glob_in_folder, replace_functions, search_in_file_name
 from torchreid_snloss.data.load_errors import explain
 from torchreid_snloss.data.picture_names import with_distinct_names
@@ -15,6 +16,7 @@ from torchreid_snloss.data.training_set import (
     stable_order,
 )
 from torchreid_snloss.data.validation import VALIDATION, hold_out
+from torchreid_snloss.data.workers import WorkerKilledError, batches_of
 
 __all__ = [
     "VALIDATION",
@@ -22,13 +24,16 @@ __all__ = [
     "SyntheticPedestrians",
     "SyntheticTracklets",
     "UnreadableImageError",
+    "WorkerKilledError",
     "add_label_noise",
     "add_outliers",
+    "batches_of",
     "check_labels",
     "explain",
     "glob_in_folder",
     "hold_out",
     "keep_fraction",
+    "left_out_images",
     "make_pedestrians",
     "name_unreadable_images",
     "replace_functions",

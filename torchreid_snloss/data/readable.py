@@ -1,14 +1,16 @@
-"""Image files that can't be read raise an error with their name; torchreid tries to read them again forever."""
+"""Images that can't be loaded raise an error with their name; torchreid tries to read them again forever."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
 from typing import Any
 
 from PIL import Image
-from torchreid import data
 
 __all__ = [
-    "ReadableImageDataset",
+    "NamingFailures",
     "UnreadableImageError",
     "all_loaders",
     "name_unreadable_images",
@@ -18,34 +20,70 @@ __all__ = [
 
 
 class UnreadableImageError(OSError):
-    """An image file is missing, empty, truncated or not an image."""
+    """An image can't be loaded: its file is missing, empty, truncated, not an image, too large, and so on."""
 
 
-class ReadableImageDataset(data.ImageDataset):
-    """torchreid's `ImageDataset`, but an image that can't be read raises `UnreadableImageError` at once."""
+class NamingFailures:
+    """Put before a data set's class: whatever its `__getitem__` raises becomes an `UnreadableImageError`."""
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path, pid, camid, dsetid = self.data[index]
-        image = read_image(path)
-        if self.transform is not None:
-            image = self._transform_image(self.transform, self.k_tfm, image)
-        return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+    data: Any
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)  # type: ignore[misc]
+        except UnreadableImageError:
+            raise
+        except Exception as error:  # of any data set, file format or transform
+            raise UnreadableImageError(f"can't load {_name(self.data[index][0])}: {_reason(error)}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time, and a data loader's worker may have to make it again.
+        return _restore, (type(self).__bases__[1], self.__dict__)
+
+
+def _naming_failures(cls: type[Any]) -> type[Any]:
+    return (
+        cls if issubclass(cls, NamingFailures) else type(cls.__name__, (NamingFailures, cls), {"__doc__": cls.__doc__})
+    )
+
+
+def _restore(cls: type[Any], state: dict[str, Any]) -> Any:
+    from torchreid_snloss.register import register
+
+    register()  # in a worker that was spawned, torchreid is as new
+    dataset = object.__new__(_naming_failures(cls))
+    dataset.__dict__.update(state)
+    return dataset
 
 
 def read_image(path: str) -> Image.Image:
-    """Reads an image in RGB.
+    """Reads an image in RGB. `register` puts it in the place of torchreid's function.
 
     Args:
         path: The image file.
 
     Raises:
-        UnreadableImageError: If the file can't be read. The message names it.
+        UnreadableImageError: If the file can't be read, for any reason. The message names it.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # such as a pipe, which nobody may ever write to
+            raise OSError("it is not a regular file")
         with Image.open(path) as file:
             return file.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken file
-        raise UnreadableImageError(f"can't read the image {path!r}: {error}") from error
+    except Exception as error:  # Pillow's plugins raise what they like
+        raise UnreadableImageError(f"can't read the image {_name(path)}: {_reason(error)}") from error
+
+
+def _name(path: Any) -> str:
+    """A path, or the first and the last one of a tracklet."""
+    if isinstance(path, (tuple, list)) and len(path) > 1:
+        return f"the tracklet from {str(path[0])!r} to {str(path[-1])!r}"
+    return f"{str(path[0] if isinstance(path, (tuple, list)) and path else path)!r}"
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def all_loaders(datamanager: Any) -> list[Any]:
@@ -59,13 +97,12 @@ def test_loaders(datamanager: Any) -> list[Any]:
 
 
 def name_unreadable_images(datamanager: Any) -> None:
-    """Turns the image data sets of a data manager into `ReadableImageDataset`.
-
-    A data set with a `__getitem__` of its own is not changed.
+    """Makes the data sets of a data manager name the image or tracklet that can't be loaded.
 
     Args:
         datamanager: A data manager of torchreid.
     """
     for loader in all_loaders(datamanager):
-        if type(loader.dataset).__getitem__ is data.ImageDataset.__getitem__:
-            loader.dataset.__class__ = ReadableImageDataset
+        if loader is not None and hasattr(loader.dataset, "data"):
+            with contextlib.suppress(TypeError):  # a class that Python can't replace
+                loader.dataset.__class__ = _naming_failures(type(loader.dataset))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torchreid import data
@@ -13,12 +18,17 @@ from torchreid import data
 from torchreid_snloss.data.pedestrians import Camera, Person, draw, make_camera, make_person, make_twin
 from torchreid_snloss.progress import progress
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["SyntheticPedestrians", "SyntheticTracklets", "make_pedestrians"]
 
 _FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 _NUM_CAMERAS = 6
 _IMAGES_PER_CAMERA = 2
 _FRAMES_PER_TRACKLET = 8
+_LOCK = ".lock"
+_A_DAY = 86400  # seconds
 
 
 class SyntheticPedestrians(data.datasets.Market1501):
@@ -75,6 +85,13 @@ def _tracklets(folder: Path) -> list[tuple[tuple[str, ...], int, int]]:
     return [(tuple(paths), pid, camid) for (pid, camid), paths in frames.items()]
 
 
+def _lock(file: IO[bytes]) -> None:
+    """Raises OSError if another process has the lock, or the system has none."""
+    if sys.platform == "win32":
+        raise OSError("no locks of this kind on Windows")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def make_pedestrians(
     directory: str | Path, num_train_pids: int = 120, num_test_pids: int = 100, seed: int = 0, frames: int = 0
 ) -> None:
@@ -102,8 +119,8 @@ def make_pedestrians(
     directory.parent.mkdir(parents=True, exist_ok=True)
     print(f"=> Drawing the synthetic pedestrians into {directory}")
     cameras = [make_camera(np.random.default_rng([seed, 1, camera])) for camera in range(_NUM_CAMERAS)]
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as unfinished:
-        made = Path(unfinished) / "made"
+    with _unfinished(directory) as unfinished:
+        made = unfinished / "made"
         folders = {name: made / "Market-1501-v15.09.15" / name for name in _FOLDERS}
         for folder in folders.values():
             folder.mkdir(parents=True)
@@ -115,6 +132,30 @@ def make_pedestrians(
         except OSError:
             if not directory.exists():  # it exists if another process was faster
                 raise
+
+
+@contextlib.contextmanager
+def _unfinished(directory: Path) -> Iterator[Path]:
+    """A hidden folder beside `directory`, which is removed in the end, after those of processes that were killed.
+
+    A lock, which ends with its process, tells whether another one still draws into such a folder.
+    """
+    prefix = f".{directory.name}-"
+    for folder in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError):
+            if (folder / _LOCK).exists():
+                with open(folder / _LOCK, "rb+") as file:
+                    _lock(file)
+                    shutil.rmtree(folder, ignore_errors=True)
+            elif time.time() - folder.stat().st_mtime > _A_DAY:  # killed before there was a lock
+                shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as name:
+        folder = Path(name)
+        with open(folder / f"{_LOCK}.new", "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(file)
+                Path(file.name).rename(folder / _LOCK)  # nobody sees it before it is locked
+            yield folder
 
 
 def _people(number: int, seed: int) -> Iterator[tuple[int, Person]]:

@@ -2,11 +2,19 @@
 
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageMetricEngine, ImageSNEngine
-from torchreid_snloss.engine.loop import TrainingLoop, with_training_loop
+from torchreid_snloss.engine.loop import TrainingLoop
 from torchreid_snloss.engine.loss_engine import LossEngine
 from torchreid_snloss.engine.metric import MetricEngine, check_weights
-from torchreid_snloss.engine.options import CompileError, NonFiniteError, Stopped, TrainOptions
+from torchreid_snloss.engine.options import (
+    CompileError,
+    NonFiniteError,
+    NothingLearntError,
+    Stopped,
+    TrainOptions,
+    WriteError,
+)
 from torchreid_snloss.engine.video import VideoFIDIEngine, VideoHAP2SEngine, VideoMetricEngine, VideoSNEngine
+from torchreid_snloss.engine.wrapping import with_training_loop
 
 __all__ = [
     "ENGINES",
@@ -18,6 +26,7 @@ __all__ = [
     "LossEngine",
     "MetricEngine",
     "NonFiniteError",
+    "NothingLearntError",
     "Stopped",
     "TrainOptions",
     "TrainingLoop",
@@ -25,6 +34,7 @@ __all__ = [
     "VideoHAP2SEngine",
     "VideoMetricEngine",
     "VideoSNEngine",
+    "WriteError",
     "check_weights",
     "with_training_loop",
 ]

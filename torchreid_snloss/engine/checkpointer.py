@@ -22,7 +22,7 @@ from torchreid_snloss.checkpoint import (
     save_checkpoint,
 )
 from torchreid_snloss.engine.differences import Differences, plain
-from torchreid_snloss.engine.options import NonFiniteError
+from torchreid_snloss.engine.options import NonFiniteError, WriteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
 from torchreid_snloss.engine.schedule import Schedule
 from torchreid_snloss.fitting import check_number_type
@@ -61,6 +61,7 @@ class Checkpointer:
         criteria: losses, some of which may have parameters of their own (a module); None: there are none.
         optional: parts that a checkpoint may lack, by their key in it: a `GradScaler`, a `Memory`. None for a part that
             this run has not.
+        random_states: those after the last step; None: the present ones.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, seed: int) -> None:
@@ -76,6 +77,7 @@ class Checkpointer:
         self.optional: dict[str, Any] = {"scaler": None, "memory": None}
         self._folder = Path()
         self._random_states: dict[str, Any] | None = None
+        self.random_states: dict[str, Any] | None = None
 
     def start(self, save_dir: str | Path, training: bool) -> None:
         """Sets the run's folder, `save_dir/model`, and before training removes what a killed process left half-written.
@@ -235,11 +237,18 @@ class Checkpointer:
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "progress": dataclasses.asdict(self.state),
-            "random_states": random_states() if self.state.batch else None,
+            "random_states": (self.random_states or random_states()) if self.state.batch else None,
             "criterion": self._criterion(),
             "run": self.run,
             "settings": self.settings and plain(self.settings),
             "batches": self.batches(),
             **{key: None if part is None else part.state_dict() for key, part in self.optional.items()},
         }
-        save_checkpoint(state, path)
+        try:
+            save_checkpoint(state, path)
+        except (OSError, RuntimeError) as error:  # RuntimeError: what torch makes of it
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise WriteError(
+                f"can't write the checkpoint {str(path)!r}: {' '.join(str(reason).split())[:300]}; "
+                f"the last checkpoint: {self.newest or 'none yet'}"
+            ) from error

@@ -28,6 +28,7 @@ class EpochLog:
         self._recorder: Recorder | None = None
         self._bar: tqdm[Any] | None = None
         self._batch_size = 0
+        self._seconds: float | None = None
         self._values: dict[str, list[float]] = {}
 
     @property
@@ -44,7 +45,7 @@ class EpochLog:
 
     @contextlib.contextmanager
     def epoch(self, epoch: int, max_epoch: int, batches: int, done: int, batch_size: int, unit: str) -> Iterator[None]:
-        """Within it steps move a progress bar; a whole epoch is then recorded.
+        """Within it steps move a progress bar, and are noted for `record_epoch`.
 
         Args:
             epoch: its number, from 1.
@@ -62,9 +63,17 @@ class EpochLog:
                 yield
             finally:
                 self._bar = None
+        self._seconds = None if done else time.perf_counter() - began
+
+    def record_epoch(self, epoch: int) -> None:
+        """Records the epoch whose steps were noted.
+
+        Args:
+            epoch: its number, from 1.
+        """
         if self._recorder is not None:
             terms = {name: sum(values) / len(values) for name, values in self._values.items()}
-            self._recorder.add_epoch(epoch, terms, None if done else time.perf_counter() - began)
+            self._recorder.add_epoch(epoch, terms, self._seconds)
 
     def add_step(self, summary: Mapping[str, float]) -> None:
         """Takes in what a step shows; outside an epoch nothing."""

@@ -18,8 +18,12 @@ from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.compiling import compile_in_place, named_compile_errors, to_channels_last
 from torchreid_snloss.engine.epoch_log import EpochLog
+from torchreid_snloss.engine.event_writer import EventWriter, NoWriter
+from torchreid_snloss.engine.monitor import LearningMonitor
 from torchreid_snloss.engine.options import NonFiniteError, Stopped, TrainOptions
+from torchreid_snloss.engine.random_state import random_states
 from torchreid_snloss.engine.resumable_loader import ResumableLoader
+from torchreid_snloss.engine.saving import saving_what_is_trained
 from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
 from torchreid_snloss.engine.testing import Evaluated, Testing, selecting_map
 from torchreid_snloss.engine.update import non_finite
@@ -27,7 +31,7 @@ from torchreid_snloss.lock import locked_on_all_ranks
 from torchreid_snloss.progress import above_bars
 from torchreid_snloss.record import to_features
 
-__all__ = ["TrainingLoop", "with_training_loop"]
+__all__ = ["TrainingLoop"]
 
 
 class TrainingLoop(engine.Engine):
@@ -67,7 +71,7 @@ class TrainingLoop(engine.Engine):
     def __init__(self, *args: Any, channels_last: bool = False, compile: bool = False, **kwargs: Any) -> None:
         self._channels_last, self._compile = channels_last, compile
         super().__init__(*args, **kwargs)
-        self._batch_idx: int = 0
+        self._batch_idx, self._trained = 0, 0
         self.options = TrainOptions()
         self._stop = StopSignals()
         self._log = EpochLog()
@@ -83,6 +87,7 @@ class TrainingLoop(engine.Engine):
         super().register_model(name, model, optim, self.scheduler)
         self.checkpointer = Checkpointer(model, optim, self.scheduler, torch.initial_seed() % (1 << 64))
         self.checkpointer.batches = lambda: self.train_loader.description
+        self._learning = LearningMonitor(optim)
         if self._channels_last:
             to_channels_last(model)
         if self._compile:
@@ -93,15 +98,19 @@ class TrainingLoop(engine.Engine):
     def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
+        self._trained = start_epoch
         self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
             loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
         if not first:
-            self.writer = _NoWriter()
+            self.writer = NoWriter()
+        elif self.writer is None and not testing_only:
+            self.writer = EventWriter(save_dir)
+        at_once = testing_only and distributed.world_size() == 1  # there is nothing to save, and nobody to agree with
         with (
             lock,
-            self._stop.listening(),
+            contextlib.nullcontext() if at_once else self._stop.listening(),
             named_compile_errors(),
             distributed.named_failures(),
             distributed.mute_other_ranks(),
@@ -110,6 +119,7 @@ class TrainingLoop(engine.Engine):
             self.checkpointer.start(save_dir, training=not testing_only)
             if testing_only:
                 super().run(save_dir=save_dir, **kwargs)
+                self._stop_if_requested()
                 return
             check_labels(self.datamanager)
             if distributed.world_size() > 1 and not self.trains_on_several_processes:
@@ -120,12 +130,19 @@ class TrainingLoop(engine.Engine):
                 print(f"=> max_epoch is {max_epoch}, and {start_epoch} epochs are trained already: this run only tests")
             if self.options.record and first:
                 self._log.start_record(Path(save_dir) / "record", start_epoch)
-            self._run_missed_evaluation(save_dir, start_epoch, max_epoch, **kwargs)
-            if self.options.record and start_epoch == 0 and self.checkpointer.state.batch == 0:
-                print("=> Before training")
-                self.epoch = -1
-                self._test_as_in_training(**kwargs)
-            super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
+            self._learning.start_run(resumed=start_epoch > 0 or self.checkpointer.state.batch > 0)
+            save = lambda: self.checkpointer.save(self._trained, self.options.keep)  # noqa: E731
+            with saving_what_is_trained(self.checkpointer, self._learning, save):
+                self._train_and_test(save_dir, start_epoch, max_epoch, **kwargs)
+            self._stop_if_requested()
+
+    def _train_and_test(self, save_dir: str, start_epoch: int, max_epoch: int, **kwargs: Any) -> None:
+        self._run_missed_evaluation(save_dir, start_epoch, max_epoch, **kwargs)
+        if self.options.record and start_epoch == 0 and self.checkpointer.state.batch == 0:
+            print("=> Before training")
+            self.epoch = -1
+            self._test_as_in_training(**kwargs)
+        super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
 
     def _run_missed_evaluation(
         self, save_dir: str, epoch: int, max_epoch: int, eval_freq: int = -1, start_eval: int = 0, **kwargs: Any
@@ -147,15 +164,19 @@ class TrainingLoop(engine.Engine):
     def train(self, *args: Any, **kwargs: Any) -> None:
         state, loader = self.checkpointer.state, self.train_loader
         loader.start_epoch(state.seed, self.epoch, state.batch, self.checkpointer.restore_random_states)
+        self._learning.start_epoch()
         unit = "tracklet" if getattr(self.datamanager, "data_type", "image") == "video" else "image"
         try:
             with self._log.epoch(self.epoch + 1, self.max_epoch, len(loader), loader.skipped, loader.batch_size, unit):
                 super().train(*args, **kwargs)
         finally:
             loader.end_epoch()
-        self.checkpointer.epoch_trained()
-        distributed.average_buffers(self.model)
         done = self.epoch + 1
+        self._learning.end_epoch(done, is_last=done == self.max_epoch)
+        self.checkpointer.epoch_trained()
+        self._trained = done
+        distributed.average_buffers(self.model)
+        self._log.record_epoch(done)
         if done % self.options.save_freq == 0 or done == self.max_epoch or self._stop.requested():
             self.checkpointer.save(done, self.options.keep)
         self._stop_if_requested()
@@ -180,6 +201,7 @@ class TrainingLoop(engine.Engine):
         Returns:
             what the progress line shows.
         """
+        self._learning.steps += 1
         summary = self.step(data)
         self._log.add_step(summary)
         return summary
@@ -191,7 +213,7 @@ class TrainingLoop(engine.Engine):
 
     def _after_step(self, batch: int) -> None:
         """Called when torchreid's loop has trained and logged a batch, counted from 1."""
-        self.checkpointer.state.batch = batch
+        self.checkpointer.state.batch, self.checkpointer.random_states = batch, random_states()
         if self._stop.requested() and batch < len(self.train_loader):
             distributed.average_buffers(self.model)
             self.checkpointer.save(self.epoch, self.options.keep)
@@ -209,6 +231,7 @@ class TrainingLoop(engine.Engine):
         what += f" in epoch {self.epoch + 1}, step {self.batch_idx + 1}"
         if self.options.nonfinite == "stop":
             raise NonFiniteError(f"{what}; the last checkpoint: {self.checkpointer.newest or 'none yet'}")
+        self._learning.skipped += 1
         print(f"** Skipped: {what}")
         return False
 
@@ -228,7 +251,8 @@ class TrainingLoop(engine.Engine):
         state = self.checkpointer.state
         state.rank1, state.evaluated = float(rank1), True
         # Before the checkpoint that says it is done.
-        self.checkpointer.save_if_best(epoch + 1, *selecting_map(self._mean_aps))
+        if self._learning.learnt or not self._learning.tried:
+            self.checkpointer.save_if_best(epoch + 1, *selecting_map(self._mean_aps))
         self.checkpointer.save(epoch + 1, self.options.keep)
 
     def resume(self, path: str | Path) -> int:
@@ -274,25 +298,3 @@ class TrainingLoop(engine.Engine):
         items = self.datamanager.test_dataset[dataset_name]
         features = [to_features(batches, items[split], normalize) for split, batches in found.splits.items()]
         self._log.add_evaluation(self.epoch + 1, dataset_name, found.ranking, *features)
-
-
-class _NoWriter:
-    """TensorBoard's writer, for a process that writes nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
-def with_training_loop(cls: type[Any]) -> type[TrainingLoop]:
-    """A torchreid engine class with `TrainingLoop` in front; one that has it already as it is."""
-    if issubclass(cls, TrainingLoop):
-        return cls
-
-    def compute_loss(self: Any, criterion: Any, outputs: Any, targets: Any) -> Any:
-        loss = cls.compute_loss(self, criterion, outputs, targets)
-        self.check_finite({type(criterion).__name__: float(loss.detach())})
-        return loss
-
-    attributes = {"__doc__": cls.__doc__, "compute_loss": compute_loss}
-    made: type[TrainingLoop] = type(cls.__name__, (TrainingLoop, cls), attributes)
-    return made

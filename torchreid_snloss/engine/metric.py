@@ -171,6 +171,7 @@ class MetricEngine(TrainingLoop):
         if values is None:
             undo()
             return {}
+        self._learning.overflowed += self._update.overflowed
         for name in [f"{name}spread" for name in ("", *(f"{name}_" for name in self.weights))]:
             self._warn_of_collapse(values.pop(name, 1.0))
         return {name: value for name, value in values.items() if math.isfinite(value)}

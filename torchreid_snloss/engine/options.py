@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["CompileError", "NonFiniteError", "Stopped", "TrainOptions"]
+__all__ = ["CompileError", "NonFiniteError", "NothingLearntError", "Stopped", "TrainOptions", "WriteError"]
 
 
 @dataclass
@@ -36,6 +36,14 @@ class TrainOptions:
 
 class NonFiniteError(ArithmeticError):
     """A term of the loss, its gradient or a weight became NaN or infinite."""
+
+
+class NothingLearntError(ArithmeticError):
+    """An epoch's steps changed no weight, and nothing says that later ones will."""
+
+
+class WriteError(OSError):
+    """A checkpoint can't be written. The message names the file, and the last one that was."""
 
 
 class CompileError(RuntimeError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchreid_snloss import distributed
 from torchreid_snloss.data.fingerprint import describe_batches
 from torchreid_snloss.data.shards import Shards
+from torchreid_snloss.data.workers import batches_of
 from torchreid_snloss.engine.random_state import seed_generators
 
 __all__ = ["ResumableLoader"]
@@ -82,7 +86,12 @@ class ResumableLoader:
         return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        for number, data in enumerate(self.loader, start=1):
+        batches = batches_of(self.loader)
+        with _deaths_told_by_the_loader():
+            yield from self._batches(batches)
+
+    def _batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for number, data in enumerate(batches, start=1):
             if number > self.skipped:
                 yield data
                 self._after_step(number)
@@ -90,3 +99,22 @@ class ResumableLoader:
                 restored = self._before_first()
                 if restored and distributed.world_size() > 1:  # they are those of one process
                     seed_generators(*self._seeds, distributed.rank(), number)
+
+
+@contextlib.contextmanager
+def _deaths_told_by_the_loader() -> Iterator[None]:
+    """Within it a worker's death is told when the next batch is drawn.
+
+    torch's handler of SIGCHLD raises wherever the process is, such as in the middle of a change of the weights.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(number)
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted while a run is under way and agreed on among all processes."""
+"""Ctrl-C, SIGTERM and a closed terminal: noted while a run is under way, and agreed on among all processes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,77 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from torchreid_snloss import distributed
 
-__all__ = ["StopSignals", "leave_signals_to_the_parent"]
+__all__ = [
+    "SignalInterrupt",
+    "StopSignals",
+    "ignore_signals",
+    "interrupting_signals",
+    "leave_signals_to_the_parent",
+    "stop_signals",
+]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+class SignalInterrupt(KeyboardInterrupt):
+    """A signal that interrupts at once, as Ctrl-C does.
+
+    Attributes:
+        signal: The signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a process to stop. One that is ignored stays ignored, such as SIGHUP under `nohup`."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # there is no SIGHUP on Windows
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+
+@contextlib.contextmanager
+def _handled(handle: Callable[[int], None]) -> Iterator[None]:
+    """Within it a signal calls `handle`. Python lets no other thread than the main one set handlers."""
+    process = os.getpid()
+
+    def receive(number: int, _: object) -> None:
+        if os.getpid() != process:  # a worker whose own worker_init_fn left it with this handler
+            os._exit(128 + number)
+        handle(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, receive) for number in stop_signals()} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != signal.SIG_IGN:  # by `ignore_signals`
+                signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Ignores the signals that ask a process to stop, since it is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        for number in stop_signals():
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def interrupting_signals() -> Iterator[list[int]]:
+    """Within it a signal raises `SignalInterrupt`. The list that this gives holds the numbers of those that came."""
+    received: list[int] = []
+
+    def interrupt(number: int) -> None:
+        received.append(number)
+        raise SignalInterrupt(number)
+
+    with _handled(interrupt):
+        yield received
 
 
 class StopSignals:
@@ -26,32 +89,32 @@ class StopSignals:
     def __init__(self) -> None:
         self.number = 0
         self._received = 0  # by this process
-        self._process = os.getpid()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it a first signal is noted, and a second one interrupts at once by `KeyboardInterrupt`."""
-        self._received, self._process = 0, os.getpid()
-        before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        """Within it a first signal is noted, and a second one interrupts at once.
+
+        Raises:
+            SignalInterrupt: at a second signal, and at the end for one that nobody asked about.
+        """
+        self._received = 0
         try:
-            yield
+            with _handled(self._receive):
+                yield
+            if self._received:
+                raise SignalInterrupt(self._received)
         finally:
             self._received = 0
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def requested(self) -> bool:
         """Whether a signal came to any process. All processes must ask together, and all get the same answer."""
         self.number = distributed.all_reduce_max(self._received)
         return self.number != 0
 
-    def _receive(self, number: int, _: object) -> None:
-        if os.getpid() != self._process:  # a worker whose own worker_init_fn left it with this handler
-            os._exit(128 + number)
+    def _receive(self, number: int) -> None:
         if self._received:
-            raise KeyboardInterrupt
+            self._received = 0
+            raise SignalInterrupt(number)
         self._received = number
 
 
@@ -60,7 +123,9 @@ def leave_signals_to_the_parent(_: int) -> None:
 
     Workers get a group of their own. They don't ignore SIGTERM, by which Python ends them when the process exits.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

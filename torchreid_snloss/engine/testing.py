@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +16,11 @@ from torchreid import engine
 from torchreid_snloss import distributed
 from torchreid_snloss.data.shards import own_test_batches
 from torchreid_snloss.data.validation import VALIDATION
+from torchreid_snloss.data.workers import batches_of
 from torchreid_snloss.device import to_device
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
 from torchreid_snloss.engine.options import TrainOptions
+from torchreid_snloss.engine.ranked_lists import named_drawing_failures
 from torchreid_snloss.evaluation import Ranking, capture_rankings
 from torchreid_snloss.progress import progress
 
@@ -74,12 +78,23 @@ class Testing(engine.Engine):
         if distributed.rank() > 0:
             return None
         kwargs["rerank"] = kwargs.get("rerank", False) or self._options.rerank
-        loaders = {f"{split}_loader": progress(f"{split} features", x, "batch", len(x)) for split, x in splits.items()}
-        with capture_rankings() as rankings:
+        loaders = {
+            f"{split}_loader": progress(f"{split} features", batches_of(x), "batch", len(x))
+            for split, x in splits.items()
+        }
+        with capture_rankings() as rankings, self._drawing(dataset_name, **kwargs):
             rank1, mean_ap = self._evaluate(dataset_name, **loaders, **kwargs)
         if rankings:
             print(f"mINP: {rankings[-1].mean_inp:.1%}")
         return Evaluated(float(rank1), float(mean_ap), rankings[-1] if rankings else None, splits)
+
+    def _drawing(
+        self, dataset_name: str, visrank: bool = False, save_dir: str = "", **_: Any
+    ) -> contextlib.AbstractContextManager[None]:
+        if not visrank:
+            return contextlib.nullcontext()
+        query, gallery = self.datamanager.fetch_test_loaders(dataset_name)
+        return named_drawing_failures(os.path.join(save_dir, f"visrank_{dataset_name}"), query, gallery)
 
     def parse_data_for_eval(self, data: Any) -> Any:
         """Called by torchreid with a batch of images, or of features that were extracted beforehand."""
@@ -104,7 +119,7 @@ class Testing(engine.Engine):
         A batch stays whole, so that its features are those of one process.
         """
         own: list[dict[str, Any]] = []
-        batches = iter(own_test_batches(loader))
+        batches = batches_of(own_test_batches(loader))
         turns = -(-len(loader) // distributed.world_size())  # the same number on all processes
         for _ in progress("features", range(turns), "batch", turns):
             self._check_stop()

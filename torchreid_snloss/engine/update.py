@@ -28,11 +28,15 @@ class Update:
     Args:
         optimizer: of the weights.
         scaler: torch's `GradScaler` for float16; None for any other precision.
+
+    Attributes:
+        overflowed: whether the last step was left out since float16 overflowed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
         self.optimizer = optimizer
         self.scaler = scaler
+        self.overflowed = False
 
     def __call__(
         self,
@@ -81,10 +85,12 @@ class Update:
         # The scaler is looking for the largest scale that float16 takes; below 1 there is none.
         overflow = values.pop("lowered", 0.0) > 0 and values["scale"] > 1
         terms = {name: value for name, value in values.items() if name.startswith("loss_")}
+        self.overflowed = False
         if not check_finite(terms if overflow else {**terms, "gradient": gradient}):
             if self.scaler is not None:
                 self.scaler.update(values["scale"])  # a broken image says nothing about the scale
             return None
+        self.overflowed = overflow
         if not overflow:
             self.optimizer.step()
         return values

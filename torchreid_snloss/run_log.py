@@ -1,0 +1,68 @@
+"""The log of a run: what the first process prints, and how the run failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO, cast
+
+from torchreid_snloss import distributed
+from torchreid_snloss.config import ConfigError
+from torchreid_snloss.failures import report
+from torchreid_snloss.streams import SafeStream, Tee
+
+__all__ = ["log_of", "logged"]
+
+_LOG = "torchreid_snloss_log"  # an attribute of an exception
+
+
+@contextlib.contextmanager
+def logged(save_dir: str, name: str) -> Iterator[None]:
+    """Within it what the first process prints is in a file as well, and so is the exception that ends it.
+
+    A standard output or a log that can't be written any more doesn't end the run.
+
+    Args:
+        save_dir: The folder of the log, which is created if needed.
+        name: The beginning of its name, which the time follows.
+
+    Raises:
+        ConfigError: If the log can't be created.
+    """
+    if distributed.rank() > 0:
+        yield
+        return
+    path = Path(save_dir) / (name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+    try:
+        os.makedirs(save_dir, exist_ok=True)
+        # Names of files may hold bytes that are no UTF-8.
+        log = open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"data.save_dir {save_dir!r} can't be written to: {error}") from error
+    safe_log = SafeStream(log, lambda error: _tell_of_log(path, error))
+    # Not torchreid's Logger: it closes standard output in the end.
+    with contextlib.redirect_stdout(cast(TextIO, Tee(SafeStream(sys.stdout), safe_log))):
+        try:
+            yield
+        except BaseException as error:
+            safe_log.write(report(error))
+            setattr(error, _LOG, path)
+            raise
+        finally:
+            safe_log.flush()
+            with contextlib.suppress(OSError):
+                log.close()
+
+
+def log_of(error: BaseException) -> Path | None:
+    """The log of the run that an error ended; None if there was none yet, or if the log is not complete."""
+    path: Path | None = getattr(error, _LOG, None)
+    return path
+
+
+def _tell_of_log(path: Path, error: Exception) -> None:
+    SafeStream(sys.stderr).write(f"** The log {str(path)!r} can't be written: {error}; the run goes on without it\n")
