@@ -193,8 +193,11 @@ class Text(Range):
             isinstance(value, str)
             and (self.empty or bool(value.strip()))
             and len(value) <= _LONGEST
-            # No control characters, and nothing that can't be printed or written to the log.
-            and not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value)
+            # No control characters. What Python makes of bytes of a path that are no UTF-8 is fine.
+            and not any(
+                unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") and not "\udc80" <= letter <= "\udcff"
+                for letter in value
+            )
         )
 
 
