@@ -26,7 +26,7 @@ from torchreid_snloss.data import make_pedestrians
 from torchreid_snloss.data.synthetic import SyntheticTracklets
 from torchreid_snloss.engine import NothingLearntError, TrainOptions, WriteError
 from torchreid_snloss.engine.monitor import LearningMonitor
-from torchreid_snloss.entry import run_command
+from torchreid_snloss.run.entry import run_command
 
 SHORT = ["loss.name", "sn", "train.max_epoch", 1]
 

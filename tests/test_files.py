@@ -22,8 +22,8 @@ from torchreid import models, optim
 
 from torchreid_snloss import ImageSNEngine, load_weights
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
+from torchreid_snloss.checkpoint.optimizer_state import class_names
 from torchreid_snloss.engine.checkpointer import Checkpointer
-from torchreid_snloss.optimizer_state import class_names
 from torchreid_snloss.record import RecordError, read_features, read_record
 
 WEIGHT = "convolution.weight"
@@ -54,9 +54,8 @@ def test_names_in_a_checkpoint_delete_no_other_files(train: Callable[..., Done],
     assert train(*options, 1).code == 0
     folder = in_folder / "log" / "model"
     (folder / "sub").mkdir()
-    (folder / "model.pth.tar-0.1").mkdir()  # a folder is no checkpoint
     names = ["../precious", str(in_folder / "precious"), "sub/model.pth.tar-0", "../model/precious", "precious", ".."]
-    names += ["model-best.pth.tar", "model.pth.tar-60", "model.pth.tar-1\n", "model.pth.tar-0.1", "../model.pth.tar-1"]
+    names += ["model-best.pth.tar", "model.pth.tar-60", "model.pth.tar-1\n", "../model.pth.tar-1"]
     files = [folder / name for name in names if not (folder / name).exists()]
     for file in files:
         file.write_text("precious")

@@ -16,7 +16,7 @@ from torchreid import engine
 
 from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.engine import with_training_loop
-from torchreid_snloss.lock import FolderInUseError, locked, pass_on
+from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 
 fcntl = pytest.importorskip("fcntl", reason="POSIX's locks")
 
@@ -89,7 +89,7 @@ def test_where_files_can_not_be_locked_training_goes_on(
 
 HOLD = """
 import sys
-from torchreid_snloss.lock import locked
+from torchreid_snloss.run.lock import locked
 with locked(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()

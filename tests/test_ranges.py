@@ -15,8 +15,8 @@ from yacs.config import CfgNode
 
 from torchreid_snloss import ConfigError, distributed, get_default_config, load_config, resolve
 from torchreid_snloss.config import leaves
-from torchreid_snloss.keys import all_keys
-from torchreid_snloss.ranges import Number, Range, Text
+from torchreid_snloss.config.keys import all_keys
+from torchreid_snloss.config.ranges import Number, Range, Text
 
 KEYS = all_keys()
 DEFAULTS = dict(leaves(get_default_config()))

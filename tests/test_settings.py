@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 import torchreid_snloss
 from torchreid_snloss import ConfigError, distributed, get_default_config, load_config, resolve
 from torchreid_snloss.build import build_criteria, engine_class
+from torchreid_snloss.config.rules import RULES
 from torchreid_snloss.engine import MetricEngine, VideoMetricEngine
-from torchreid_snloss.rules import RULES
 from torchreid_snloss.settings import (
     engine_run_kwargs,
     imagedata_kwargs,

@@ -17,8 +17,10 @@ from torch import nn
 from torchreid import data, engine, models, optim
 
 from torchreid_snloss.checkpoint import CheckpointError
+from torchreid_snloss.checkpoint.pretrained import check_pretrained, checked_downloads
 from torchreid_snloss.checks import check_criteria, check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
+from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.data import (
     UnreadableImageError,
@@ -38,7 +40,6 @@ from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngin
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
 from torchreid_snloss.losses import Criterion
-from torchreid_snloss.pretrained import check_pretrained, checked_downloads
 from torchreid_snloss.register import register
 from torchreid_snloss.settings import (
     Config,
@@ -53,7 +54,6 @@ from torchreid_snloss.settings import (
     train_options,
     videodata_kwargs,
 )
-from torchreid_snloss.torchreid_config import EXPONENTIAL
 
 __all__ = ["build_criteria", "build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
 

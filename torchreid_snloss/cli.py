@@ -8,7 +8,7 @@ from typing import Any
 
 from torchreid_snloss import distributed
 from torchreid_snloss.config import load_config
-from torchreid_snloss.entry import run_command
+from torchreid_snloss.run.entry import run_command
 from torchreid_snloss.session import train
 
 __all__ = ["add_config_arguments", "config_options", "main"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchreid_snloss.atomic import atomic_write
+from torchreid_snloss.checkpoint.atomic import atomic_write
 from torchreid_snloss.evaluation import Ranking
 
 if sys.platform != "win32":

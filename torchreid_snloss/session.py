@@ -12,16 +12,16 @@ from torchreid import utils as reid_utils
 
 from torchreid_snloss import distributed
 from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_data, load_model
-from torchreid_snloss.checkpoint import find_newest, load_weights
+from torchreid_snloss.checkpoint import find_newest, load_weights, model_folder
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
 from torchreid_snloss.engine.checkpointer import new_run
-from torchreid_snloss.lock import FolderInUseError, locked_on_all_ranks
-from torchreid_snloss.restarts import identify_run, restarted
-from torchreid_snloss.run_log import logged
+from torchreid_snloss.run.lock import FolderInUseError, locked_on_all_ranks
+from torchreid_snloss.run.log import logged
+from torchreid_snloss.run.restarts import identify_run, restarted
+from torchreid_snloss.run.writable import check_run_writable, checkpoint_size
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve
-from torchreid_snloss.writable import check_run_writable, checkpoint_size
 
 __all__ = ["train"]
 
@@ -79,7 +79,7 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
     torch.backends.cudnn.benchmark = settings.use_gpu
 
-    folder, restart = Path(settings.save_dir) / "model", restarted()
+    folder, restart = model_folder(settings.save_dir), restarted()
     run = new_run() if settings.evaluate else identify_run(folder, restart)
     datamanager = distributed.main_process_first(lambda: load_data(settings))
     check_datamanager(settings, datamanager)

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from yacs.config import CfgNode
 
-from torchreid_snloss import distributed, torchreid_config
-from torchreid_snloss.check_config import check_config
-from torchreid_snloss.config import ConfigError, leaves, loss_names, metric_weights, softmax_weight
+from torchreid_snloss import distributed
+from torchreid_snloss.config import ConfigError, leaves, loss_names, metric_weights, softmax_weight, torchreid_keys
+from torchreid_snloss.config.check import check_config
+from torchreid_snloss.config.rules import torchreids_loss
 from torchreid_snloss.data import IdentitySampler
 from torchreid_snloss.engine import TrainOptions
-from torchreid_snloss.rules import torchreids_loss
 
 __all__ = [
     "Config",
@@ -197,32 +197,32 @@ def _frozen(value: Any) -> Any:
 
 def imagedata_kwargs(cfg: Config) -> dict[str, Any]:
     """Keywords of torchreid's `ImageDataManager`."""
-    return _pick(cfg, torchreid_config.IMAGE_KEYWORDS)
+    return _pick(cfg, torchreid_keys.IMAGE_KEYWORDS)
 
 
 def videodata_kwargs(cfg: Config) -> dict[str, Any]:
     """Keywords of torchreid's `VideoDataManager`."""
-    return _pick(cfg, torchreid_config.VIDEO_KEYWORDS)
+    return _pick(cfg, torchreid_keys.VIDEO_KEYWORDS)
 
 
 def sampler_kwargs(cfg: Config) -> dict[str, Any]:
     """Keywords of torchreid's `build_train_sampler`."""
-    return _pick(cfg, {"batch_size": "train.batch_size", **torchreid_config.SAMPLER_KEYWORDS})
+    return _pick(cfg, {"batch_size": "train.batch_size", **torchreid_keys.SAMPLER_KEYWORDS})
 
 
 def optimizer_kwargs(cfg: Config) -> dict[str, Any]:
     """Keywords of torchreid's `build_optimizer`."""
-    return _pick(cfg, torchreid_config.OPTIMIZER_KEYWORDS)
+    return _pick(cfg, torchreid_keys.OPTIMIZER_KEYWORDS)
 
 
 def lr_scheduler_kwargs(cfg: Config) -> dict[str, Any]:
     """Keywords of torchreid's `build_lr_scheduler`."""
-    return _pick(cfg, torchreid_config.SCHEDULER_KEYWORDS)
+    return _pick(cfg, torchreid_keys.SCHEDULER_KEYWORDS)
 
 
 def engine_run_kwargs(cfg: Config) -> dict[str, Any]:
     """Keywords of torchreid's `Engine.run`."""
-    return _pick(cfg, torchreid_config.ENGINE_RUN_KEYWORDS)
+    return _pick(cfg, torchreid_keys.ENGINE_RUN_KEYWORDS)
 
 
 def loss_kwargs(cfg: Config) -> dict[str, dict[str, Any]]:

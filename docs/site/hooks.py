@@ -10,7 +10,8 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-from torchreid_snloss import config, keys
+from torchreid_snloss import config
+from torchreid_snloss.config import keys
 from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
 

@@ -20,13 +20,13 @@ from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results, write_csv, write_json
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.config import ConfigError, get_default_config, load_config
+from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import WriteError
-from torchreid_snloss.entry import run_command
-from torchreid_snloss.ranges import shown
 from torchreid_snloss.record import RecordError
+from torchreid_snloss.run.entry import run_command
+from torchreid_snloss.run.writable import check_replaceable
 from torchreid_snloss.settings import resolve
-from torchreid_snloss.writable import check_replaceable
 
 __all__ = ["main"]
 

@@ -15,8 +15,8 @@ from typing import Any
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.config import ConfigError, leaves, load_config
 from torchreid_snloss.engine.stopping import stop_signals
-from torchreid_snloss.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
+from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings, decide
 
 __all__ = ["Run"]

@@ -14,20 +14,23 @@ from torch import nn
 
 from torchreid_snloss import distributed
 from torchreid_snloss.checkpoint import (
+    BEST,
     CheckpointError,
+    checkpoint_name,
     load_resumable,
+    model_folder,
     own_names,
     remove_unfinished,
     restore,
     save_checkpoint,
 )
+from torchreid_snloss.checkpoint.fitting import check_number_type
+from torchreid_snloss.checkpoint.optimizer_state import class_names
+from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, TrainingState, read_progress
 from torchreid_snloss.engine.differences import Differences, plain
 from torchreid_snloss.engine.options import NonFiniteError, WriteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
 from torchreid_snloss.engine.schedule import Schedule
-from torchreid_snloss.fitting import check_number_type
-from torchreid_snloss.optimizer_state import class_names
-from torchreid_snloss.schema import FORMAT_VERSION, TrainingState, read_progress
 
 __all__ = ["Checkpointer", "TrainingState", "new_run"]
 
@@ -84,7 +87,7 @@ class Checkpointer:
 
         The names of checkpoints written to another folder are forgotten, so that they are never removed.
         """
-        self._folder = Path(save_dir) / "model"
+        self._folder = model_folder(save_dir)
         if self.newest is None or self.newest.parent != self._folder:
             self.state.written = []
         if training and distributed.rank() == 0:
@@ -95,7 +98,7 @@ class Checkpointer:
         self.state.batch, self.state.evaluated, self.unsaved = 0, False, True
 
     def save(self, epoch: int, keep: int) -> None:
-        """Writes `model.pth.tar-<epoch>`, or `-<epoch>.<batch>` in the middle of the epoch after it.
+        """Writes the checkpoint of an epoch, or of the middle of the epoch after it.
 
         Args:
             epoch: epochs trained.
@@ -104,8 +107,7 @@ class Checkpointer:
         Raises:
             NonFiniteError: if a weight is not finite; nothing is written then.
         """
-        batch = f".{self.state.batch}" if self.state.batch else ""
-        name = f"model.pth.tar-{epoch}{batch}"
+        name = checkpoint_name(epoch, self.state.batch)
         written = [old for old in self.state.written if old != name] + [name]
         dropped = written[:-keep] if keep else []
         self.state.written = written[len(dropped) :]
@@ -117,7 +119,7 @@ class Checkpointer:
                 (self._folder / old).unlink(missing_ok=True)
 
     def save_if_best(self, epoch: int, mean_ap: float, measured_on: str) -> None:
-        """Writes `model-best.pth.tar` if an evaluation's mAP is the best so far.
+        """Writes the best checkpoint if an evaluation's mAP is the best so far.
 
         Args:
             epoch: epochs trained.
@@ -130,7 +132,7 @@ class Checkpointer:
         is_best = mean_ap > self.state.best
         self.state.best = max(mean_ap, self.state.best)
         if is_best:
-            best = self._folder / "model-best.pth.tar"
+            best = self._folder / BEST
             self._write(epoch, best)
             print(f'Best so far, by its mAP of {mean_ap:.1%} on {measured_on}: "{best}"')
 

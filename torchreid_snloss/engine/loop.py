@@ -27,9 +27,9 @@ from torchreid_snloss.engine.saving import saving_what_is_trained
 from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
 from torchreid_snloss.engine.testing import Evaluated, Testing, selecting_map
 from torchreid_snloss.engine.update import non_finite
-from torchreid_snloss.lock import locked_on_all_ranks
 from torchreid_snloss.progress import above_bars
 from torchreid_snloss.record import to_features
+from torchreid_snloss.run.lock import locked_on_all_ranks
 
 __all__ = ["TrainingLoop"]
 

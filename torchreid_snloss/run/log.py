@@ -12,8 +12,8 @@ from typing import TextIO, cast
 
 from torchreid_snloss import distributed
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.failures import report
-from torchreid_snloss.streams import SafeStream, Tee
+from torchreid_snloss.run.failures import report
+from torchreid_snloss.run.streams import SafeStream, Tee
 
 __all__ = ["log_of", "logged"]
 

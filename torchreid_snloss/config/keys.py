@@ -9,11 +9,11 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from torchreid_snloss.config.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shortened, shown
+from torchreid_snloss.config.torchreid_keys import BATCH, EPOCHS, WEIGHT, Key
+from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
 from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
-from torchreid_snloss.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shortened, shown
-from torchreid_snloss.torchreid_config import BATCH, EPOCHS, WEIGHT, Key
-from torchreid_snloss.torchreid_config import KEYS as TORCHREID_KEYS
 
 __all__ = ["KEYWORD_KEYS", "OLD_KEYS", "OUR_KEYS", "SECTIONS", "WEIGHTS", "LossArgument", "all_keys", "loss_keys"]
 

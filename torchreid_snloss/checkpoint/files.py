@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from torchreid_snloss.atomic import atomic_write, remove_unfinished
-from torchreid_snloss.deprecation import renamed
-from torchreid_snloss.fitting import fit_weights
-from torchreid_snloss.optimizer_state import fit_optimizer, fit_scheduler
-from torchreid_snloss.schema import FORMAT_VERSION, check_content, check_weights
-from torchreid_snloss.torch_file import CheckpointError, peek_torch_file, read_torch_file
+from torchreid_snloss.checkpoint.atomic import atomic_write, remove_unfinished
+from torchreid_snloss.checkpoint.fitting import fit_weights
+from torchreid_snloss.checkpoint.names import named_checkpoints
+from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
+from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_weights
+from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file, read_torch_file
 
 __all__ = [
     "CheckpointError",
@@ -24,13 +23,10 @@ __all__ = [
     "load_checkpoint",
     "load_resumable",
     "load_weights",
-    "own_names",
     "remove_unfinished",
     "restore",
     "save_checkpoint",
 ]
-
-__getattr__ = renamed(__name__, {"write_whole": "torchreid_snloss.checkpoint.atomic_write"})
 
 _NUM_NAMES = 3  # of layers, in a message
 
@@ -187,23 +183,6 @@ def restore(
     return scheduler_state
 
 
-_NAME = re.compile(r"model\.pth\.tar-([0-9]{1,10})(?:\.([0-9]{1,10}))?")
-
-
-def own_names(names: Sequence[str], epoch: int, batch: int) -> list[str]:
-    """Those of the names in a checkpoint that a run can have given to the files it wrote until then.
-
-    Files with these names may be deleted later, so a name that leads to another folder or to another file is not one.
-
-    Args:
-        names: The names.
-        epoch: The number of epochs that the checkpoint was trained.
-        batch: The number of batches of the next epoch.
-    """
-    found = ((name, _NAME.fullmatch(name)) for name in names)
-    return [name for name, match in found if match and (int(match[1]), int(match[2] or 0)) <= (epoch, batch)]
-
-
 def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
     """Finds the newest checkpoint in a folder that can be loaded. A printed line names each one that can't.
 
@@ -218,12 +197,11 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
         The file, or None if there is none.
     """
     files = []
-    for path in sorted(Path(folder).glob("model.pth.tar-*")):
-        if (name := _NAME.fullmatch(path.name)) and path.is_file():
-            try:
-                files.append((*_position(path, int(name[1]), int(name[2] or 0)), path))
-            except CheckpointError as error:
-                print(f"** Skipped a checkpoint: {error}")
+    for epoch, batch, path in named_checkpoints(folder):
+        try:
+            files.append((*_position(path, epoch, batch), path))
+        except CheckpointError as error:
+            print(f"** Skipped a checkpoint: {error}")
     for whose, _, _, path in sorted(files, reverse=True):
         if run is not None and whose != run:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from torchreid_snloss.ranges import shown
+from torchreid_snloss.config.ranges import shown
 
 __all__ = ["read_yaml"]
 

@@ -18,12 +18,12 @@ from torchreid_snloss.config import (
     softmax_weight,
     weight_key,
 )
+from torchreid_snloss.config.keys import all_keys
+from torchreid_snloss.config.rules import RULES, torchreids_loss
 from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.engine import check_weights
 from torchreid_snloss.engine.amp import check_amp
-from torchreid_snloss.keys import all_keys
 from torchreid_snloss.losses import LOSSES
-from torchreid_snloss.rules import RULES, torchreids_loss
 
 __all__ = ["check_config"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torchreid import data, optim
 
+from torchreid_snloss.config.ranges import Flag, Integer, Items, Number, Range, Text, Words
 from torchreid_snloss.data import IdentitySampler
-from torchreid_snloss.ranges import Flag, Integer, Items, Number, Range, Text, Words
 
 __all__ = ["BATCH", "DATA_KEYWORDS", "ENGINE_RUN_KEYWORDS", "EPOCHS", "EXPONENTIAL", "IMAGE_KEYWORDS", "KEYS",
            "OPTIMIZER_KEYWORDS", "SAMPLER_KEYWORDS", "SCHEDULER_KEYWORDS", "VIDEO_KEYWORDS", "WEIGHT",

@@ -15,10 +15,9 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from torchreid_snloss.config_file import read_yaml
-from torchreid_snloss.deprecation import renamed
-from torchreid_snloss.keys import KEYWORD_KEYS, OLD_KEYS, all_keys
-from torchreid_snloss.ranges import shown
+from torchreid_snloss.config.file import read_yaml
+from torchreid_snloss.config.keys import KEYWORD_KEYS, OLD_KEYS, all_keys
+from torchreid_snloss.config.ranges import shown
 
 __all__ = [
     "ConfigError",
@@ -30,9 +29,6 @@ __all__ = [
     "softmax_weight",
     "weight_key",
 ]
-
-_MOVED = ("engine_run_kwargs", "imagedata_kwargs", "lr_scheduler_kwargs", "optimizer_kwargs", "videodata_kwargs")
-__getattr__ = renamed(__name__, {name: f"torchreid_snloss.settings.{name}" for name in _MOVED})
 
 
 _TOO_DEEP = (MemoryError, RecursionError)
@@ -101,7 +97,7 @@ def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str)
 
 def _found(config_file: str) -> Path:
     path = Path(config_file)
-    installed = Path(__file__).parent / path
+    installed = Path(__file__).parent.parent / path
     if not path.exists() and path.parts[:1] == ("configs",) and installed.is_file():
         print(f"=> {config_file} is the package's own, {installed}")
         return installed

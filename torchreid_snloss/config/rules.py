@@ -10,7 +10,7 @@ import torch
 
 from torchreid_snloss import distributed
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.torchreid_config import EXPONENTIAL
+from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 
 __all__ = ["RULES", "Rule", "torchreids_loss"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchreid_snloss.schema import check_tensor
+from torchreid_snloss.checkpoint.schema import check_tensor
 
 __all__ = ["WeightsFit", "check_number_type", "fit_weights"]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from torchreid_snloss.atomic import UNFINISHED
+from torchreid_snloss.checkpoint.atomic import UNFINISHED
+from torchreid_snloss.checkpoint.names import model_folder
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.settings import Settings
 
@@ -33,8 +34,8 @@ def check_run_writable(settings: Settings, size: int) -> None:
     folder = Path(settings.save_dir)
     try:
         if not settings.evaluate:
-            _check_folder(folder / "model", size)
-            _check_names((folder / "model").glob("model*.pth.tar*"))
+            _check_folder(model_folder(folder), size)
+            _check_names(model_folder(folder).glob("model*.pth.tar*"))
             if settings.values["train.record"]:
                 _check_folder(folder / "record")
                 _check_names((folder / "record").glob("*"))

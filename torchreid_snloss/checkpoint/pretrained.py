@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchreid_snloss.schema import check_weights
-from torchreid_snloss.torch_file import CheckpointError, check_torch_file
+from torchreid_snloss.checkpoint.schema import check_weights
+from torchreid_snloss.checkpoint.torch_file import CheckpointError, check_torch_file
 
 __all__ = ["check_pretrained", "checked_downloads"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torchreid_snloss import distributed
 from torchreid_snloss.engine.stopping import ignore_signals, interrupting_signals
-from torchreid_snloss.failures import concerns_one_process, describe, exit_code, report
-from torchreid_snloss.run_log import log_of
-from torchreid_snloss.streams import safe_standard_streams
+from torchreid_snloss.run.failures import concerns_one_process, describe, exit_code, report
+from torchreid_snloss.run.log import log_of
+from torchreid_snloss.run.streams import safe_standard_streams
 
 __all__ = ["run_command"]
 

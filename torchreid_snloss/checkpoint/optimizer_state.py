@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchreid_snloss.schema import check_tensor
+from torchreid_snloss.checkpoint.schema import check_tensor
 
 __all__ = ["class_names", "fit_optimizer", "fit_scheduler"]
 
