@@ -43,6 +43,9 @@ class _Call(NamedTuple):
         starts = range(0, anchors, self.block_size)
         return [slice(start, min(start + self.block_size, anchors)) for start in starts]
 
+    def selected(self, block: Any, columns: Tensor | None) -> Any:
+        return block if columns is None else self.distances.select(block, columns)
+
     def offset(self, rows: slice) -> int | None:
         return None if self.self_offset is None else self.self_offset + int(rows.start)
 
@@ -102,7 +105,7 @@ class _AnchorValues(torch.autograd.Function):
             counts.append(terms.counts)
             add_totals(call.stat_totals, terms.stat_totals)
             if len(blocks) == 1:
-                kept = (terms.slopes, terms.columns, *block)
+                kept = (terms.slopes, terms.columns, *call.selected(block, terms.columns))
             del block, terms  # before the next block's are made
         ctx.call, ctx.itself = call, y is None
         ctx.save_for_backward(*prepared, *kept)  # and not on ctx, where tensors would outlive the backward pass
@@ -127,8 +130,13 @@ class _AnchorValues(torch.autograd.Function):
                 slopes, columns, *block = kept
                 block = call.distances.block_type(*block)
                 rows = slice(0, len(grad))
-                slopes = slopes * grad[:, None]
+                # The gradient of a sum or a mean is one number for all anchors: it scales (N, D) numbers, not (N, M).
+                one_for_all = grad.stride(0) == 0
+                if not one_for_all:
+                    slopes = slopes * grad[:, None]
                 at_x, at_y = call.distances.gradients(prepared, block, rows, slopes, columns, wanted)
+                if one_for_all:
+                    at_x, at_y = (None if part is None else part.mul_(grad[:1]) for part in (at_x, at_y))
             else:
                 at_x, at_y = _gradients_of_blocks(call, prepared, grad, wanted, ctx.itself)
         return at_x, None if ctx.itself else at_y, None
@@ -144,6 +152,7 @@ def _gradients_of_blocks(
         prepared, block = call.distances.block(prepared, rows, call.offset(rows))
         terms = call.terms_of_rows(rows, block.distances, False)
         slopes = terms.slopes.mul_(grad[rows, None])
+        block = call.selected(block, terms.columns)
         part_at_x, part_at_y = call.distances.gradients(prepared, block, rows, slopes, terms.columns, wanted)
         if total_at_x is not None and part_at_x is not None:
             total_at_x[rows] = part_at_x

@@ -56,6 +56,10 @@ class Differences:
             torch.sub(x, y, out=differences)
         return prepared, Block(torch.linalg.vector_norm(differences, dim=2), differences)
 
+    def select(self, block: Block, columns: Tensor) -> Block:
+        """See `Distances.select`."""
+        return block
+
     def gradients(
         self,
         prepared: Prepared,

@@ -56,6 +56,9 @@ class Distances(Protocol):
             `prepared`, or what replaces it, and the block. The distance of an anchor to itself is 0.
         """
 
+    def select(self, block: Any, columns: Tensor) -> Any:
+        """What `gradients` needs of a block whose values depend on few references: `columns`, int64 (N, C)."""
+
     def gradients(
         self,
         prepared: Any,
@@ -69,9 +72,9 @@ class Distances(Protocol):
 
         Args:
             prepared: as `block` returned it.
-            block: as `block` returned it.
+            block: as `block` returned it, or `select`, if there are `columns`.
             rows: which anchors.
-            slopes: the derivative by each distance, (N, M), or (N, C) with `columns`; it may be changed.
+            slopes: the derivative by each distance, (N, M), or (N, C) with `columns`.
             columns: int64 (N, C), the references that `slopes` belong to; None: all.
             wanted: whether the gradient at the anchors, and at the references, is needed.
 

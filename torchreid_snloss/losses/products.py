@@ -131,6 +131,11 @@ class Products:
             near.fill_distances(distances, anchors.rows, references.rows, (near_rows, near_columns), normalize)
         return prepared, Block(distances, is_near, near_rows, near_columns)
 
+    def select(self, block: Block, columns: Tensor) -> Block:
+        """See `Distances.select`."""
+        is_near = None if block.is_near is None else block.is_near.gather(1, columns)
+        return block._replace(distances=block.distances.gather(1, columns), is_near=is_near)
+
     def gradients(
         self,
         prepared: Prepared,
@@ -142,19 +147,15 @@ class Products:
     ) -> tuple[Tensor | None, Tensor | None]:
         """See `Distances.gradients`."""
         anchors, references = prepared.sides(rows)
-        distances = block.distances if columns is None else block.distances.gather(1, columns)
+        distances = block.distances
         weights = divided(slopes, distances)
         if block.is_near is None or block.near_rows is None or block.near_columns is None:
             return _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
         # Near pairs have large weights; in a product they would cancel and lose all precision.
         i, j = block.near_rows, block.near_columns
-        if columns is None:
-            near_weights, is_near = weights[i, j], block.is_near
-        else:
-            near_weights = (weights[i] * (columns[i] == j[:, None])).sum(dim=1)
-            is_near = block.is_near.gather(1, columns)
-        weights.masked_fill_(is_near, 0)
-        slopes.masked_fill_(is_near, 0)
+        near_weights = weights[i, j] if columns is None else (weights[i] * (columns[i] == j[:, None])).sum(dim=1)
+        weights.masked_fill_(block.is_near, 0)
+        slopes = slopes.masked_fill(block.is_near, 0)
         at_x, at_y = _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
         at_references = at_x if references is anchors else at_y
         normalize = anchors.scale is not None
@@ -248,7 +249,7 @@ def _gradients(
     if anchors.scale is not None:
         pulls = torch.addcmul(weights, slopes, distances, value=-0.5)
         if origin is not None:
-            along = slopes.mul_(distances).mul_(0.5)
+            along = (slopes * distances).mul_(0.5)
             along_x, along_y = along.sum(dim=1), column_sums(along, columns, width)
     sums_x, sums_y = pulls.sum(dim=1), column_sums(pulls, columns, width)
     matrix = from_columns(weights, columns, width)

@@ -77,7 +77,7 @@ class SNLoss(MetricLoss):
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
     ) -> Tensor:
         """The support, the nearest positive, which stands in where P would be empty, and for "all" the furthest."""
-        others = distances.masked_fill(~(positive | negative), torch.inf)
+        others = torch.where(positive | negative, distances, torch.inf)
         support = nearest(others, positive, self.num_neighbors)
         if statistics.collecting:
             statistics.log_statistic("in_support", positive.gather(1, support).sum(dim=1) / positive.sum(dim=1))
