@@ -14,7 +14,7 @@ from torchreid_snloss import build_model, load_config, load_weights, resolve
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="the one the model was trained with")
+    parser.add_argument("--config-file", required=True, help="the config the model was trained with")
     parser.add_argument("--weights", required=True)
     parser.add_argument("--output", default="model.onnx")
     args = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
     (features,) = session.run(None, {"images": more.numpy()})
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
     difference = abs(features - expected).max()
-    print(f"{args.output}: {features.shape[1]} features an image, the same as torch's to {difference:.1e}")
+    print(f"{args.output}: {features.shape[1]} features per image, within {difference:.1e} of torch's")
 
 
 if __name__ == "__main__":

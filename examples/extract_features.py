@@ -1,4 +1,4 @@
-"""Features of images from a trained model, and the images nearest to the first one.
+"""Extracts features of images with a trained model, and prints the images nearest to the first one.
 
 python examples/extract_features.py --config-file configs/small.yaml \
     --weights log/small/model/model-best.pth.tar images/*.jpg
@@ -16,7 +16,7 @@ from torchreid_snloss import build_model, load_config, load_weights, resolve
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="the one the model was trained with")
+    parser.add_argument("--config-file", required=True, help="the config the model was trained with")
     parser.add_argument("--weights", required=True)
     parser.add_argument("--output", default="features.pt")
     parser.add_argument("images", nargs="+")

@@ -1,6 +1,6 @@
-"""Goes on from weights of torchreid's model zoo, with another loss and a smaller learning rate for the backbone.
+"""Fine-tunes weights from torchreid's model zoo with another loss, and a smaller learning rate for the backbone.
 
-The zoo's weights are files on Google Drive, by their id; a file that is there already is used as it is.
+The zoo's weights are files on Google Drive, each with an id. A file that has already been downloaded is used as it is.
 
 python examples/fine_tune.py --weights osnet_x1_0_market1501.pth --id 1vduhq5DpN2q1g4fYEZfPI17MJeh9qyrA
 """
@@ -35,7 +35,7 @@ def main() -> None:
     )  # fmt: skip
     datamanager = build_datamanager(cfg)
     model = build_model(cfg, datamanager.num_train_pids)
-    load_weights(model, str(args.weights))  # all but a classifier for other identities
+    load_weights(model, str(args.weights))  # skips the classifier, which is for other identities
     if cfg.use_gpu:
         model = model.cuda()
     criteria = build_criteria(cfg)

@@ -1,4 +1,4 @@
-"""Trains on a folder of one's own images: a folder for each identity, the camera in the file's name.
+"""Trains on your own images, with a folder for each identity and the camera's number in the file name.
 
     my-images/alice/cam1_0001.jpg
     my-images/alice/cam2_0007.jpg
@@ -18,7 +18,7 @@ import torchreid_snloss
 
 
 class OwnImages(data.ImageDataset):
-    """Identities are folders; the last of them are tested on, the first image under each camera a query."""
+    """Each folder is an identity. The last ones are the test set, where the first image of each camera is a query."""
 
     def __init__(self, images, camera, test_share, root="", **kwargs):
         folders = sorted(path for path in images.iterdir() if path.is_dir())
@@ -36,7 +36,7 @@ class OwnImages(data.ImageDataset):
                 else:
                     (gallery if camid in cameras else query).append((str(path), pid, camid))
                     cameras.add(camid)
-        # A query finds its own image under another camera, so the queries belong to the gallery too.
+        # The match of a query may itself be a query, from another camera, so the queries belong to the gallery too.
         super().__init__(train, query, query + gallery, **kwargs)
 
 

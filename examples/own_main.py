@@ -1,4 +1,4 @@
-"""A main script made from torchreid's `scripts/main.py`, with two changes, marked below.
+"""A main script based on torchreid's `scripts/main.py`, with two changes, marked below.
 
 python examples/own_main.py configs/small.yaml loss.name hap2s test.visrank False
 """

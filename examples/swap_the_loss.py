@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
 
-    torchreid_snloss.register()  # for the dataset 'synthetic' and the sampler; a script with its own needs neither
+    torchreid_snloss.register()  # only needed for the data set 'synthetic' and the sampler 'IdentitySampler'
 
     datamanager = data.ImageDataManager(
         root=args.root,

@@ -223,7 +223,7 @@ def test_finished_runs_are_not_run_again(
     checkpoints = {path: path.stat().st_mtime_ns for path in folder.rglob("model.pth.tar*")}
     assert main(_arguments(reid_data)) == 0
     again = capsys.readouterr().out
-    assert again.count("done before") == 2
+    assert again.count("already finished") == 2
     tables = [[line for line in text.splitlines() if line[:1] == "|"] for text in (done.stdout, again)]
     assert tables[0] == tables[1]
     assert checkpoints == {path: path.stat().st_mtime_ns for path in folder.rglob("model.pth.tar*")}
@@ -249,7 +249,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "run 1 of 1: sn, seed 1 was interrupted; the same command goes on" in errors
+    assert "run 1 of 1: sn, seed 1 was interrupted; repeat the command to resume" in errors
     assert list((folder / "model").glob("model.pth.tar-*"))
     monkeypatch.chdir(tmp_path)
     assert main(command[2:]) == 0

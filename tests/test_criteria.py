@@ -266,5 +266,5 @@ def test_another_criterion_s_checkpoint_is_told(datamanager: Any, tmp_path: Path
     make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=256)).run(save_dir=str(tmp_path), max_epoch=1)
     path = tmp_path / "model/model.pth.tar-1"
     make(losses.ProxyAnchorLoss(num_classes=16, embedding_size=256)).resume(path)
-    with pytest.raises(CheckpointError, match="is of another criterion"):
+    with pytest.raises(CheckpointError, match="belongs to another criterion"):
         make(losses.ArcFaceLoss(num_classes=16, embedding_size=256)).resume(path)

@@ -369,7 +369,7 @@ def test_blocks_are_found(tmp_path: Path) -> None:
         ("yaml", "loss: {nam: sn}"),
         ("diff", "-unknown_name\n+1"),
         ("diff", " loss:\n-  name: sn\n+  nam: sn"),
-        ("text", "=> test.normalize: True, as loss 'sn' has it in training"),
+        ("text", "=> test.normalize: True, as loss 'sn' normalises features too"),
     ],
 )
 def test_a_wrong_block_fails(language: str, text: str, runner: Runner) -> None:

@@ -177,4 +177,4 @@ def test_a_collapse_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     monitor = CollapseMonitor()
     for spread in (1.0, 0.02, 0.005, 0.001):
         monitor(spread)
-    assert capsys.readouterr().out.count("The features collapse to one point: images are 5.0e-03") == 1
+    assert capsys.readouterr().out.count("The features collapse to one point: their mean distance is 5.0e-03") == 1

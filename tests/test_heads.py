@@ -141,7 +141,7 @@ def test_features_are_normalised_in_the_test_as_in_training() -> None:
         return settings.normalize_feature, sum("test.normalize_feature: True" in note for note in settings.notes)
 
     assert decided() == (True, 1)
-    assert "=> test.normalize_feature: True, as loss 'hap2s' has it in training" in resolve(config()).notes
+    assert "=> test.normalize_feature: True, as loss 'hap2s' normalises features too" in resolve(config()).notes
     assert decided("test.normalize_feature", True) == (True, 0)
     assert decided("test.normalize_feature", False) == (False, 0)
     assert decided("loss.hap2s.normalize", False) == (False, 0)

@@ -66,7 +66,7 @@ def test_memory_in_row_blocks_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((nn.MSELoss(), Memory(4)), "takes this package's losses alone, got MSELoss"),
+        ((nn.MSELoss(), Memory(4)), "only works with this package's losses, got MSELoss"),
         ((FIDILoss(reduction="sum"), None), "must be 'mean', got 'sum'"),
     ],
 )

@@ -1,6 +1,6 @@
 """SN, HAP2S and FIDI loss for person re-identification with torchreid.
 
-`register()` puts them into torchreid; importing the package changes nothing.
+`register()` adds them to torchreid; importing the package changes nothing in torchreid.
 """
 
 from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer

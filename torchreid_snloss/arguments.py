@@ -1,4 +1,4 @@
-"""Checks of arguments: what came and what was expected, in one line."""
+"""Argument checks with one-line messages that state the expected and the actual value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_number(name: str, value: float, above: float | None = None, at_least: 
 
     Args:
         name: the argument's name, for the message.
-        value: what came.
+        value: the value to check.
         above: the number must be greater than this; None sets no bound.
         at_least: the number must be this or greater; None sets no bound.
 
@@ -45,7 +45,7 @@ def check_integer(name: str, value: int, at_least: int) -> int:
 
     Args:
         name: the argument's name, for the message.
-        value: what came.
+        value: the value to check.
         at_least: the smallest integer allowed.
 
     Returns:

@@ -1,7 +1,7 @@
-"""From settings to what torchreid trains with: data manager, model, criteria, optimizer, engine.
+"""Builds the data manager, model, criteria, optimizer and engine from the settings.
 
-For main scripts of a user's own. Each function takes a config or its `Settings`, and makes the checks that belong to
-it; `build_datamanager` and `build_model` call `register` first.
+The functions can also be used in your own main script. Each takes a config or its `Settings` and performs the checks
+for what it builds; `build_datamanager` and `build_model` call `register` first.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ _TORCHREIDS_ENGINES: dict[tuple[str, str], type[engine.Engine]] = {
 
 
 def build_datamanager(cfg: Config) -> Any:
-    """torchreid's `ImageDataManager` or `VideoDataManager`, as `data.type` says.
+    """Builds torchreid's `ImageDataManager` or `VideoDataManager`, depending on `data.type`.
 
-    It prints what the settings decided, such as the `IdentitySampler` for a metric loss.
+    It prints a line for each setting that was chosen automatically, such as the `IdentitySampler` for a metric loss.
 
     Raises:
         ConfigError: for a dataset that is unknown, missing or empty, and for a batch size or ranks that don't fit it.
-        UnreadableImageError: for an image that can't be read and is to become an outlier.
+        UnreadableImageError: for an image that can't be read when it is to be turned into an outlier.
     """
     settings = resolve(cfg)
     datamanager = load_data(settings)
@@ -81,7 +81,7 @@ def build_datamanager(cfg: Config) -> Any:
 
 
 def load_data(settings: Settings) -> Any:
-    """What `build_datamanager` gives, without its check, which every process makes for itself."""
+    """Builds the data manager without checking it; each process runs the check itself."""
     register()
     for note in settings.notes:
         print(note)
@@ -132,15 +132,15 @@ def _change_training_set(settings: Settings, datamanager: Any) -> None:
 
 
 def build_model(cfg: Config, num_classes: int) -> nn.Module:
-    """torchreid's model `model.name`, with the last stride, embedding and neck of the config, on the CPU.
+    """Builds torchreid's model `model.name` with the last stride, embedding and neck of the config, on the CPU.
 
     Args:
         cfg: the config or its settings.
         num_classes: number of training identities.
 
     Raises:
-        ConfigError: for an unknown model, one that takes no such change or can't be trained as the config says, or
-            ImageNet weights that can't be downloaded.
+        ConfigError: for an unknown model, a model that does not support such a head or can't be trained as configured,
+            or ImageNet weights that can't be downloaded.
     """
     settings = resolve(cfg)
     model = load_model(settings, num_classes)
@@ -149,7 +149,7 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
 
 
 def load_model(settings: Settings, num_classes: int) -> nn.Module:
-    """What `build_model` gives, without its check, which every process makes for itself."""
+    """Builds the model without checking it; each process runs the check itself."""
     register()
     name, softmax, bnneck = settings.model_name, settings.loss_name == "softmax", settings.neck == "bnneck"
     with_head = bool(settings.embedding) or bnneck
@@ -158,7 +158,7 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
             model: nn.Module = models.build_model(
                 name=name,
                 num_classes=num_classes,
-                loss="softmax" if softmax and not with_head else "triplet",  # which gives (logits, features)
+                loss="softmax" if softmax and not with_head else "triplet",  # "triplet" returns (logits, features)
                 pretrained=settings.pretrained,
                 use_gpu=settings.use_gpu,
             )
@@ -181,10 +181,10 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
 
 
 def build_criteria(cfg: Config) -> dict[str, Criterion]:
-    """The losses that `loss.name` names, but for softmax.
+    """Builds the losses that `loss.name` names, except for softmax.
 
     Raises:
-        ConfigError: for one that can't be imported or made.
+        ConfigError: for a loss that can't be imported or constructed.
     """
     return {name: make_criterion(name, section) for name, section in loss_kwargs(cfg).items()}
 
@@ -192,15 +192,15 @@ def build_criteria(cfg: Config) -> dict[str, Criterion]:
 def build_optimizer(
     cfg: Config, model: nn.Module, criteria: Mapping[str, Criterion] | None = None
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """torchreid's optimizer and learning rate scheduler.
+    """Builds torchreid's optimizer and learning rate scheduler.
 
     Args:
         cfg: the config or its settings.
-        model: what is trained.
-        criteria: losses, whose own parameters are trained with it.
+        model: the model to train.
+        criteria: the losses; any parameters of their own are trained too.
 
     Raises:
-        ConfigError: for a value that torch or torchreid refuses.
+        ConfigError: for a value that torch or torchreid rejects.
     """
     settings = resolve(cfg)
     try:
@@ -217,7 +217,7 @@ def build_optimizer(
 
 def _build_scheduler(settings: Settings, optimizer: torch.optim.Optimizer) -> Any:
     if settings.lr_scheduler == EXPONENTIAL:
-        # Constant at first, then down to gamma times the learning rate at the end.
+        # Constant at first; then it decays to gamma times the learning rate at the end.
         first, factor = settings.stepsize[0], settings.gamma ** (1 / (settings.max_epoch - settings.stepsize[0]))
         scheduler: Any = torch.optim.lr_scheduler.MultiplicativeLR(
             optimizer, lambda epoch: factor if epoch > first else 1.0
@@ -231,7 +231,7 @@ def _build_scheduler(settings: Settings, optimizer: torch.optim.Optimizer) -> An
 
 
 def engine_class(cfg: Config) -> type[TrainingLoop]:
-    """The engine for `data.type` and `loss.name`: torchreid's own for softmax and triplet alone."""
+    """The engine class for `data.type` and `loss.name`; for softmax or triplet alone it is torchreid's own."""
     settings = resolve(cfg)
     theirs = _TORCHREIDS_ENGINES.get((settings.data_type, settings.loss_name))
     if theirs is not None:
@@ -247,7 +247,7 @@ def build_engine(
     scheduler: Any,
     criteria: Mapping[str, Criterion] | None = None,
 ) -> TrainingLoop:
-    """An engine of `engine_class`, with the losses and the weights of the config.
+    """Builds an engine of the class `engine_class(cfg)`, with the losses and weights of the config.
 
     Args:
         cfg: the config or its settings.
@@ -255,10 +255,11 @@ def build_engine(
         model: from `build_model`.
         optimizer: from `build_optimizer`.
         scheduler: from `build_optimizer`.
-        criteria: from `build_criteria`, where the optimizer trains their parameters; None: it is called.
+        criteria: from `build_criteria`. Pass the same ones as to `build_optimizer` if they have parameters; None
+            builds them here.
 
     Raises:
-        ConfigError: for a loss that does not go with the model, or with a value out of range.
+        ConfigError: for a loss that does not work with the model, or a value out of range.
     """
     settings = resolve(cfg)
     cls, options = engine_class(settings), engine_kwargs(settings)

@@ -1,4 +1,4 @@
-"""What is looked at before training starts, so that a mistake costs seconds, and one line says what it is."""
+"""Checks of the data, the model and custom losses before training, so that mistakes show within seconds."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __getattr__ = renamed(__name__, {"check_config": "torchreid_snloss.settings.reso
 
 
 def check_datamanager(cfg: Config, datamanager: Any) -> None:
-    """Checks the config against the data: that an epoch trains, and that the ranks to report exist.
+    """Checks the config against the data: an epoch must have at least one step, and the CMC ranks must exist.
 
     `build_datamanager` calls it.
 
     Raises:
-        ConfigError: says what the config asks for and what the data has.
+        ConfigError: states what the config asks for and what the data has.
     """
     settings = resolve(cfg)
     loader = datamanager.train_loader
@@ -43,7 +43,7 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
     if short and not settings.evaluate:
         print(
             f"=> {short} of {datamanager.num_train_pids} training identities have fewer than "
-            f"{settings.num_instances} images, some of which come more than once in a batch"
+            f"{settings.num_instances} images, which are repeated within a batch"
         )
     if settings.data_type == "video" and settings.values["video.sample_method"] == "all":
         _check_lengths(settings, datamanager)
@@ -72,7 +72,7 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
                 f"=> {unmatched} of {len(query)} queries of {name} have no image of their identity under another "
                 "camera in the gallery; the evaluation leaves them out"
             )
-        # torchreid's evaluation stops at 50; CUHK03's metric ranks one image an identity.
+        # torchreid's evaluation stops at rank 50; CUHK03's metric ranks one image per identity.
         longest = min(50, len({item[1] for item in gallery} if settings.use_metric_cuhk03 else gallery))
         bad = [rank for rank in settings.ranks if not 1 <= rank <= longest]
         if bad:
@@ -114,14 +114,14 @@ def _note_files_of_several_identities(items: Any) -> None:
 
 
 def check_model(cfg: Config, model: nn.Module) -> None:
-    """Checks that the model takes the config's images, `train.channels_last` and layers.
+    """Checks that the model supports the image size, `train.channels_last` and the layer names of the config.
 
-    While `train.fixbase_epoch` freezes the base, the loss must reach one of `train.open_layers`. With the softmax
-    term at weight 0, for example, nothing reaches a classifier (upstream issue 373). `build_model` calls it.
+    While `train.fixbase_epoch` freezes the backbone, the loss must depend on one of `train.open_layers`. With a softmax
+    weight of 0, for example, the classifier gets no gradient (upstream issue 373). `build_model` calls this function.
 
     Raises:
-        ConfigError: if a layer doesn't exist, if nothing in the loss trains any open one, or if the model can't compute
-            on such images, or not in channels-last order.
+        ConfigError: if a layer doesn't exist, if the loss depends on none of the open layers, or if the model does not
+            support images of this size or the channels-last format.
     """
     settings = resolve(cfg)
     _check_size(settings, model)
@@ -141,7 +141,7 @@ def check_model(cfg: Config, model: nn.Module) -> None:
     if settings.fixbase_epoch <= settings.start_epoch or not opened:
         return
 
-    # Asked of the model itself, on a copy: two blank images, and see which outputs carry a gradient.
+    # Runs a copy of the model on two blank images to see which outputs require a gradient.
     trial = copy.deepcopy(model).cpu().train()
     reid_utils.open_specified_layers(trial, opened)
     outputs = trial(_blank_images(settings, 2))
@@ -157,12 +157,12 @@ def check_model(cfg: Config, model: nn.Module) -> None:
 
 
 def check_criteria(cfg: Config, criteria: Mapping[str, Criterion], model: nn.Module, num_classes: int) -> None:
-    """Tries a custom criterion on features such as the model's, since only a call shows what is wrong with it.
+    """Tries a custom criterion on random features of the model's shape, since only a call can show that it works.
 
-    `build_engine` calls it.
+    `build_engine` calls this function.
 
     Raises:
-        ConfigError: if it raises, or gives no scalar.
+        ConfigError: if the criterion raises an error or does not return a scalar.
     """
     settings = resolve(cfg)
     if "custom" not in criteria or settings.evaluate:
@@ -177,7 +177,7 @@ def check_criteria(cfg: Config, criteria: Mapping[str, Criterion], model: nn.Mod
                 value = criterion(torch.randn(4, feature.shape[1]), pids)
                 if not (isinstance(value, Tensor) and value.numel() == 1):
                     raise TypeError(f"it must give a scalar tensor, got {value!r}")
-        except Exception as error:  # of a user's own code
+        except Exception as error:  # raised by the user's own code
             target = loss_kwargs(settings)["custom"]["target"]
             raise ConfigError(
                 f"loss.custom: {target} with (4, {feature.shape[1]}) features and identities up to "
@@ -200,7 +200,7 @@ def _check_channels_last(settings: Settings, model: nn.Module) -> None:
     try:
         with torch.no_grad():
             trial(_blank_images(settings, 2).to(memory_format=torch.channels_last))
-    except RuntimeError as error:  # of a view() in the model, as in PCB and MuDeep
+    except RuntimeError as error:  # from a view() in the model, as in PCB and MuDeep
         raise ConfigError(f"{settings.model_name} does not take train.channels_last: {text_of(error)[:300]}") from error
 
 

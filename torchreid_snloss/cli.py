@@ -1,4 +1,4 @@
-"""The command line: torchreid's `scripts/main.py`, flag for flag, with this package's losses."""
+"""The command line: the flags and options of torchreid's `scripts/main.py`, with this package's losses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_options(args: argparse.Namespace) -> list[Any]:
-    """Flags and then options, as `load_config` takes them."""
+    """Converts flags and options to the list of options that `load_config` takes, flags first."""
     flags = {f"data.{key}": getattr(args, key) for key in ("sources", "targets", "transforms", "root")}
     options = [item for key, value in flags.items() if value for item in (key, value)]
     return [*options, *(args.opts[1:] if args.opts[:1] == ["--"] else args.opts)]

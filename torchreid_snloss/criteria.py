@@ -1,4 +1,4 @@
-"""From a loss's name and keywords in the config to the criterion."""
+"""Builds a criterion from its name and keywords in the config."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["make_criterion"]
 
 
 def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
-    """The criterion of one name in `loss.name`, but for softmax.
+    """Builds the criterion for one of the names in `loss.name`, except softmax.
 
     Args:
         name: `"triplet"`, `"custom"`, or one of `LOSSES`.
         section: the keys of `loss.{name}` with their values; the weights among them are not used.
 
     Raises:
-        ConfigError: for one that can't be imported or made.
+        ConfigError: for a criterion that can't be imported or constructed.
     """
     try:
         if name == "triplet":
@@ -39,7 +39,7 @@ def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
         return MinedLoss(criterion, miner)
     except ConfigError:
         raise
-    except Exception as error:  # of a user's own class
+    except Exception as error:  # raised by the user's own class
         raise ConfigError(f"loss.{name}: {text_of(error)}") from error
 
 
@@ -48,7 +48,7 @@ def _imported(key: str, path: str) -> Any:
         sys.path.append(os.getcwd())  # where a user's own modules are
     try:
         found = pkgutil.resolve_name(path)
-    except Exception as error:  # of a user's own module
+    except Exception as error:  # raised by the user's own module
         raise ConfigError(f"{key}: can't import {path!r}: {text_of(error)}") from error
     if not callable(found):
         raise ConfigError(f"{key} {path!r} must be a class or function, it is a {type(found).__name__}")
@@ -56,7 +56,7 @@ def _imported(key: str, path: str) -> Any:
 
 
 def _plain(node: Any) -> Any:
-    """A config node as a new dictionary, of which the criterion may keep what it likes."""
+    """Copies a config node to plain dictionaries and lists, so that a criterion may keep or change them."""
     if isinstance(node, Mapping):
         return {key: _plain(value) for key, value in node.items()}
     return list(node) if isinstance(node, list) else node

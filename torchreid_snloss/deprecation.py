@@ -11,11 +11,11 @@ __all__ = ["renamed"]
 
 
 def renamed(module: str, new_names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` that knows its old names.
+    """Makes a `__getattr__` for a module that resolves its deprecated names.
 
     Args:
         module: the module's `__name__`.
-        new_names: by old name, the new one, with its module: `"torchreid_snloss.losses.means"`.
+        new_names: for each old name, the full new one, such as `"torchreid_snloss.losses.means"`.
     """
 
     def find(name: str) -> Any:
@@ -23,7 +23,9 @@ def renamed(module: str, new_names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new_module, _, new_name = new_names[name].rpartition(".")
         warnings.warn(
-            f"{module}.{name} is now {new_names[name]}; the old name goes in 0.4", DeprecationWarning, stacklevel=2
+            f"{module}.{name} is now {new_names[name]}; the old name will be removed in 0.4",
+            DeprecationWarning,
+            stacklevel=2,
         )
         return getattr(importlib.import_module(new_module), new_name)
 

@@ -1,6 +1,6 @@
-"""What several processes tell each other, one for each GPU, as `torchrun` starts them.
+"""Communication between the processes that `torchrun` starts, one for each GPU.
 
-Everything here also works without a process group: there is then one process, of rank 0.
+Everything here also works without a process group: there is then one process, with rank 0.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ __all__ = [
 
 _T = TypeVar("_T")
 TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a process waits for the others: longer than rank 0 takes to rank a gallery."""
+"""How long a process waits for the others. Ranking a gallery on rank 0 must take less time."""
 
 
 class PeerError(RuntimeError):
-    """Another process failed or is gone; its own message says why."""
+    """Another process failed or ended; its own error message says why."""
 
 
 def check_environment(use_gpu: bool) -> None:
-    """Checks what torchrun has set, before any process waits for another.
+    """Checks the environment variables that torchrun sets, before any process waits for another.
 
     Raises:
         ValueError: if a variable is missing, or there is no GPU for this process.
@@ -67,7 +67,7 @@ def check_environment(use_gpu: bool) -> None:
 def start(use_gpu: bool | None = None) -> None:
     """Joins the other processes if `torchrun` started this one; otherwise does nothing.
 
-    A script of your own calls it first, and `stop` last. The engines then train on all processes.
+    Your own script calls this function first, and `stop` last. The engines then train on all processes.
 
     Args:
         use_gpu: whether to use NCCL between GPUs, one for each process, besides Gloo; None: if there are GPUs.
@@ -86,8 +86,8 @@ def start(use_gpu: bool | None = None) -> None:
             "env://", timeout=TIMEOUT
         )
     )
-    # On one machine torchrun's store may outlive a restart, with the addresses of processes that are gone. On several
-    # machines each round has its own store, and the machines count restarts differently.
+    # On a single machine, torchrun's store may survive a restart and still hold the addresses of processes that have
+    # ended. With several machines, each restart has its own store, and the restart counts of the machines differ.
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
     attempt = dist.PrefixStore(  # type: ignore[attr-defined]
         f"attempt-{restarts}", store
@@ -103,7 +103,7 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -129,7 +129,7 @@ def all_reduce_max(number: int) -> int:
 
 
 def broadcast_object(value: _T) -> _T:
-    """Rank 0's value, which can be anything that pickle takes."""
+    """Returns rank 0's value, any object that can be pickled, on every process."""
     if world_size() > 1:
         values = [value]
         dist.broadcast_object_list(values, device=torch.device("cpu"))
@@ -156,15 +156,15 @@ def gather_counts(count: int) -> list[int]:
 
 
 def rows_of(counts: list[int]) -> slice:
-    """Where this process's rows are among all rows."""
+    """The slice of this process's rows among the gathered rows."""
     before = sum(counts[: rank()])
     return slice(before, before + counts[rank()])
 
 
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all processes, in the order of their ranks, on every process; with gradient.
+    """Gathers the rows of all processes, in the order of their ranks, on every process; differentiable.
 
-    A row's gradient is the sum of its gradients on all processes.
+    The gradient of a row is the sum of its gradients on all processes.
 
     Args:
         rows: (n, ...), where n is this process's entry in `counts`.
@@ -219,7 +219,7 @@ def main_process_first(function: Callable[[], _T]) -> _T:
         if turn == mine:
             try:
                 result.append(function())
-            except Exception as raised:  # told to the others, who would wait, and raised again
+            except Exception as raised:  # sent to the other processes, which wait for this one, and raised again below
                 error = raised
         if all_reduce_max(error is not None):
             told = broadcast_object(
@@ -238,7 +238,7 @@ def broadcast_module(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def mute_other_ranks() -> Iterator[None]:
-    """Within it only rank 0 prints."""
+    """A context in which only rank 0 prints."""
     if rank() == 0:
         yield
         return
@@ -246,7 +246,7 @@ def mute_other_ranks() -> Iterator[None]:
         yield
 
 
-# What Gloo and NCCL say of a process that is gone; they have no exception class for it.
+# Parts of the messages of Gloo and NCCL when another process has ended; they have no exception class for this.
 _OF_A_PEER = (
     "gloo",
     "Connection closed by peer",
@@ -259,7 +259,7 @@ _OF_A_PEER = (
 
 @contextlib.contextmanager
 def named_failures() -> Iterator[None]:
-    """Within it a communication error is a `PeerError`."""
+    """A context in which communication errors are raised as `PeerError`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""CMC, mAP and mINP of a gallery that is ranked for each query.
+"""Computes CMC, mAP and mINP from the distances between queries and gallery.
 
-torchreid's evaluator in Python argsorts the whole distance matrix and then walks through every rank of every query.
-Here only the values of a row are sorted, which NumPy does several times faster, and the ranks of the few matches are
-looked up in the sorted values.
+torchreid's Python evaluator calls argsort on the whole distance matrix and then loops over every rank of every query.
+This module only sorts the values of each row, which is several times faster in NumPy, and looks up the ranks of the few
+matches in the sorted values.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Ranking:
     """How well a gallery was ranked. Queries without a match do not count.
 
     Attributes:
-        cmc: (max_rank,), float32 in [0, 1]. At index k - 1 stands the share of queries with a match among the first k
-            images.
+        cmc: (max_rank,), float32 in [0, 1]. The value at index k - 1 is the share of queries with a match among the
+            first k images.
         mean_ap: mAP in [0, 1], the mean over queries of the average precision.
         mean_inp: mINP in [0, 1], the mean over queries of the number of matches divided by the rank of the last match
             (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
@@ -183,7 +183,7 @@ def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
         row = rows[query].astype(dtype)  # a copy
         same_pid = by_pid[starts[query] : ends[query]]
         same_camid = gallery.camids[same_pid] == queries.camids[query]
-        row[same_pid[same_camid]] = np.nan  # is sorted to the end and equals nothing
+        row[same_pid[same_camid]] = np.nan  # NaN is sorted to the end and is equal to no distance
         matches: NDArray[np.intp] = same_pid[~same_camid]
         if not len(matches):
             return matches
@@ -243,9 +243,9 @@ _CAPTURED: ContextVar[list[Ranking] | None] = ContextVar("capture_rankings", def
 
 @contextlib.contextmanager
 def capture_rankings() -> Iterator[list[Ranking]]:
-    """In its `with` block `evaluate_rank` appends each ranking to the list that the block is given.
+    """A context that yields a list, to which `evaluate_rank` appends each ranking.
 
-    In nested blocks only the innermost list is appended to.
+    With nested contexts, rankings are only appended to the innermost list.
     """
     rankings: list[Ranking] = []
     token = _CAPTURED.set(rankings)

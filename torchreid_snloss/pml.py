@@ -1,4 +1,4 @@
-"""The losses as pytorch-metric-learning's, for its wrappers and trainers. Needs that package."""
+"""Wraps the losses for pytorch-metric-learning, its wrappers and its trainers. It needs that package."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ __all__ = ["CrossBatchMemory", "PairwiseLoss"]
 class PairwiseLoss(losses.BaseMetricLossFunction):
     """One of this package's losses with pytorch-metric-learning's `forward`, reducers and statistics.
 
-    `forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`: with a miner's pairs or triplets
-    an anchor has the positives and negatives that they name, else all. With the default reducer the value is the loss's
-    own. Whether embeddings are normalised is the loss's matter; a `distance` is not accepted.
+    `forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`: with the pairs or triplets of a
+    miner, an anchor has the positives and negatives that the miner selects; without a miner it has all of them. With
+    the default reducer, the result equals that of the wrapped loss. The wrapped loss decides whether embeddings are
+    normalised; the argument `distance` is not accepted.
 
     Args:
-        loss: Its reduction must be `"mean"`.
+        loss: The loss to wrap. Its reduction must be `"mean"`.
         **options: `reducer`, `embedding_regularizer`, `embedding_reg_weight`, `collect_stats`.
 
     Attributes:
@@ -64,23 +65,23 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
         counting = counts.nonzero()[:, 0]
         if len(counting) == 0:
             return self.zero_losses()  # type: ignore[no-any-return]
-        # Their mean is the loss's own, which for FIDI is one over pairs.
+        # Scaled so that their mean equals the wrapped loss, which for FIDI is a mean over pairs.
         values = values[counting] * (len(counting) / counts.sum())
         return {"loss": {"losses": values, "indices": counting, "reduction_type": "element"}}
 
 
 class CrossBatchMemory(losses.CrossBatchMemory):
-    """pytorch-metric-learning's memory, which takes its own losses alone, for `PairwiseLoss` too."""
+    """pytorch-metric-learning's memory, extended to accept `PairwiseLoss` in addition to its own losses."""
 
     @staticmethod
     def supported_losses() -> list[str]:
-        """The names of the classes that it takes."""
+        """The names of the loss classes that the memory accepts."""
         return [*losses.CrossBatchMemory.supported_losses(), PairwiseLoss.__name__]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The place in its queue, which its buffers do not hold."""
+        """The position in the queue, which is not stored in the buffers."""
         return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores the place in its queue."""
+        """Restores the position in the queue."""
         self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]

@@ -53,7 +53,7 @@ def _on_a_terminal() -> bool:
 
 @contextlib.contextmanager
 def above_bars() -> Iterator[None]:
-    """In its `with` block, lines that are printed appear above the progress bars and do not mix with them."""
+    """A context in which printed lines appear above the progress bars and do not mix with them."""
     if not _on_a_terminal():
         yield
         return

@@ -68,7 +68,7 @@ class Recorder:
 
     Args:
         folder: The folder to write to. A record that an earlier run left there is continued.
-        start_epoch: How many epochs have been trained. What the record holds of later epochs is dropped.
+        start_epoch: How many epochs have been trained. Entries of later epochs are dropped from the record.
     """
 
     def __init__(self, folder: str | Path, start_epoch: int = 0) -> None:

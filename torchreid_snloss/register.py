@@ -1,4 +1,4 @@
-"""Puts the plugin into torchreid's extension points. The only module that changes torchreid."""
+"""Registers the plugin with torchreid. This is the only module that changes torchreid."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _IMAGE_DATASETS: dict[str, Any] = vars(data.datasets)["__image_datasets"]
 _VIDEO_DATASETS: dict[str, Any] = vars(data.datasets)["__video_datasets"]
 
 
-@functools.cache  # holds a call that went through, and lets one that raised be tried again
+@functools.cache  # caches a successful call only; a call that raised an error can be repeated
 def register() -> None:
-    """Makes torchreid know this package's losses, engines, sampler and dataset. Calling it again does nothing.
+    """Adds this package's losses, engines, sampler and data sets to torchreid. Calling it again does nothing.
 
-    Afterwards, in PyPI's layout (`torchreid.reid.*`) as in upstream's (`torchreid.*`):
+    Afterwards, both in PyPI's layout (`torchreid.reid.*`) and in upstream's (`torchreid.*`):
 
     - `torchreid.losses` and `torchreid.engine` have the classes, `SNLoss`, `ImageSNEngine` and so on;
     - `torchreid.models.build_model` takes `loss='sn'`, `'hap2s'` and `'fidi'`;

@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking: new distances by the neighbours that two images have in common.
+"""k-reciprocal re-ranking: new distances based on the neighbours that two images have in common.
 
 Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. An image has a few
 dozen neighbours among thousands of images, so the encoding V is a sparse matrix here. It is dense in torchreid.

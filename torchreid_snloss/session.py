@@ -27,20 +27,20 @@ __all__ = ["train"]
 
 
 def train(cfg: Config) -> TrainingLoop:
-    """Trains and tests as the config says, or tests only; it is what the command line does.
+    """Trains and tests according to the config, or only tests, just as the command line does.
 
-    It logs to `data.save_dir`, and writes its checkpoints there. Started by `torchrun`, it joins the other processes
-    first, and leaves them joined: call `torchreid_snloss.distributed.stop()` at the end of a script.
+    It writes its log and its checkpoints to `data.save_dir`. If `torchrun` started the process, it joins the process
+    group first and does not leave it: call `torchreid_snloss.distributed.stop()` at the end of a script.
 
     Args:
-        cfg: a config of `load_config` or `get_default_config`, or its settings.
+        cfg: a config from `load_config` or `get_default_config`, or its settings.
 
     Returns:
         the engine, with the trained model.
 
     Raises:
-        ConfigError, CheckpointError: for something in the config, or in what it names, that can't be run with.
-        NonFiniteError, CompileError, UnreadableImageError: for what stops a run on its way.
+        ConfigError, CheckpointError: for an error in the config, or in the data or files it names.
+        NonFiniteError, CompileError, UnreadableImageError: for an error during the run.
         PeerError: if another process failed.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
@@ -114,10 +114,10 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
 
 
 def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: bool) -> int:
-    """Goes on from `model.resume`; after a restart by torchrun, from what this run has written before.
+    """Resumes from `model.resume`, or after a restart by torchrun, from the newest checkpoint of this run.
 
     Returns:
-        the epoch to start at.
+        the epoch to start from.
     """
     checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
     if settings.resume == "auto" or restarted:

@@ -1,8 +1,8 @@
-"""What a run is set to: the config, checked, with what it leaves open decided.
+"""The settings of a run: the checked config, with values filled in that the config leaves open.
 
 Every entry point gets its settings from `resolve`: the command lines, the `build_*` functions and `train`. The
-`*_kwargs` functions have the names of those in torchreid's `scripts/default_config.py`, so that a main script made from
-torchreid's imports them from here instead.
+`*_kwargs` functions have the same names as those in torchreid's `scripts/default_config.py`, so that a main script
+based on torchreid's can import them from here instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def _from(key: str) -> Any:
-    """A field that holds the value of a key, a list as a tuple."""
+    """A dataclass field that holds the value of a config key; lists become tuples."""
     return dataclasses.field(metadata={"key": key})
 
 
@@ -47,8 +47,8 @@ def _from(key: str) -> Any:
 class Settings:
     """The settings of a run, made by `resolve`; they can't be changed.
 
-    The documentation of the keys says what each is, its unit and its range. `notes` are the lines that tell what was
-    decided, `processes` is how many processes the config was checked for.
+    The documentation of the keys gives the meaning, unit and range of each. `notes` are lines that report the values
+    that were filled in; `processes` is the number of processes for which the config was checked.
     """
 
     use_gpu: bool = _from("use_gpu")
@@ -126,12 +126,12 @@ class Settings:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The value of every key, with what was decided."""
+        """The value of every key, including those that were filled in."""
         return copy.deepcopy(dict(leaves(self._cfg)))
 
     @property
     def cfg_text(self) -> str:
-        """The whole config as YAML, with what was decided."""
+        """The whole config as YAML, including the values that were filled in."""
         return str(self._cfg.dump())
 
     def __str__(self) -> str:
@@ -139,24 +139,26 @@ class Settings:
 
 
 Config: TypeAlias = CfgNode | Settings
-"""What `resolve` takes."""
+"""The argument types of `resolve`."""
 
 
 def resolve(cfg: Config) -> Settings:
-    """Checks a config and decides what it leaves open.
+    """Checks a config and fills in what it leaves open.
 
-    `test.normalize_feature` None becomes whether a metric loss normalises its features. A metric loss under the default
-    `RandomSampler` gets the `IdentitySampler`.
+    If `test.normalize_feature` is None, it becomes True if a metric loss normalises its features, and otherwise False.
+    With a metric loss, the `IdentitySampler` replaces the default `RandomSampler`.
 
     Args:
-        cfg: a config of `get_default_config` or `load_config`, which is not changed; settings stay as they are.
+        cfg: a config from `get_default_config` or `load_config`, which is not modified, or settings, which are returned
+            as they are.
 
     Raises:
-        ConfigError: for whatever the config alone shows; it says which key, what it holds and what it may hold.
+        ConfigError: for errors that can be detected from the config alone, with the key, its value and the allowed
+            values.
     """
     processes = distributed.world_size()
     if isinstance(cfg, Settings):
-        if cfg.processes != processes:  # they were joined after it was resolved
+        if cfg.processes != processes:  # the process group was joined after `resolve`
             check_config(cfg._cfg)
             return dataclasses.replace(cfg, processes=processes)
         return cfg
@@ -171,7 +173,7 @@ def resolve(cfg: Config) -> Settings:
 
 
 def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
-    """A copy of a config with what it leaves open filled in, and a line about each such key; checks nothing."""
+    """Fills in what a config leaves open, without checking it. Returns a copy and a line about each such key."""
     decided, notes = cfg.clone(), []
     decided.defrost()
     weights = metric_weights(cfg)
@@ -180,7 +182,7 @@ def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
             weight != 0 and bool(cfg.loss[name].get("normalize")) for name, weight in weights.items()
         )
         if decided.test.normalize_feature:
-            notes.append(f"=> test.normalize_feature: True, as loss {cfg.loss.name!r} has it in training")
+            notes.append(f"=> test.normalize_feature: True, as loss {cfg.loss.name!r} normalises features too")
     if cfg.sampler.train_sampler == "RandomSampler" and any(weights.values()) and not cfg.test.evaluate:
         decided.sampler.train_sampler = IdentitySampler.__name__
         notes.append(
@@ -236,7 +238,7 @@ def loss_kwargs(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def engine_kwargs(cfg: Config) -> dict[str, Any]:
-    """Keywords of the engine for `loss.name` and `data.type`, but for its criteria and their weights."""
+    """Keywords of the engine for `loss.name` and `data.type`, except for its criteria and their weights."""
     settings = resolve(cfg)
     keys = {
         "use_gpu": "use_gpu",
@@ -255,7 +257,7 @@ def engine_kwargs(cfg: Config) -> dict[str, Any]:
 
 
 def train_options(cfg: Config) -> TrainOptions:
-    """What the engine does besides training."""
+    """The engine's options for what it does besides training."""
     keys = {name: f"train.{name}" for name in ("save_freq", "keep", "nonfinite", "record")}
     keys |= {"flip": "test.flip", "rerank": "test.rerank_in_training", "multi_query": "test.multi_query"}
     return TrainOptions(**_pick(cfg, keys))

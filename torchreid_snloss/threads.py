@@ -1,4 +1,4 @@
-"""Threads for work in NumPy, which releases the interpreter while it computes."""
+"""Threads for work in NumPy, which releases the GIL while it computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchreid_snloss.progress import progress_bar
 __all__ = ["in_threads"]
 
 _T = TypeVar("_T")
-_CHUNK_SIZE = 256  # bounds how many results wait to be used
+_CHUNK_SIZE = 256  # limits the number of finished results that are held in memory
 
 
 def in_threads(function: Callable[[int], _T], count: int, description: str, unit: str = "query") -> Iterator[_T]:

@@ -25,12 +25,12 @@ _LARGEST = 10**9  # epochs and batches
 
 @dataclasses.dataclass
 class TrainingState:
-    """What a checkpoint holds beside torchreid's keys.
+    """The training progress that a checkpoint stores in addition to torchreid's keys.
 
     Attributes:
-        seed: the run's; an epoch's random states follow from it and the epoch's number.
-        batch: how many batches of the epoch under way are trained.
-        evaluated: whether the evaluation that follows the last epoch was made.
+        seed: the seed of the run. The random states of an epoch depend only on it and on the number of the epoch.
+        batch: how many batches of the current epoch have been trained.
+        evaluated: whether the evaluation after the last epoch has been done.
         rank1: rank-1 of the last evaluation.
         best: the best mAP so far; -1 before the first evaluation.
         written: names of this run's checkpoints that are kept, oldest first.

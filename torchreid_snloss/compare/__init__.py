@@ -1,4 +1,4 @@
-"""`torchreid-snloss-compare` trains several losses on the same budget and reports what they do."""
+"""`torchreid-snloss-compare` trains several losses with the same budget and writes a report on their results."""
 
 from torchreid_snloss.compare.command import main
 

@@ -43,11 +43,11 @@ _STYLE: Any = {
 }
 
 Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
-"""For each loss the x and y values of each seed."""
+"""The x and y values of each seed, by loss."""
 
 
 def learning_curves(curves: Curves, label: str) -> Markup:
-    """The evaluation by epoch, the mean over seeds with a band from the lowest to the highest.
+    """Plots an evaluation metric by epoch: the mean over seeds, with a band from the lowest to the highest value.
 
     Args:
         curves: The epochs and the values. All seeds of a loss have the same epochs.
@@ -57,7 +57,7 @@ def learning_curves(curves: Curves, label: str) -> Markup:
 
 
 def cmc_curves(curves: Curves) -> Markup:
-    """The CMC curves, the mean over seeds with a band from the lowest to the highest.
+    """Plots the CMC curves: the mean over seeds, with a band from the lowest to the highest value.
 
     Args:
         curves: The ranks k, and the percentage of queries with a match among the first k gallery images.
@@ -124,11 +124,11 @@ def histograms(loss: str, before: DistanceHistograms, after: DistanceHistograms)
 
 
 def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[int], metric: str, kind: str) -> Markup:
-    """The images of some identities in two dimensions.
+    """Plots the features of some identities in two dimensions.
 
     Args:
         title: The title of the chart.
-        query: The features of the queries, which get a rim.
+        query: The features of the queries, whose markers are outlined.
         gallery: The features of the gallery.
         pids: The identities to show.
         metric: The distance between features, `"euclidean"` or `"cosine"`.
@@ -167,14 +167,14 @@ def _color(number: int) -> str:
 
 
 def _svg(figure: Figure, label: str) -> Markup:
-    """The figure as an `<svg>` element for an HTML page, with `label` for readers who do not see it."""
+    """The figure as an `<svg>` element for an HTML page, with `label` as the text for screen readers."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
     svg = ElementTree.fromstring(stream.getvalue().replace(_INK, "currentColor"))
     for name in ("width", "height"):  # the page sets the size
         del svg.attrib[name]
     svg.attrib.update({"role": "img", "aria-label": label})
-    # All drawings of a page share its ids, so each drawing's get a prefix.
+    # Ids must be unique within the page, so the ids of each chart get a prefix.
     prefix = f"{zlib.crc32(label.encode()):x}-"
     for element in svg.iter():
         for name, value in element.attrib.items():
@@ -184,4 +184,4 @@ def _svg(figure: Figure, label: str) -> Markup:
                 element.set(name, value.replace("#", f"#{prefix}"))
             else:
                 element.set(name, value.replace("url(#", f"url(#{prefix}"))
-    return Markup(ElementTree.tostring(svg, encoding="unicode"))  # which has escaped all text
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))  # safe: tostring has escaped all text

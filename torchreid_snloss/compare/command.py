@@ -31,12 +31,12 @@ from torchreid_snloss.settings import resolve
 __all__ = ["main"]
 
 _DESCRIPTION = """Train one config with several losses, with the same budget and the same seeds, and compare them: a
-table, results.csv, results.json and report.html. Runs that are done already are not run again, and one that was
-interrupted is resumed."""
+table, results.csv, results.json and report.html. Finished runs are not repeated, and a run that was interrupted is
+resumed."""
 
-_EVALUATIONS = 5  # at most so many in training, where the config has none
+_EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
 _MOST_SEEDS = 1000
-_CHANGES = ("label_noise", "outliers", "train_fraction")  # keys in data that flags set
+_CHANGES = ("label_noise", "outliers", "train_fraction")  # keys of the section data that have flags of their own
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         "torchreid-snloss-compare",
         lambda: _compare(_parser().parse_args(arguments), command),
-        when_stopped="; the same command goes on",
+        when_stopped="; repeat the command to resume",
         ends_process=argv is None,
     )
 
@@ -87,13 +87,13 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     for number, run in enumerate(runs, start=1):
         name = f"run {number} of {len(runs)}: {run.loss}, seed {run.seed}"
         if run.finished():
-            print(f"=> {name}: done before")
+            print(f"=> {name}: already finished")
             continue
         print(f"=> {name}, in {run.folder}", flush=True)
         code = run.execute()
         if code != 0:
             stopped = code > 128
-            ended = "was interrupted; the same command goes on" if stopped else f"ended with exit code {code}"
+            ended = "was interrupted; repeat the command to resume" if stopped else f"ended with exit code {code}"
             print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr)
             return code
         done += 1
@@ -111,7 +111,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         raise
     except OSError as error:
         raise WriteError(
-            f"can't write the results to {str(folder)!r}: {error}; the runs are kept, and the same command goes on"
+            f"can't write the results to {str(folder)!r}: {error}; the runs are kept; repeat the command"
         ) from error
     print(f"=> {folder}: results.csv, results.json, report.html")
     return 0
@@ -133,13 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         "--losses",
         nargs="+",
         default=["softmax", "triplet", "sn", "hap2s", "fidi"],
-        help="as loss.name takes them, separated by spaces; before options put another flag or `--` after them",
+        help="values of loss.name, separated by spaces; if options follow, put another flag or `--` before them",
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a loss, with train.seed 1 to N")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per loss, with train.seed 1 to N")
     for flag, what in (("label-noise", "get another identity's label"), ("outliers", "are replaced by a patch")):
         parser.add_argument(
             f"--{flag}", type=_share, nargs="?", default=default[flag.replace("-", "_")], const=0.1, metavar="SHARE",
-            help=f"share of the training images that {what}; 0.1 where none is given",
+            help=f"share of the training images that {what}; 0.1 if no number is given",
         )  # fmt: skip
     parser.add_argument(
         "--train-fraction",
@@ -161,11 +161,11 @@ def _share(text: str) -> float:
 
 
 def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
-    """The runs, each with a config that was checked.
+    """Lists the runs, each with checked settings.
 
     Args:
-        args: the command line's.
-        changes: of the training set, by the keys in `data`.
+        args: the parsed command line.
+        changes: the changes to the training set: keys in the section `data` and their values.
 
     Raises:
         ConfigError: if a run could not start.
@@ -211,16 +211,16 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
 
 
 def _differences(runs: Sequence[Run]) -> list[str]:
-    """What is not the same for all losses, since the config leaves it to them."""
+    """A line for each setting that the config leaves to the losses and that therefore differs between them."""
     lines = []
     for key in ("sampler.train_sampler", "test.normalize_feature"):
         values = {run.loss: run.settings.values[key] for run in runs}
         if len(set(values.values())) > 1:
             each = ", ".join(f"{value} for {loss}" for loss, value in values.items())
-            lines.append(f"{key}: {each}; name it, and it is the same for all")
+            lines.append(f"{key}: {each}; set the key to use the same value for all")
     return lines
 
 
 def _load(config_file: str, options: Sequence[Any]) -> CfgNode:
-    with contextlib.redirect_stdout(io.StringIO()):  # each run says it, in its log
+    with contextlib.redirect_stdout(io.StringIO()):  # each run prints the same lines to its own log
         return load_config(config_file, options)

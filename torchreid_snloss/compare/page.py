@@ -84,7 +84,7 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
     first_seed = [of_loss[0] for of_loss in by_loss.values()]
     datasets = runs[0].datasets
     dataset = datasets[0]
-    settings = runs[0].settings  # of the first seed; the page shows what all share
+    settings = runs[0].settings  # the page only shows settings that are the same for all runs
     metric = settings.dist_metric
     sections: dict[str, Callable[[], Any]] = {
         "learning_charts": lambda: _learning_charts(by_loss, dataset),
@@ -115,7 +115,7 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
         num_map_identities=_NUM_MAP_IDENTITIES,
         **drawn,
     )
-    # A path may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
+    # A path may contain bytes that are not valid UTF-8, which Python represents as lone surrogates.
     atomic_write(path, lambda stream: stream.write(page.encode(errors="replace")))
 
 
@@ -137,7 +137,7 @@ def _learning_charts(by_loss: dict[str, list[Run]], dataset: str) -> list[Markup
 
 
 def _term_charts(runs: Sequence[Run]) -> list[Markup]:
-    """A chart for each run, of the terms of its loss by epoch."""
+    """A chart for each run, with the terms of its loss by epoch."""
     drawn = []
     for run in runs:
         by_epoch = run.record().epochs
@@ -187,7 +187,7 @@ def _queries(runs: Sequence[Run], dataset: str, metric: str) -> list[_Query]:
     precisions = np.array([average_precisions(*run.features(dataset, after=True), metric) for run in runs])
     rows = choose_queries(precisions, _NUM_QUERIES)
     rankings = [Ranked.of(*run.features(dataset, after=True), metric, rows) for run in runs]
-    thumbnails: dict[str, _Thumbnail] = {}  # an image may stand in several lists
+    thumbnails: dict[str, _Thumbnail] = {}  # an image may appear in several lists
 
     def thumbnail(path: str) -> _Thumbnail:
         if path not in thumbnails:
@@ -217,7 +217,7 @@ def _queries(runs: Sequence[Run], dataset: str, metric: str) -> list[_Query]:
 
 
 def _thumbnail(path: str) -> _Thumbnail:
-    path = str(path)  # not NumPy's
+    path = str(path)  # convert a NumPy string
     image = read_image(path)
     image.thumbnail((_THUMBNAIL_HEIGHT, _THUMBNAIL_HEIGHT), Image.Resampling.LANCZOS)
     stream = io.BytesIO()

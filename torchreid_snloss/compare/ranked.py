@@ -34,8 +34,8 @@ class Ranked:
     Attributes:
         distances: (queries, gallery), the distances that torchreid ranks by: Euclidean ones are squared.
         same: (queries, gallery), whether query and gallery image show the same identity.
-        valid: (queries, gallery), whether the gallery image is ranked for the query: images of its identity from its
-            own camera are not.
+        valid: (queries, gallery), whether the gallery image is ranked for the query. Images that show the query's
+            identity from the query's camera are not.
     """
 
     distances: NDArray[np.float32]
@@ -44,7 +44,7 @@ class Ranked:
 
     @classmethod
     def of(cls, query: Features, gallery: Features, metric: str, rows: slice | Sequence[int]) -> Ranked:
-        """Compares the queries `rows` with the whole gallery.
+        """Compares the queries with the indices `rows` with the whole gallery.
 
         Args:
             query: The features of all queries.
@@ -136,7 +136,8 @@ def choose_queries(precisions: NDArray[np.float64], number: int) -> list[int]:
         number: How many queries to choose. With a single loss all of them are drawn at random.
 
     Returns:
-        The indices of the queries: first those on which the losses differ, the most differing first.
+        The indices of the queries: first those on which the losses differ, in descending order of the difference, then
+        the others.
     """
     candidates = np.flatnonzero(~np.isnan(precisions).any(axis=0))
     ranges = np.ptp(precisions[:, candidates], axis=0)

@@ -32,8 +32,8 @@ class Result:
         dataset: The test set.
         mAP: mAP in [0, 1].
         mINP: mINP in [0, 1].
-        cmc: The CMC curve, in [0, 1]; rank k stands at index k - 1.
-        seconds: The median time of an epoch; None if no epoch was trained without an interruption.
+        cmc: The CMC curve, in [0, 1]; the value for rank k is at index k - 1.
+        seconds: The median time of an epoch; None if every epoch was interrupted.
         memory: The peak memory in MiB; None if it is unknown.
     """
 
@@ -220,7 +220,7 @@ def write_json(results: Results, path: Path) -> None:
 
 
 def _row_for_json(row: Row) -> dict[str, Any]:
-    """The row with the keys that the file has had since it was introduced, so that scripts still read it."""
+    """The row with the keys of the original file format, so that existing scripts can still read it."""
     figures = {
         name: {"mean": metric.mean, "spread": metric.std, "digits": metric.digits}
         for name, metric in row.metrics.items()

@@ -21,7 +21,7 @@ from torchreid_snloss.settings import Settings, decide
 
 __all__ = ["Run"]
 
-# Keys that may change when a comparison is resumed, since they affect random numbers at most.
+# Keys that may change when a comparison is resumed, since they affect nothing but random numbers.
 _ANY = ("data.root", "data.save_dir", "data.workers", "train.print_freq", "test.eval_freq", "test.start_eval")
 _SETTINGS = "settings.yaml"
 
@@ -72,7 +72,7 @@ class Run:
         return all(self.settings.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
     def other_settings(self) -> list[str]:
-        """The keys in which an earlier run in the same folder differs, a line each; empty if there was none."""
+        """A line for each key in which an earlier run in the same folder differs; empty if there was no such run."""
         if not has_record(self._records):  # nothing of that run is used
             return []
         try:
@@ -93,10 +93,10 @@ class Run:
         Raises:
             ConfigError: If another process is training in the folder.
         """
-        # The log that it writes has what it prints. torchreid's warning is of an evaluator that is not used.
+        # The run writes its output to a log. torchreid's warning is about an evaluator that is not used here.
         command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
         if not has_record(self._records):
-            command += ["model.resume", ""]  # its record would have no beginning
+            command += ["model.resume", ""]  # a record that starts in the middle of a run would be useless
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.folder))

@@ -32,7 +32,7 @@ def check_config(cfg: CfgNode) -> None:
     """Checks a whole config.
 
     Raises:
-        ConfigError: says which key, what it holds and what it may hold.
+        ConfigError: with the key, its value and the allowed values.
     """
     values = dict(leaves(cfg))
     _check_values(values)
@@ -79,7 +79,7 @@ def _check_names(names: list[str], given: str) -> None:
 
 
 def _check_engine(values: Mapping[str, Any]) -> None:
-    """What torchreid's own engines can't do."""
+    """Rejects options that torchreid's own engines do not support."""
     if not torchreids_loss(values["loss.name"]):
         return
     processes = distributed.world_size()
@@ -127,7 +127,7 @@ def _check_loss(cfg: CfgNode) -> None:
             check_weights(**keys, **{f"loss.{loss_names(cfg)[0]}.weight_x": softmax_weight(cfg)})
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    with torch.random.fork_rng(devices=[]):  # one with parameters of its own draws them
+    with torch.random.fork_rng(devices=[]):  # a loss with parameters draws random initial values
         for name in weights:
             make_criterion(name, cfg.loss[name])
     if any(weights.values()) and not cfg.test.evaluate:

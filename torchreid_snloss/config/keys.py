@@ -83,17 +83,17 @@ OUR_KEYS: dict[str, Key] = {
 """The keys that torchreid does not have."""
 
 SECTIONS = {
-    "loss.custom": "any criterion, by where it is imported from",
-    "loss.memory": "features of earlier batches as further references",
+    "loss.custom": "any criterion, given by its import path",
+    "loss.memory": "features of earlier batches as additional references",
 }
-"""What some sections are about."""
+"""Descriptions of some sections."""
 
 OLD_KEYS = {"data.use_unlabeled_targets": "data.load_train_targets", "test.visactmap": None}
-"""Keys of older torchreid configs: their present names, None: obsolete."""
+"""Keys of older torchreid configs with their current names; None if a key is obsolete."""
 KEYWORD_KEYS = ("loss.custom.kwargs", "loss.custom.miner_kwargs")
 """Keys whose value is a mapping of any names."""
 WEIGHTS = ("weight_m", "weight_x")
-"""Keys of a loss's section that are the engine's."""
+"""Keys of a loss's section that are arguments of the engine."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ _LARGEST = 1_000_000_000  # for the numbers of the losses, whose checks have no 
 
 
 def loss_keys() -> dict[str, Key]:
-    """The keys of SN, HAP2S and FIDI loss, with the defaults of their constructors; the docstrings are their texts."""
+    """The keys of SN, HAP2S and FIDI loss with the constructors' defaults; their texts come from the docstrings."""
     weights = inspect.signature(MetricEngine).parameters
     found: dict[str, Key] = {}
     for name, loss in LOSSES.items():

@@ -17,12 +17,12 @@ __all__ = ["RULES", "Rule", "torchreids_loss"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What the values of some keys must be.
+    """A constraint on the values of some keys.
 
     Attributes:
         keys: the keys.
-        test: takes their values, in order; what it gives is true where the rule is kept.
-        message: what is expected; a value that breaks the rule is shown behind it.
+        test: a function of their values, in order, whose result is true if the rule is satisfied.
+        message: what is expected; the error message appends the values.
     """
 
     keys: tuple[str, ...]
@@ -37,7 +37,7 @@ class Rule:
 
 
 def torchreids_loss(name: str) -> bool:
-    """Whether `loss.name` is one of torchreid's alone, which its own engines train."""
+    """Whether `loss.name` is a single loss of torchreid's, which torchreid's own engines train."""
     return name in ("softmax", "triplet")
 
 
@@ -47,7 +47,7 @@ def _one_gpu(use_gpu: bool) -> bool:
 
 
 RULES = [
-    Rule(("data.k_tfm",), lambda k_tfm: k_tfm == 1, "data.k_tfm must be 1, torchreid's engines take no more"),
+    Rule(("data.k_tfm",), lambda k_tfm: k_tfm == 1, "data.k_tfm must be 1, torchreid's engines do not support more"),
     Rule(
         ("train.nonfinite", "loss.name"),
         lambda nonfinite, name: nonfinite == "stop" or not torchreids_loss(name),

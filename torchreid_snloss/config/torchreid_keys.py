@@ -1,6 +1,6 @@
-"""torchreid's config as data: its keys with their defaults, and the keywords of its functions that they are for.
+"""torchreid's config as data: its keys with their defaults, and the function keywords that the keys map to.
 
-Both are those of torchreid's `scripts/default_config.py` (1.4.0), which no package installs.
+Both come from torchreid's `scripts/default_config.py` (1.4.0), which is not part of the installed package.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Key:
 
 
 EXPONENTIAL = "exponential"
-"""The SN paper's schedule, a `train.lr_scheduler` beside torchreid's."""
+"""The SN paper's schedule, a value of `train.lr_scheduler` in addition to torchreid's."""
 BATCH, EPOCHS = 100_000, 1_000_000
 """The most images in a batch and the most epochs, far above what anyone trains with."""
 WEIGHT = Number(at_least=0, at_most=1_000_000)

@@ -36,13 +36,13 @@ _TOO_DEEP = (MemoryError, RecursionError)
 
 
 class ConfigError(ValueError):
-    """Something in the config, or in what it names, that training can't start with."""
+    """An error in the config, or in the data or files it names, that prevents training."""
 
 
 def get_default_config() -> CfgNode:
     """torchreid's config tree with this package's keys, `loss.sn`, `loss.hap2s`, `loss.fidi` and `use_gpu` added.
 
-    The losses' keys and defaults are read off their constructors, those of the weights off the engine's.
+    The keys and defaults of the losses are those of their constructors; the weights are those of `MetricEngine`.
     """
     cfg = CfgNode()
     for key, known in all_keys().items():
@@ -55,15 +55,15 @@ def get_default_config() -> CfgNode:
 
 
 def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
-    """The default config with a YAML file and then `KEY VALUE` options merged in.
+    """Loads the default config and merges a YAML file and then `KEY VALUE` options into it.
 
     Args:
-        config_file: path of a YAML file in torchreid's format; empty: none. `configs/...` are also found where the
-            package is installed.
-        options: `["loss.name", "sn", "train.lr", "0.001"]` and so on.
+        config_file: path of a YAML file in torchreid's format; no file if empty. The `configs/...` files that come with
+            the package are also found where it is installed.
+        options: keys and values in turn, such as `["loss.name", "sn", "train.lr", "0.001"]`.
 
     Raises:
-        ConfigError: for a missing or broken file, an unknown key, or a value of another type than the default's.
+        ConfigError: for a missing or broken file, an unknown key, or a value whose type differs from the default's.
     """
     cfg = get_default_config()
     if config_file:
@@ -105,7 +105,7 @@ def _found(config_file: str) -> Path:
 
 
 def leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values of a config, each key with its sections: `loss.sn.scale`."""
+    """Yields the keys and values of a config. A key includes its sections, as in `loss.sn.scale`."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and f"{path}{key}" not in KEYWORD_KEYS:
             yield from leaves(value, f"{path}{key}.")
@@ -153,7 +153,7 @@ def _keywords(key: str, value: Any) -> CfgNode:
             value = ast.literal_eval(value)
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"{key} must hold keywords, as \"{{'gamma': 80}}\", got {shown(value)}")
-    # YAML takes 1e-1 for text.
+    # YAML parses 1e-1 as a string.
     floats = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
     plain = {k: float(v) if isinstance(v, str) and floats.fullmatch(v) else v for k, v in value.items()}
     try:
@@ -168,17 +168,17 @@ def loss_names(cfg: CfgNode) -> list[str]:
 
 
 def metric_weights(cfg: CfgNode) -> dict[str, float]:
-    """The weight of each metric term, which compares images with each other; none for softmax alone."""
+    """The weight of each metric loss, that is, of each loss but softmax; empty for softmax alone."""
     names = [name for name in loss_names(cfg) if name != "softmax"]
     return {name: cfg.loss[name][weight_key(name)] for name in names}
 
 
 def weight_key(name: str) -> str:
-    """The key of the weight of a metric term in the loss's section."""
+    """The name of the key, in the section of a metric loss, that holds its weight."""
     return "weight_t" if name == "triplet" else "weight_m"
 
 
 def softmax_weight(cfg: CfgNode) -> float:
-    """The weight of the softmax term; of several losses the first one's counts."""
+    """The weight of the softmax term. With several losses, it is the `weight_x` of the first one."""
     first = loss_names(cfg)[0]
     return 1.0 if first == "softmax" else float(cfg.loss[first].weight_x)

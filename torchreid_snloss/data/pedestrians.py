@@ -1,4 +1,4 @@
-"""Procedurally drawn people: the identity of a person, the effect of a camera, and what varies between images."""
+"""Procedural images of people: the appearance of a person, the effect of a camera, and variation between images."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def all_loaders(datamanager: Any) -> list[Any]:
 
 
 def test_loaders(datamanager: Any) -> list[Any]:
-    """The loaders of query and gallery of each test set, of a data manager or an engine."""
+    """The query and gallery loaders of each test set of a data manager or an engine."""
     return [loader for split in datamanager.test_loader.values() for loader in split.values()]
 
 

@@ -24,8 +24,8 @@ class IdentitySampler(Sampler[int]):
        Missing groups are drawn again, first from the images that are left over.
     3. The groups are distributed over the batches at random. A batch never has two groups of one identity.
 
-    Corner cases: The images of an identity with fewer than K images are repeated equally often, up to one repeat, so
-    there are as few repeats as possible. An identity with very many images has at most one group in each batch.
+    Corner cases: The images of an identity with fewer than K images are repeated as evenly as possible; their numbers
+    of repeats differ by at most one. An identity with very many images has at most one group in each batch.
 
     `len(sampler)` is exactly the number of indices in an epoch, which is a multiple of the batch size and the same in
     each epoch. An epoch depends only on the data, the seed and the number of the epoch. This number is increased by one
@@ -114,7 +114,7 @@ class IdentitySampler(Sampler[int]):
         return dealt
 
     def _group_counts(self, rng: np.random.Generator) -> np.ndarray:
-        """The number of groups of each identity in an epoch: at least 1, at most one a batch, and all batches full."""
+        """The number of groups of each identity: at least 1, at most one per batch; together they fill all."""
         counts = np.minimum(self._groups, self._num_batches)
         surplus = int(counts.sum()) - self._num_batches * self.num_pids_per_batch
         if surplus > 0:

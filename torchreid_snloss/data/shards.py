@@ -1,4 +1,4 @@
-"""What each process loads in distributed training: a part of every training batch, and some of the test batches."""
+"""Splits batches between processes: each loads a part of every training batch, and some of the test batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Shards", "own_test_batches", "shard_training"]
 
 
 class Shards(Sampler[list[int]]):
-    """A batch sampler that yields the part of this process of every batch. All processes draw the same batches.
+    """A batch sampler that yields this process's part of every batch. All processes draw the same batches.
 
     The parts are as even as possible without splitting a group, which is the `num_instances` images of an identity. A
     last batch with fewer groups than processes is left out.
@@ -62,12 +62,12 @@ class Shards(Sampler[list[int]]):
 
 
 def shard_training(loader: Any) -> Any:
-    """A loader like the training loader, which loads the part of this process of each batch."""
+    """A copy of the training loader that loads only this process's part of each batch."""
     return _with_batches(loader, Shards(loader.batch_sampler))
 
 
 def own_test_batches(loader: Any) -> Any:
-    """A loader like the test loader, which loads every `world_size`-th batch, starting at the rank of the process."""
+    """A copy of a test loader that loads every `world_size`-th batch, starting at the rank of the process."""
     return _with_batches(loader, list(loader.batch_sampler)[distributed.rank() :: distributed.world_size()])
 
 

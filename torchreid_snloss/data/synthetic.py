@@ -1,4 +1,4 @@
-"""The data sets `synthetic` and `synthetic_video`: drawn people in Market-1501 layout, written on first use."""
+"""The synthetic data sets `synthetic` and `synthetic_video`, in Market-1501 layout, generated on first use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _A_DAY = 86400  # seconds
 
 
 class SyntheticPedestrians(data.datasets.Market1501):
-    """Images of drawn people, to try losses without a download. They say nothing about the accuracy on real people.
+    """Synthetic images of people, to try losses without a download. They say nothing about accuracy on real data.
 
     An identity has its own clothes, proportions, hair and bag. Every fifth identity is the previous one with one small
     detail changed. The six cameras differ in light, colour cast, background and viewpoint. The images differ in pose,
@@ -58,7 +58,7 @@ class SyntheticPedestrians(data.datasets.Market1501):
 
 
 class SyntheticTracklets(data.VideoDataset):
-    """Tracklets of drawn people: one of 8 frames for each person and camera that sees the person.
+    """Synthetic tracklets of people: one tracklet of 8 frames for each person and each camera that sees the person.
 
     60 training identities are seen by 3 to 5 cameras. 40 other identities, each seen by 4 cameras, are for testing, and
     the first tracklet of each is the query. The first use writes about 3,200 images to `<root>/synthetic-video-v1`.

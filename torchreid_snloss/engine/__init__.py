@@ -49,7 +49,7 @@ ENGINES: dict[tuple[str, str], type[MetricEngine]] = {
     ("video", "fidi"): VideoFIDIEngine,
     ("video", "custom"): VideoMetricEngine,
 }
-"""The engines by `data.type` and `loss.name` of a config; several losses use those of `"custom"`."""
+"""The engines by `data.type` and `loss.name` of a config; several losses at once use the `"custom"` engine."""
 
 _ENGINE = "torchreid_snloss.engine"
 __getattr__ = renamed(__name__, {"Resumable": f"{_ENGINE}.TrainingLoop", "resumable": f"{_ENGINE}.with_training_loop"})

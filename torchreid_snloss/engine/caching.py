@@ -20,24 +20,24 @@ Outputs = list[Any]
 def cached_forward(
     model: nn.Module, unwrapped_model: nn.Module, images: Tensor, micro_batches: int, amp: Amp
 ) -> tuple[Outputs, Callable[[], None]]:
-    """The model's outputs for a batch, computed so that only one micro-batch has a graph at a time.
+    """Computes the model's outputs for a batch so that only one micro-batch has a graph at a time.
 
-    The batch first goes through the model without a graph. The loss gives gradients on the outputs. Each micro-batch
-    then goes through the model again, now with a graph, and takes its part of the gradients on to the weights (Gao et
-    al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021, arXiv:2101.06983).
-    Dropout is the same both times, and batch norm's running means see every image once; in training batch norm
-    normalises by micro-batches.
+    The batch first goes through the model without a graph. The backward pass of the loss then computes the gradients of
+    the outputs. After that, each micro-batch goes through the model again, with a graph, and its part of these
+    gradients is backpropagated to the weights (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory
+    Limited Setup", RepL4NLP 2021, arXiv:2101.06983). Dropout masks are the same both times, and the running statistics
+    of batch norm are updated once for each image. In training mode batch norm normalises each micro-batch by itself.
 
     Args:
-        model: the model, or its `DistributedDataParallel`, which then averages gradients once.
-        unwrapped_model: the model.
+        model: the model, or the model in `DistributedDataParallel`, which averages the gradients once per batch.
+        unwrapped_model: the model without `DistributedDataParallel`.
         images: (batch, 3, height, width), on the model's device.
-        micro_batches: how many there are, from 1 to the batch's size.
+        micro_batches: the number of micro-batches, from 1 to the batch size.
         amp: the precision.
 
     Returns:
-        the outputs (tensors or lists of tensors, leaves of the loss's graph), and a function to call once these have
-        gradients.
+        the outputs (tensors or lists of tensors, which are leaves of the loss's graph), and a function that
+        backpropagates their gradients to the weights. Call it after the backward pass of the loss.
     """
     parts = images.tensor_split(micro_batches)
     buffers = [buffer.clone() for buffer in unwrapped_model.buffers()]

@@ -83,9 +83,9 @@ class Checkpointer:
         self.random_states: dict[str, Any] | None = None
 
     def start(self, save_dir: str | Path, training: bool) -> None:
-        """Sets the run's folder, `save_dir/model`, and before training removes what a killed process left half-written.
+        """Sets the run's folder, `save_dir/model`, and before training removes unfinished files of killed processes.
 
-        The names of checkpoints written to another folder are forgotten, so that they are never removed.
+        Checkpoints that were written to another folder are no longer tracked, so they are never removed.
         """
         self._folder = model_folder(save_dir)
         if self.newest is None or self.newest.parent != self._folder:
@@ -94,15 +94,15 @@ class Checkpointer:
             remove_unfinished(self._folder)
 
     def epoch_trained(self) -> None:
-        """Notes that the epoch under way is complete."""
+        """Marks the current epoch as complete."""
         self.state.batch, self.state.evaluated, self.unsaved = 0, False, True
 
     def save(self, epoch: int, keep: int) -> None:
         """Writes the checkpoint of an epoch, or of the middle of the epoch after it.
 
         Args:
-            epoch: epochs trained.
-            keep: how many of this run's checkpoints stay; 0: all.
+            epoch: how many epochs have been trained.
+            keep: how many of this run's checkpoints to keep; 0 keeps all.
 
         Raises:
             NonFiniteError: if a weight is not finite; nothing is written then.
@@ -122,9 +122,9 @@ class Checkpointer:
         """Writes the best checkpoint if an evaluation's mAP is the best so far.
 
         Args:
-            epoch: epochs trained.
-            mean_ap: in [0, 1]; -1 for none.
-            measured_on: the data, for the line that is printed.
+            epoch: how many epochs have been trained.
+            mean_ap: mAP in [0, 1]; -1 if there was no evaluation.
+            measured_on: the name of the data, for the line that is printed.
 
         Raises:
             NonFiniteError: if a weight is not finite; nothing is written then.
@@ -165,7 +165,7 @@ class Checkpointer:
                     check_number_type(name, value, given[name])
             except (RuntimeError, ValueError) as error:
                 raise CheckpointError(
-                    f"{str(path)!r} is of another criterion: {' '.join(str(error).split())}"
+                    f"{str(path)!r} belongs to another criterion: {' '.join(str(error).split())}"
                 ) from error
         self._check_memory(checkpoint.get("memory"), path)
         for key, part in self.optional.items():
@@ -210,10 +210,10 @@ class Checkpointer:
         return (self.criteria is not None and self.criteria.state_dict()) or None
 
     def restore_random_states(self) -> bool:
-        """Puts back the random states of the checkpoint that was resumed from, once.
+        """Restores the random states of the checkpoint that was resumed from; does nothing on a second call.
 
         Returns:
-            whether it held any, as one from the middle of an epoch does.
+            whether there were any. Only a checkpoint from the middle of an epoch stores random states.
         """
         states, self._random_states = self._random_states, None
         if states is not None:

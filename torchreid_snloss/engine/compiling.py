@@ -1,4 +1,4 @@
-"""`torch.compile` and the channels-last memory format, put on a model in place."""
+"""`torch.compile` and the channels-last memory format, applied to a model in place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["compile_in_place", "named_compile_errors", "to_channels_last"]
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Puts a model's weights, and the images it is called with, into channels-last order."""
+    """Converts a model's weights, and the images it is called with, to the channels-last memory format."""
     model.to(memory_format=torch.channels_last)
     model.register_forward_pre_hook(_images_to_channels_last)
 
@@ -26,11 +26,11 @@ def _images_to_channels_last(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[
 
 
 def compile_in_place(model: nn.Module) -> None:
-    """Compiles a model without changing the names in its state dict, as `torch.compile(model)` would.
+    """Compiles a model without changing the names in its state dict; `torch.compile(model)` would change them.
 
     Raises:
         ValueError: for `nn.DataParallel` on several GPUs.
-        CompileError: if this Python can't compile at all.
+        CompileError: if torch can't compile on this version of Python.
     """
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
         raise ValueError("compile does not work with nn.DataParallel on several GPUs")
@@ -42,10 +42,10 @@ def compile_in_place(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def named_compile_errors() -> Iterator[None]:
-    """Within it a failure to compile is a `CompileError`.
+    """A context in which a failure to compile raises `CompileError`.
 
-    torch compiles a model when it is first called, again for images of another size, and at the first gradient. The
-    class of what it raises then differs between versions; the module that the class is from tells.
+    torch compiles a model when it is first called, again for images of another size, and in the first backward pass.
+    The classes of its exceptions differ between versions, so they are recognised by the module that defines them.
     """
     try:
         yield

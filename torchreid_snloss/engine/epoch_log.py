@@ -1,4 +1,4 @@
-"""What an epoch shows and leaves behind: a progress bar, the means of its terms, and the record."""
+"""Logging of an epoch: the progress bar, the means of its terms, and the record."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["EpochLog"]
 
 
 class EpochLog:
-    """Follows an epoch's steps, and writes the record where a run keeps one.
+    """Logs the steps of an epoch, and writes the record of a run if it has one.
 
     Attributes:
-        recording: whether it does.
+        recording: whether the run has a record.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class EpochLog:
         return self._recorder is not None
 
     def start_record(self, folder: str | Path, start_epoch: int) -> None:
-        """Starts a record, or goes on with the one in `folder` from `start_epoch` on."""
+        """Starts a record in `folder`, or continues the record there from `start_epoch` on."""
         self._recorder = Recorder(folder, start_epoch)
 
     def stop_record(self) -> None:
-        """Keeps no record from here on."""
+        """Stops recording."""
         self._recorder = None
 
     @contextlib.contextmanager
@@ -76,7 +76,7 @@ class EpochLog:
             self._recorder.add_epoch(epoch, terms, self._seconds)
 
     def add_step(self, summary: Mapping[str, float]) -> None:
-        """Takes in what a step shows; outside an epoch nothing."""
+        """Adds the values of a step to the log; does nothing outside an epoch."""
         if self._bar is None:
             return
         for name, value in summary.items():

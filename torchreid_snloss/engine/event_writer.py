@@ -11,7 +11,7 @@ __all__ = ["EventWriter", "NoWriter"]
 
 
 class NoWriter:
-    """TensorBoard's writer, for a process that writes nothing."""
+    """Replaces TensorBoard's writer on processes that write nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None

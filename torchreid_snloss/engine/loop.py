@@ -1,4 +1,4 @@
-"""torchreid's training loop, with what happens around it in one order that can be read here."""
+"""torchreid's training loop, extended by checkpoints, resuming, clean stops and distributed tests."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ __all__ = ["TrainingLoop"]
 class TrainingLoop(engine.Engine):
     """A torchreid engine with checkpoints, resuming, a clean stop, and tests on several processes.
 
-    torchreid's `run`, `train`, `test` and `_evaluate` do their work; the methods here say what happens before and after
-    it, in which order, and leave each part to a collaborator: `ResumableLoader`, `EpochLog`, `Checkpointer`, `Testing`,
-    `StopSignals` and the functions of `compiling`.
+    torchreid's `run`, `train`, `test` and `_evaluate` still do the actual work. The methods here define what happens
+    before and after it, and in which order. They delegate each part to a collaborator: `ResumableLoader`, `EpochLog`,
+    `Checkpointer`, `Testing`, `StopSignals` and the functions of `compiling`.
 
-    A run that was killed at any moment and resumed ends with the same weights as one that never was, on a CPU to the
-    bit. An epoch's random states follow from the seed and the epoch's number alone. After a kill the epoch under way
-    starts again; after Ctrl-C or SIGTERM it goes on with the next batch.
+    A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run, bit for bit on a
+    CPU. The random states of an epoch depend only on the seed and the number of the epoch. After a kill, the current
+    epoch starts again; after Ctrl-C or SIGTERM, it continues with the next batch.
 
-    On several processes (`torchreid_snloss.distributed`) each extracts its share of the features of an evaluation; the
-    first one evaluates them, prints, and writes checkpoints. A run can be resumed on any number of processes. From the
-    middle of an epoch it goes on with other random numbers if there are several.
+    With several processes (`torchreid_snloss.distributed`), each extracts its share of the features for an evaluation.
+    Rank 0 evaluates them, prints, and writes checkpoints. A run can be resumed with any number of processes. A run with
+    several processes that is resumed in the middle of an epoch continues with different random numbers.
 
-    The seed is torch's when the engine is made; torchreid's `set_random_seed` sets it.
+    The seed is torch's initial seed when the engine is constructed, which torchreid's `set_random_seed` sets.
 
     Args:
-        *args: the torchreid engine's.
-        channels_last: whether to put the model's weights and its images in channels-last order.
-        compile: whether to compile the model with `torch.compile`, in place; checkpoints do not change by it. What a
-            compiled model computes may depend, in the last bits, on the shapes it met before, and so on a resume.
-        **kwargs: the torchreid engine's.
+        *args: the arguments of the torchreid engine.
+        channels_last: whether to use the channels-last memory format for the model's weights and images.
+        compile: whether to compile the model with `torch.compile`, in place. This does not change the checkpoints. The
+            last bits of a compiled model's results may depend on the input shapes it has seen before, so they may
+            differ after resuming.
+        **kwargs: the keyword arguments of the torchreid engine.
 
     Raises:
         ValueError: for `compile` with `nn.DataParallel` on several GPUs.
@@ -99,7 +100,7 @@ class TrainingLoop(engine.Engine):
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
         self._trained = start_epoch
-        self.epoch = max(0, start_epoch - 1)  # what torchreid evaluates and saves as where no epoch is left to train
+        self.epoch = max(0, start_epoch - 1)  # torchreid uses this number if no epoch is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
             loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
@@ -147,7 +148,7 @@ class TrainingLoop(engine.Engine):
     def _run_missed_evaluation(
         self, save_dir: str, epoch: int, max_epoch: int, eval_freq: int = -1, start_eval: int = 0, **kwargs: Any
     ) -> None:
-        """Makes up for an evaluation in which the run was killed, so that the best checkpoint is the same too."""
+        """Repeats an evaluation during which the run was killed, so that the best checkpoint is the same too."""
         state = self.checkpointer.state
         if state.evaluated or state.batch:
             return
@@ -155,7 +156,7 @@ class TrainingLoop(engine.Engine):
             self.save_model(epoch - 1, self._test_as_in_training(**kwargs), save_dir)
 
     def _test_as_in_training(self, **kwargs: Any) -> Any:
-        """Evaluates with those of `run`'s arguments that its own evaluations use."""
+        """Evaluates with the arguments that `run` itself passes to its evaluations."""
         keys = ("dist_metric", "normalize_feature", "use_metric_cuhk03", "ranks")
         return self.test(**{key: kwargs[key] for key in keys if key in kwargs})
 
@@ -193,13 +194,13 @@ class TrainingLoop(engine.Engine):
     # ---- a step ----
 
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
-        """One training step, which the progress bar and the record follow.
+        """Performs one training step and logs it to the progress bar and the record.
 
         Args:
-            data: a batch of torchreid's, with `img` (batch, 3, height, width) and `pid` (batch,).
+            data: a batch from torchreid's loader, with `img` (batch, 3, height, width) and `pid` (batch,).
 
         Returns:
-            what the progress line shows.
+            the values for the progress line.
         """
         self._learning.steps += 1
         summary = self.step(data)
@@ -207,7 +208,7 @@ class TrainingLoop(engine.Engine):
         return summary
 
     def step(self, data: dict[str, Any]) -> dict[str, float]:
-        """The training step itself: here torchreid's engine's own."""
+        """Performs the training step itself; here it is the step of torchreid's engine."""
         summary: Mapping[str, Any] = super().forward_backward(data) or {}
         return {name: float(value) for name, value in summary.items()}
 
@@ -220,7 +221,7 @@ class TrainingLoop(engine.Engine):
             self._stop_if_requested()
 
     def check_finite(self, terms: Mapping[str, float]) -> bool:
-        """Whether all terms of a step are finite. Where one is not, raises, or prints, as the options say.
+        """Whether all terms of a step are finite. If not, raises or prints, depending on `options.nonfinite`.
 
         Raises:
             NonFiniteError: names the terms, the epoch and the step.
@@ -236,11 +237,11 @@ class TrainingLoop(engine.Engine):
         return False
 
     def _stop_if_requested(self) -> None:
-        """Leaves the run if a signal came to any process, after saving an epoch that is not saved yet."""
+        """Ends the run if any process received a stop signal, after saving an epoch that is not saved yet."""
         if self._stop.requested():
             if self.checkpointer.unsaved:
                 self.checkpointer.save(self.epoch + 1, self.options.keep)
-            distributed.all_reduce_max(0)  # no process leaves before the first one has written
+            distributed.all_reduce_max(0)  # no process leaves before rank 0 has written the checkpoint
             raise Stopped(self._stop.number, self.checkpointer.newest)
 
     # ---- checkpoints ----
@@ -250,7 +251,7 @@ class TrainingLoop(engine.Engine):
         self.checkpointer.start(save_dir, training=False)
         state = self.checkpointer.state
         state.rank1, state.evaluated = float(rank1), True
-        # Before the checkpoint that says it is done.
+        # This must come before the checkpoint that marks the evaluation as done.
         if self._learning.learnt or not self._learning.tried:
             self.checkpointer.save_if_best(epoch + 1, *selecting_map(self._mean_aps))
         self.checkpointer.save(epoch + 1, self.options.keep)

@@ -23,8 +23,8 @@ _ENGINE_OPTIONS = {
 class LossEngine(MetricEngine):
     """A `MetricEngine` that builds its loss, `loss_class`, from the loss's own keywords.
 
-    A subclass names the loss, and is otherwise empty. Keywords that are not the engine's go to the loss, whose
-    constructor holds their defaults and checks them; `help()` shows both.
+    A subclass only sets `loss_class`. Keywords that are not the engine's are passed to the loss, whose constructor
+    defines their defaults and checks them; `help()` shows the keywords of both.
     """
 
     loss_class: ClassVar[type[MetricLoss]]
@@ -35,7 +35,7 @@ class LossEngine(MetricEngine):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not hasattr(cls, "loss_class"):  # a base for others, as one for video
+        if not hasattr(cls, "loss_class"):  # an abstract base of other engines
             return
         places = [p for p in inspect.signature(LossEngine.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         own = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY}

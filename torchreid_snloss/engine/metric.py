@@ -1,4 +1,4 @@
-"""The engine that trains with any metric losses beside softmax."""
+"""The engine that trains with any metric losses and a softmax loss."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class MetricEngine(TrainingLoop):
     TensorBoard show `loss_m` (or `loss_<name>` for each of several criteria), `loss_x`, `acc` and the `statistics` of
     this package's losses.
 
-    On several processes (`torchreid_snloss.distributed`) the data manager's batch is the batch of all: each process
-    trains on its part, and compares its anchors with the features of all. Loss and gradients are those of one process
-    with the whole batch, except for batch norm, which sees a process's own images without `sync_batchnorm`.
+    With several processes (`torchreid_snloss.distributed`), the data manager's batch is the global batch: each process
+    trains on its part, and compares its anchors with the features of all processes. Loss and gradients equal those of
+    one process with the whole batch, except for batch norm, which without `sync_batchnorm` normalises over the images
+    of its own process only.
 
     Args:
         datamanager: torchreid's `ImageDataManager`. Its batches should hold several images of an identity
@@ -44,8 +45,8 @@ class MetricEngine(TrainingLoop):
             (PCB, HACNN): the loss is the mean over them.
         optimizer: an optimizer over the model's parameters.
         criterion: the metric loss, called `criterion(features, pids)` with (batch, dimension) and (batch,), which
-            returns a scalar: this package's, torchreid's, pytorch-metric-learning's, or a function. Or several, by
-            names. The optimizer must have the parameters that it may have of its own.
+            returns a scalar: this package's, torchreid's, pytorch-metric-learning's, or a function; or a dictionary of
+            several, by name. If a criterion has parameters, the optimizer must contain them.
         weight_m: weight of the metric term, >= 0; a term of weight 0 is left out. For several criteria, weights by
             their names.
         weight_x: weight of the softmax term, >= 0; at 0 it is left out. The weights must not all be 0.
@@ -53,12 +54,13 @@ class MetricEngine(TrainingLoop):
         use_gpu: whether to use the GPU where there is one.
         label_smooth: whether to smooth the labels of the softmax term by 0.1.
         amp: the precision that the model is trained in: `"off"` is float32, `"bf16"` and `"fp16"` are mixed precision.
-            The losses and the test stay in float32. With `"fp16"` the loss is scaled by what the progress line shows as
-            `scale`; a step whose gradient overflows is left out and halves the scale, and counts as not finite only at
-            a scale of 1.
-        micro_batch: the most images of a process that the model takes at a time, for batches larger than the memory
-            holds; 0: all. The gradient is that of the whole batch, except for batch norm (see `cached_forward`).
-        memory_size: how many features of earlier batches the loss has as further references; 0: none.
+            The losses and the test stay in float32. With `"fp16"` the loss is multiplied by the value that the progress
+            line shows as `scale`. A step whose gradient overflows is skipped and halves the scale; it counts as not
+            finite only at a scale of 1.
+        micro_batch: the maximum number of images that the model processes at a time, per process, for batches that do
+            not fit into memory; 0: all. The gradient is that of the whole batch, except for batch norm (see
+            `cached_forward`).
+        memory_size: how many features of earlier batches serve as additional references; 0: none.
         memory_start_epoch: the epoch, from 0, in which the memory starts.
         sync_batchnorm: whether to normalise by the statistics of all processes' images; on GPUs.
         channels_last: see `TrainingLoop`.
@@ -67,8 +69,8 @@ class MetricEngine(TrainingLoop):
     Raises:
         TypeError, ValueError: for a negative weight, weights that are all 0, a model that returns no features, a model
             on the CPU while `use_gpu` is True and there is a GPU, an `amp` that is unknown or not available, a size
-            that is not an integer >= 0, a batch that is too small for the processes, a memory with a criterion that is
-            not this package's, and parameters of a criterion that nothing trains.
+            that is not an integer >= 0, a batch that is too small for the number of processes, a memory with a
+            criterion that is not this package's, and parameters of a criterion that the optimizer does not contain.
     """
 
     trains_on_several_processes: ClassVar[bool] = True
@@ -102,7 +104,7 @@ class MetricEngine(TrainingLoop):
         device = devices.type_of(self.use_gpu)
         _check_precision(model, device, amp, micro_batch, sync_batchnorm)
         self.amp: Amp = amp
-        # The modules are new; the parameters in them, which the optimizer has, are not.
+        # The conversion creates new modules but keeps the parameters, which the optimizer already contains.
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         self.optimizer = optimizer
         self.register_model("model", self.model, optimizer, scheduler)
@@ -125,7 +127,7 @@ class MetricEngine(TrainingLoop):
 
     @property
     def scaler(self) -> Any:
-        """torch's `GradScaler` for float16, which may be replaced before training; None for any other precision."""
+        """torch's `GradScaler` for float16, which you may replace before training; None for any other precision."""
         return self._update.scaler
 
     @scaler.setter
@@ -139,12 +141,12 @@ class MetricEngine(TrainingLoop):
             data: a batch of torchreid's, with `img` (batch, 3, height, width) and `pid` (batch,).
 
         Returns:
-            what the progress line shows: `loss_m`, `loss_x`, `acc` in percent, the losses' statistics, and with float16
-            `scale`. Nothing if the step was left out.
+            the values for the progress line: `loss_m`, `loss_x`, `acc` in percent, the losses' statistics, and with
+            float16 `scale`. Empty if the step was skipped.
 
         Raises:
             TypeError: if the model returns anything but `(logits, features)`, or a criterion anything but a scalar.
-            NonFiniteError: for a NaN or infinite term or gradient, where the run's options say `"stop"`.
+            NonFiniteError: for a NaN or infinite term or gradient, if `options.nonfinite` is `"stop"`.
         """
         images, pids = self.parse_data_for_train(data)
         images, pids = (devices.to_device(value, self.use_gpu) for value in (images, pids))
@@ -153,7 +155,7 @@ class MetricEngine(TrainingLoop):
         outputs, backward_to_weights = self._forward(images, counts)
         logits, features = map(at_least_float32, outputs)
 
-        # The mean over processes is that of the whole batch if each has its share of it.
+        # Weighted by its share of the batch, so that the mean over processes is the mean over the whole batch.
         share = len(images) * len(counts) / sum(counts)
         loss = torch.zeros((), device=images.device)
         summary: dict[str, Tensor] = {}
@@ -177,7 +179,7 @@ class MetricEngine(TrainingLoop):
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _snapshot(self) -> Callable[[], None]:
-        """Returns what puts back all that a step changes before its loss shows that the batch is broken."""
+        """Returns a function that restores buffers and memory, for a step that turns out not to be finite."""
         if self.options.nonfinite != "skip":
             return lambda: None
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch norm's running means
@@ -192,9 +194,9 @@ class MetricEngine(TrainingLoop):
         return undo
 
     def _forward(self, images: Tensor, counts: list[int]) -> tuple[Any, Callable[[], None] | None]:
-        """The model's outputs, and with micro-batches what takes their gradients on to the weights."""
+        """The model's outputs, and with micro-batches a function that backpropagates their gradients to the weights."""
         self._outputs.used = self.weight_x > 0, any(self.weights.values())
-        # As many on every process, since each takes part in what all do.
+        # The number must be the same on every process, since all must take part in each collective operation.
         micro_batches = -(-max(counts) // self.micro_batch) if self.micro_batch else 1
         if micro_batches == 1:
             with autocast(self.amp, images.device.type):
@@ -208,7 +210,7 @@ class MetricEngine(TrainingLoop):
     def _metric_terms(
         self, data: dict[str, Any], features: Any, pids: Tensor, counts: list[int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The metric losses and their statistics; of a model with several features an image, over all of these."""
+        """The metric losses and their statistics; for a model with several features per image, over all of them."""
         names = [name for name, weight in self.weights.items() if weight > 0]
         if not names:
             return {}, {}
@@ -230,7 +232,7 @@ class MetricEngine(TrainingLoop):
 def _by_name(
     criterion: Criterion | Mapping[str, Criterion], weight_m: float | Mapping[str, float], weight_x: float
 ) -> tuple[dict[str, Criterion], dict[str, float]]:
-    """The criteria and their weights, both by name: `"m"` where there is one."""
+    """The criteria and their weights, both by name; a single criterion is named `"m"`."""
     criteria = dict(criterion) if isinstance(criterion, Mapping) else {"m": criterion}
     weights = dict(weight_m) if isinstance(weight_m, Mapping) else {"m": weight_m}
     if weights.keys() != criteria.keys() or not criteria:
@@ -238,7 +240,7 @@ def _by_name(
     for name, value in criteria.items():
         if not name.isidentifier() or name == "x" or hasattr(nn.ModuleDict, name):
             raise ValueError(
-                f"a criterion can't be named {name!r}: a word that is not taken, and not 'x', the softmax's"
+                f"a criterion can't be named {name!r}: use an identifier that is not taken; 'x' is the softmax loss"
             )
         if not callable(value):
             raise TypeError(f"the criterion {name!r} must be called with features and pids, got {value!r}")
@@ -269,7 +271,7 @@ def _check_precision(model: nn.Module, device: str, amp: Amp, micro_batch: int, 
     check_amp(amp, device)
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
         if amp == "bf16":
-            # Its threads take autocast over, but not the dtype, and would compute in float16.
+            # Its threads inherit that autocast is enabled, but not the dtype, and would compute in float16.
             raise ValueError("amp bf16 does not work with nn.DataParallel on several GPUs; fp16 does")
         if micro_batch:
             raise ValueError("micro_batch does not work with nn.DataParallel on several GPUs; start it with torchrun")
@@ -283,7 +285,7 @@ def _check_trained(criteria: nn.Module, optimizer: torch.optim.Optimizer) -> Non
 
 
 def _image_numbers(data: dict[str, Any], features: Any) -> Tensor:
-    """A number for each image of a batch, the same in every process and run, by which a memory knows it again."""
+    """An id for each image of a batch, the same in every process and run, by which a memory recognises the image."""
     if not isinstance(features, Tensor):
         raise TypeError("a memory needs a model with one feature for each image, this one has several")
     if "impath" not in data:

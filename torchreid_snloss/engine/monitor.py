@@ -1,4 +1,4 @@
-"""What a run should be warned of while it trains."""
+"""Warnings about a run while it trains."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torchreid_snloss.engine.options import NothingLearntError
 
 __all__ = ["CollapseMonitor", "LearningMonitor"]
 
-_COLLAPSED = 1e-2  # mean distance between features, in feature lengths
+_COLLAPSED = 1e-2  # mean distance between features, divided by the mean length of a feature
 
 
 class CollapseMonitor:
-    """Warns once when the features come together in one point, from which training seldom recovers."""
+    """Warns once if the features collapse to one point. Training seldom recovers from that."""
 
     def __init__(self) -> None:
         self._warned = False
 
     def __call__(self, spread: float) -> None:
-        """Takes in a step.
+        """Checks the features of one step.
 
         Args:
-            spread: mean distance between features, in mean feature lengths.
+            spread: the mean distance between features, divided by the mean length of a feature.
         """
         if spread < _COLLAPSED and not self._warned:
             self._warned = True
             print(
-                f"** The features collapse to one point: images are {spread:.1e} feature lengths apart. Try a smaller "
-                "learning rate, a larger weight_x, or another scale, sigma or beta of the loss"
+                f"** The features collapse to one point: their mean distance is {spread:.1e} times their mean length. "
+                "Try a smaller learning rate, a larger weight_x, or another scale, sigma or beta of the loss"
             )
 
 

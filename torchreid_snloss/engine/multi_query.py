@@ -26,7 +26,7 @@ def find_more_queries(dataset: Any) -> list[Path]:
 
 
 def more_queries(loader: Any) -> Any:
-    """A loader of the images in `gt_bbox` that show a query's person under the query's camera.
+    """A loader of the images in `gt_bbox` that show the person of a query from the query's camera.
 
     Args:
         loader: the query loader of a data set in Market-1501 layout.
@@ -46,12 +46,12 @@ def more_queries(loader: Any) -> Any:
 
 
 def pool_queries(queries: Batches, more: Batches) -> list[dict[str, Any]]:
-    """Replaces each query's feature by the mean feature of its person under its camera (Zheng et al., ICCV 2015).
+    """Replaces each query's feature with the mean feature of its person from its camera (Zheng et al., ICCV 2015).
 
     Args:
         queries: batches with features in `img`, and with `pid` and `camid`.
-        more: batches of the same form, of `more_queries`. A query of which there are no further images keeps its
-            feature.
+        more: batches of the same form, with the features of the images of `more_queries`. A query without further
+            images keeps its feature.
     """
     groups: dict[tuple[int, int], list[Tensor]] = {}
     for batch in more:

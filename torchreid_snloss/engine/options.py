@@ -1,4 +1,4 @@
-"""What a run does besides training, and the exceptions that end one."""
+"""Options for what a run does besides training, and the exceptions that end a run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ __all__ = ["CompileError", "NonFiniteError", "NothingLearntError", "Stopped", "T
 
 @dataclass
 class TrainOptions:
-    """What a run does besides training.
+    """Options for what a run does besides training.
 
     Attributes:
-        save_freq: epochs between checkpoints, >= 1. The last epoch and every evaluation are always followed by one.
-        keep: how many of this run's newest checkpoints to keep, >= 1; 0 keeps all. The best by mAP is kept beside them.
-        nonfinite: what a NaN or infinite loss or gradient does: `"stop"` ends the run (the last good checkpoint stays),
-            `"skip"` leaves the step out. torchreid's own engines can only stop.
-        flip: whether a test's features are the mean of those of an image and of its mirror image.
-        rerank: whether every evaluation re-ranks, those during training too.
+        save_freq: epochs between checkpoints, >= 1. A checkpoint is also saved after the last epoch and after every
+            evaluation.
+        keep: how many of this run's newest checkpoints to keep, >= 1; 0 keeps all. The best by mAP is kept as well.
+        nonfinite: what to do if the loss or a gradient is NaN or infinite: `"stop"` ends the run (the last good
+            checkpoint stays), `"skip"` skips the step. torchreid's own engines can only stop.
+        flip: whether test features are the mean over an image and its mirror image.
+        rerank: whether to re-rank in every evaluation, including those during training.
         multi_query: whether a query's feature is the mean over the images of `gt_bbox` (see `pool_queries`).
-        record: whether to evaluate before training too, and to leave a `Record` with features in `save_dir/record`.
+        record: whether to evaluate before training too, and to write a `Record` with features to `save_dir/record`.
     """
 
     save_freq: int = 1
@@ -50,11 +51,11 @@ class CompileError(RuntimeError):
     """torch.compile can't compile the model, or finds no compiler."""
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """Leaves `run()` after Ctrl-C or SIGTERM, once the step is finished and a checkpoint written.
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Raised by `run()` after Ctrl-C or SIGTERM, once the step is finished and a checkpoint is written.
 
     Attributes:
-        signal: the signal's number.
+        signal: the number of the signal.
     """
 
     def __init__(self, number: int, checkpoint: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""A model's outputs for the losses, and gradients averaged over several processes."""
+"""Wraps the model for training: its outputs for the losses, and `DistributedDataParallel` for several processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ModelOutputs", "Parallel"]
 
 
 class ModelOutputs(nn.Module):
-    """A model's `(logits, features)`, without a graph for an output that the loss doesn't use.
+    """Returns a model's `(logits, features)`, and detaches an output that the loss doesn't use.
 
     Args:
         model: returns `(logits, features)` in training.
@@ -47,12 +47,12 @@ def _detached(output: Any) -> Any:
 
 
 class Parallel:
-    """What to call in training: the model's outputs on one process, their `DistributedDataParallel` on several.
+    """Provides the module to call in training: `ModelOutputs`, with several processes in `DistributedDataParallel`.
 
-    The wrapper is made anew when layers open or close, since it holds the parameters that take part.
+    The wrapper is created again when layers are frozen or unfrozen, since it keeps a list of the trainable parameters.
 
     Args:
-        outputs: of the model.
+        outputs: the `ModelOutputs` of the model.
     """
 
     def __init__(self, outputs: ModelOutputs) -> None:
@@ -60,12 +60,12 @@ class Parallel:
         self._wrapped: tuple[DistributedDataParallel, list[bool]] | None = None
 
     def module(self) -> nn.Module:
-        """The module whose gradients are those of all processes' images."""
+        """The module to call; its gradients are averaged over all processes."""
         if distributed.world_size() == 1:
             return self.outputs
         taking_part = [*self.outputs.used, *(p.requires_grad for p in self.outputs.model.parameters())]
         if self._wrapped is None or self._wrapped[1] != taking_part:
-            # Buffers are averaged where they are used, which is not in training.
+            # Buffers are not synchronised in training; they are averaged before they are used in a test or checkpoint.
             new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
             unused = not all(self.outputs.used)
@@ -76,10 +76,10 @@ class Parallel:
     def check_gradients(self) -> None:
         """Checks after the backward pass that every parameter has a gradient.
 
-        Where one has none, `DistributedDataParallel` leaves others as they are, and says so a step later.
+        If one has none, `DistributedDataParallel` does not reduce the others, and only reports it in the next step.
 
         Raises:
-            ValueError: names the parameters without one.
+            ValueError: with the names of the parameters without a gradient.
         """
         if self._wrapped is None or not all(self.outputs.used):
             return
@@ -90,7 +90,7 @@ class Parallel:
 
 
 def at_least_float32(output: Any) -> Any:
-    """A model's output, a tensor or several, in the precision that the losses compute in."""
+    """Converts a model's output, one or several tensors, to at least float32, in which the losses are computed."""
     if isinstance(output, Tensor):
         return output.to(torch.promote_types(output.dtype, torch.float32))
     return [at_least_float32(tensor) for tensor in output]

@@ -1,4 +1,4 @@
-"""The states of every random generator that training draws from."""
+"""The states of all random number generators that training uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["random_states", "seed_generators", "set_random_states", "set_torch_r
 
 
 def seed_generators(*parts: int) -> None:
-    """Seeds Python's, NumPy's and torch's generators by several numbers, such as a run's seed and an epoch."""
+    """Seeds Python's, NumPy's and torch's generators from several numbers, such as a run's seed and an epoch."""
     utils.set_random_seed(int(np.random.SeedSequence(list(parts)).generate_state(1)[0]))
 
 
@@ -31,7 +31,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Puts back what `random_states` gave. GPUs that this machine does not have are left out."""
+    """Restores the states that `random_states` returned. States of GPUs that this machine lacks are ignored."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

@@ -1,4 +1,4 @@
-"""The training batches of an epoch: drawn by the run's seed, and from its middle where a run was interrupted there."""
+"""The training loader: batches that depend only on the run's seed, also when resuming in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["ResumableLoader"]
 
 
 class ResumableLoader:
-    """A training loader that can leave out an epoch's first batches, and that says when a step is done.
+    """A training loader that can skip the first batches of an epoch, and that calls a function after each step.
 
-    What it doesn't define is the loader's own.
+    All other attributes are those of the wrapped loader.
 
     Args:
         loader: the data manager's training loader, or a process's share of it.
         after_step: called with the number of a batch, counted from 1, after torchreid's loop has trained and logged it.
 
     Attributes:
-        loader: the loader.
-        skipped: how many batches the epoch under way leaves out.
+        loader: the wrapped loader.
+        skipped: how many batches are skipped in the current epoch.
     """
 
     def __init__(self, loader: Any, after_step: Callable[[int], None]) -> None:
@@ -41,7 +41,7 @@ class ResumableLoader:
 
     @property
     def batch_size(self) -> int:
-        """Images or tracklets in a batch of all processes; 1 where the loader doesn't say."""
+        """The number of images or tracklets in a global batch; 1 if the loader doesn't have it."""
         batches = self.loader.batch_sampler
         return getattr(batches.batches if isinstance(batches, Shards) else batches, "batch_size", 1)
 
@@ -57,14 +57,14 @@ class ResumableLoader:
         return describe_batches(self.loader, self.batch_size, self.sampler)
 
     def start_epoch(self, seed: int, epoch: int, skip: int, restore_random_states: Callable[[], bool]) -> None:
-        """Seeds all generators for an epoch, and on several processes then by the rank too.
+        """Seeds all generators for an epoch; with several processes, each then also uses its rank as part of the seed.
 
         Args:
-            seed: the run's.
-            epoch: its number.
-            skip: batches to leave out, which an earlier run trained.
-            restore_random_states: called after them, just before the next batch is drawn; puts back the random states
-                that the earlier run had there, and returns whether it has some.
+            seed: the seed of the run.
+            epoch: the number of the epoch.
+            skip: how many batches to skip because an earlier run has trained them.
+            restore_random_states: called after the skipped batches, just before the next batch is drawn. It restores
+                the random states of the earlier run at that point, and returns whether there were any.
         """
         batches, sampler = self.loader.batch_sampler, self.sampler
         seed_generators(seed, epoch)
@@ -76,7 +76,7 @@ class ResumableLoader:
         self._seeds, self.skipped, self._before_first = (seed, epoch), skip, restore_random_states
 
     def end_epoch(self) -> None:
-        """Leaves out no batches from here on."""
+        """Stops skipping batches."""
         self.skipped, self._before_first = 0, None
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class ResumableLoader:
                 self._after_step(number)
             elif number == self.skipped and self._before_first is not None:
                 restored = self._before_first()
-                if restored and distributed.world_size() > 1:  # they are those of one process
+                if restored and distributed.world_size() > 1:  # the restored states are those of one process
                     seed_generators(*self._seeds, distributed.rank(), number)
 
 

@@ -80,10 +80,10 @@ def interrupting_signals() -> Iterator[list[int]]:
 
 
 class StopSignals:
-    """Notes the signals that ask a run to stop, so that it can finish its step and save before it does.
+    """Records the signals that ask a run to stop, so that it can finish its step and save a checkpoint first.
 
     Attributes:
-        number: the signal that all processes know of, after `requested` returned True.
+        number: the number of the signal, the same on all processes, once `requested` has returned True.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class StopSignals:
             self._received = 0
 
     def requested(self) -> bool:
-        """Whether a signal came to any process. All processes must ask together, and all get the same answer."""
+        """Whether any process received a signal. It is a collective operation with the same result on all processes."""
         self.number = distributed.all_reduce_max(self._received)
         return self.number != 0
 
@@ -119,9 +119,9 @@ class StopSignals:
 
 
 def leave_signals_to_the_parent(_: int) -> None:
-    """A data loader's `worker_init_fn`: a signal to the whole process group must not end workers before the step ends.
+    """A `worker_init_fn` for data loaders, so that a signal to the process group does not end workers during a step.
 
-    Workers get a group of their own. They don't ignore SIGTERM, by which Python ends them when the process exits.
+    Workers move to a process group of their own. They don't ignore SIGTERM, because Python uses it to end them on exit.
     """
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):

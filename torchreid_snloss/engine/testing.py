@@ -1,4 +1,4 @@
-"""torchreid's evaluation, of features that are extracted as a run's options say."""
+"""torchreid's evaluation, with features that are extracted according to the options of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ __all__ = ["Evaluated", "Testing", "selecting_map"]
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """An evaluation of one data set.
+    """The result of an evaluation on one data set.
 
     Attributes:
-        rank1: in [0, 1].
-        mean_ap: in [0, 1].
-        ranking: with mINP and the whole CMC curve; None where `register` was not called.
-        splits: the batches of `query` and `gallery`, with features for images where these were extracted beforehand.
+        rank1: rank-1 in [0, 1].
+        mean_ap: mAP in [0, 1].
+        ranking: mINP and the whole CMC curve; None if `register` was not called.
+        splits: the batches of `query` and `gallery`. If the features were extracted beforehand, the batches hold
+            features in place of images.
     """
 
     rank1: float
@@ -45,12 +46,12 @@ class Evaluated:
 
 
 class Testing(engine.Engine):
-    """An engine that evaluates another one's model, by torchreid's own code.
+    """An engine that evaluates the model of another engine with torchreid's own code.
 
     Args:
-        tested: extracts features, by its `parse_data_for_eval` and `extract_features`.
-        options: of its run.
-        check_stop: called before each batch, on all processes together; leaves the run by an exception.
+        tested: the engine to evaluate; its `parse_data_for_eval` and `extract_features` are used.
+        options: the options of the run.
+        check_stop: called before each batch, on all processes together; raises an exception to end the run.
     """
 
     def __init__(self, tested: Any, options: TrainOptions, check_stop: Callable[[], None]) -> None:
@@ -61,19 +62,19 @@ class Testing(engine.Engine):
         """Evaluates one data set, and prints the results.
 
         Args:
-            dataset_name: its name.
-            query_loader: its query images.
-            gallery_loader: its gallery images.
-            **kwargs: those of torchreid's `Engine._evaluate`.
+            dataset_name: the name of the data set.
+            query_loader: the loader of its query images.
+            gallery_loader: the loader of its gallery images.
+            **kwargs: the arguments of torchreid's `Engine._evaluate`.
 
         Returns:
-            on the first process what was found, on the others None.
+            the result on rank 0, None on the other processes.
         """
         splits = {"query": query_loader, "gallery": gallery_loader}
         if self._options.multi_query and dataset_name != VALIDATION:
             more = self._extract(more_queries(query_loader))
             splits["query"] = pool_queries(self._extract(query_loader), more)
-        if distributed.world_size() > 1 or self._options.record:  # all extract, and the first one evaluates
+        if distributed.world_size() > 1 or self._options.record:  # all extract features, rank 0 evaluates
             splits = {split: x if isinstance(x, list) else self._extract(x) for split, x in splits.items()}
         if distributed.rank() > 0:
             return None
@@ -104,7 +105,7 @@ class Testing(engine.Engine):
         return self._tested.parse_data_for_eval(data)
 
     def extract_features(self, images: Tensor) -> Tensor:
-        """Called by torchreid with what `parse_data_for_eval` gave."""
+        """Called by torchreid with the images or features that `parse_data_for_eval` returned."""
         if images.dim() == 2:
             return images
         features: Tensor = self._tested.extract_features(images)
@@ -114,9 +115,9 @@ class Testing(engine.Engine):
 
     @torch.no_grad()
     def _extract(self, loader: Any) -> list[dict[str, Any]]:
-        """Batches with features for images, of which each process extracts some; all of them on the first process.
+        """Extracts features in parallel and returns all batches, with features in place of images, on rank 0.
 
-        A batch stays whole, so that its features are those of one process.
+        Batches are not split, so that the features are the same as with one process.
         """
         own: list[dict[str, Any]] = []
         batches = batches_of(own_test_batches(loader))
@@ -133,20 +134,20 @@ class Testing(engine.Engine):
 
 
 def _has_features(data: Mapping[str, Any]) -> bool:
-    """Whether a batch holds (batch, dimension) features in the place of images."""
+    """Whether a batch holds (batch, dimension) features in place of images."""
     return bool(data["img"].dim() == 2)
 
 
 def selecting_map(mean_aps: Mapping[str, float]) -> tuple[float, str]:
-    """The mAP by which the best checkpoint is chosen, and what it was measured on.
+    """The mAP by which the best checkpoint is chosen, and a description of the data it was measured on.
 
-    Held-out identities choose where there are some, else the test set that was evaluated last.
+    This is the mAP on the held-out identities, or if there are none, on the test set that was evaluated last.
 
     Args:
-        mean_aps: by data set, in [0, 1].
+        mean_aps: mAP in [0, 1] by data set.
 
     Returns:
-        the mAP, -1 where nothing was evaluated yet, and words for the data.
+        the mAP, or -1 if nothing has been evaluated yet, and the description.
     """
     if VALIDATION in mean_aps:
         return mean_aps[VALIDATION], "held-out identities"

@@ -1,4 +1,4 @@
-"""From a loss to changed weights: backward pass, loss scaling, the check for finite numbers, the optimizer's step."""
+"""Updates the weights: backward pass, loss scaling, the check for finite numbers, the optimizer's step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def non_finite(terms: Mapping[str, float]) -> str:
 
 
 class Update:
-    """Changes the weights by a loss's gradient, unless something is not finite.
+    """Updates the weights with the gradient of a loss, unless a term or the gradient is not finite.
 
-    The device is waited for once a step: when all values are read together, before the weights change.
+    Each step synchronises with the device once, when it reads all values together before the weights change.
 
     Args:
-        optimizer: of the weights.
+        optimizer: the optimizer of the weights.
         scaler: torch's `GradScaler` for float16; None for any other precision.
 
     Attributes:
@@ -47,20 +47,20 @@ class Update:
         backward_to_weights: Callable[[], None] | None = None,
         check_gradients: Callable[[], None] | None = None,
     ) -> dict[str, float] | None:
-        """Makes one step.
+        """Performs one step.
 
         Args:
-            loss: a scalar; of several processes their mean counts.
-            summary: scalars to show; the terms of the loss, `loss_...`, among them.
-            stat_totals: the losses' statistics, (2,) each: a total, and of how many things.
-            check_finite: called with the terms and the gradient's norm; returns whether all are finite, or raises.
-            backward_to_weights: called after the loss's backward pass, takes the gradient on to the weights; None: it
-                is there.
-            check_gradients: called when the gradients are there.
+            loss: a scalar; with several processes, the loss is the mean over processes.
+            summary: the scalars to show, among them the terms of the loss, `loss_...`.
+            stat_totals: the losses' statistics, (2,) each: a total and the number of values in it.
+            check_finite: called with the terms and the gradient norm; returns whether all are finite, or raises.
+            backward_to_weights: called after the loss's backward pass to backpropagate the gradient to the weights;
+                None if the backward pass does that already.
+            check_gradients: called when the gradients have been computed.
 
         Returns:
             the summary, averaged over the processes, and the statistics, as numbers; with float16 also `scale`. None if
-            the step was left out.
+            the step was skipped.
         """
         self.optimizer.zero_grad()
         shown = dict(summary)
@@ -76,19 +76,19 @@ class Update:
             check_gradients()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-            self.scaler.update()  # and not step(), which waits for the GPU to see whether there is an overflow
+            self.scaler.update()  # without step(), which would wait for the GPU to check for an overflow
             shown["lowered"] = self.scaler.scale(one) < shown["scale"]
         shown["gradient"] = gradient_norm(self.optimizer)
         values = _read(shown, stat_totals)
 
         gradient = values.pop("gradient")
-        # The scaler is looking for the largest scale that float16 takes; below 1 there is none.
+        # An overflow is normal while the scaler searches for the largest scale that works, but not at a scale of 1.
         overflow = values.pop("lowered", 0.0) > 0 and values["scale"] > 1
         terms = {name: value for name, value in values.items() if name.startswith("loss_")}
         self.overflowed = False
         if not check_finite(terms if overflow else {**terms, "gradient": gradient}):
             if self.scaler is not None:
-                self.scaler.update(values["scale"])  # a broken image says nothing about the scale
+                self.scaler.update(values["scale"])  # keep the scale, since the batch is at fault
             return None
         self.overflowed = overflow
         if not overflow:
@@ -97,7 +97,7 @@ class Update:
 
 
 def _read(summary: Mapping[str, Tensor], stat_totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """All values as numbers in one transfer: the processes' mean of the summary, and the means of all their totals."""
+    """Reads all values in one transfer: the summary averaged over processes, and the means of the statistics."""
     scalars = [value.detach().float().reshape(1) for value in summary.values()]
     together = distributed.all_reduce_sum(torch.cat([*scalars, *stat_totals.values()]))
     averages, totals = together[: len(summary)] / distributed.world_size(), together[len(summary) :].view(-1, 2)
@@ -107,7 +107,7 @@ def _read(summary: Mapping[str, Tensor], stat_totals: Mapping[str, Tensor]) -> d
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """The norm of all gradients together, a scalar."""
+    """The total norm of all gradients, a scalar."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if hasattr(nn.utils, "get_total_norm"):

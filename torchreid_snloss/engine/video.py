@@ -18,9 +18,9 @@ class _Tracklets:
     """Trains on each frame of a tracklet as on an image, and tests on tracklets' pooled features, as torchreid does.
 
     Args:
-        *args: the engine's.
+        *args: the arguments of the engine.
         pooling_method: `"avg"` or `"max"` over a tracklet's frames.
-        **options: the engine's.
+        **options: the keyword arguments of the engine.
 
     Raises:
         ValueError: for another pooling method.

@@ -10,7 +10,7 @@ __all__ = ["with_training_loop"]
 
 
 def with_training_loop(cls: type[Any]) -> type[TrainingLoop]:
-    """A torchreid engine class with `TrainingLoop` in front; one that has it already as it is."""
+    """Adds `TrainingLoop` as the first base of a torchreid engine class; returns a subclass of it unchanged."""
     if issubclass(cls, TrainingLoop):
         return cls
 

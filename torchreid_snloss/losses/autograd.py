@@ -15,7 +15,7 @@ __all__ = ["RowTerms", "anchor_terms"]
 
 
 class RowTerms(NamedTuple):
-    """What a loss makes of the distances of some anchors."""
+    """The values of some anchors, and the slopes of the values with respect to the distances."""
 
     values: Tensor
     """(N,)"""
@@ -29,7 +29,7 @@ class RowTerms(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What a call of a loss does, apart from the features."""
+    """The arguments of a call of a loss, apart from the features."""
 
     terms_of_rows: Callable[[slice, Tensor, bool], RowTerms]
     distances: Distances
@@ -68,9 +68,9 @@ def anchor_terms(
         references: (M, D), M >= 1; may be `anchors` itself.
         terms_of_rows: called with some of the anchors, their distances (n, M), and whether statistics may be collected.
         distances: the algorithm.
-        normalize: divide rows by their lengths first.
-        self_offset: where the anchors are among the references, in order, the column of the first; else None.
-        block_size: how many anchors at a time, >= 1.
+        normalize: whether to divide rows by their lengths first.
+        self_offset: if the anchors are among the references, in order, the column of the first; otherwise None.
+        block_size: how many anchors to process at a time, >= 1.
 
     Returns:
         (N,) values, int (N,) counts, and the totals of the statistics.
@@ -108,7 +108,7 @@ class _AnchorValues(torch.autograd.Function):
                 kept = (terms.slopes, terms.columns, *call.selected(block, terms.columns))
             del block, terms  # before the next block's are made
         ctx.call, ctx.itself = call, y is None
-        ctx.save_for_backward(*prepared, *kept)  # and not on ctx, where tensors would outlive the backward pass
+        ctx.save_for_backward(*prepared, *kept)  # tensors stored on ctx itself would outlive the backward pass
         ctx.num_prepared = len(prepared)
         all_values, all_counts = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (values, counts))
         ctx.mark_non_differentiable(all_counts)
@@ -117,7 +117,7 @@ class _AnchorValues(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
-        if torch.is_grad_enabled():  # torch's own mark, once_differentiable, gives wrong zeros
+        if torch.is_grad_enabled():  # torch's once_differentiable would silently return zeros
             raise RuntimeError("the metric losses can be differentiated once, but create_graph=True asks for more")
         if grad is None:
             return None, None, None

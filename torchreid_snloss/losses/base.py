@@ -34,22 +34,23 @@ class Terms(NamedTuple):
     counts: Tensor
     """int (N,), how many terms each anchor adds to the mean."""
     stat_totals: dict[str, Tensor]
-    """Totals of the statistics, (2,) float32 each; empty where none were collected."""
+    """Totals of the statistics, (2,) float32 each; empty if none were collected."""
 
 
 class MetricLoss(OldNames, nn.Module, ABC):
-    r"""Base of the losses: distances, masks, references, which anchors count, row blocks, and the reduction.
+    r"""Base class of the losses: distances, masks, references, which anchors count, row blocks, and the reduction.
 
-    A loss is a subclass with one method, `anchor_values`, its formula; one that looks at few references of each anchor
-    has a second, `select_references`, which chooses them. Rows of `inputs` are the anchors, rows of `references` the
-    images they are compared with; without references the batch is its own reference set and the pair of an anchor with
-    itself is left out. *Positives* of an anchor are the references with its label, *negatives* the others.
+    A loss is a subclass with one method, `anchor_values`, its formula. A loss that only uses a few references of each
+    anchor also defines `select_references`, which chooses them. Rows of `inputs` are the anchors, and rows of
+    `references` are the images they are compared with. Without references, the batch is its own reference set, and the
+    pair of an anchor with itself is left out. The *positives* of an anchor are the references with its label, and its
+    *negatives* are the others.
 
-    An anchor counts where it has at least one positive and one negative. `"mean"` divides by the number of anchors that
-    count; where none does the loss is 0, and `backward()` gives zeros.
+    An anchor counts if it has at least one positive and one negative. `"mean"` divides by the number of anchors that
+    count; if there are none, the loss is 0 and its gradient is zero.
 
-    Distances and what follows are computed in float32 at least, also under autocast. A loss holds nothing while it
-    computes, so threads may share one.
+    Distances and everything that follows are computed in at least float32, under autocast too. A loss stores no
+    intermediate results on itself, so threads may share one.
 
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
@@ -60,8 +61,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
     Attributes:
         collect_statistics: whether a call in training mode collects statistics, at the cost of some passes over the
             distances. Default is False; the engines set it.
-        stat_totals: what `statistics` are the means of, (2,) float32 each, a total and a number. Those of several
-            processes add up.
+        stat_totals: the totals from which `statistics` are computed, (2,) float32 each: a sum and a number of values.
+            To combine those of several processes, add them up.
         distances: the algorithm for distances, `Products` or `Differences`; None (default) takes the faster one.
 
     Raises:
@@ -85,25 +86,26 @@ class MetricLoss(OldNames, nn.Module, ABC):
     def statistics(self) -> dict[str, Tensor]:
         """The statistics of the last call in training mode, scalars without gradient.
 
-        `d_pos` and `d_neg`, the mean distances of positive and of negative pairs; `anchors`, the share of anchors that
-        count; `spread`, the mean distance in mean feature lengths, 0 where all features are one point; and what the
-        loss itself logs. NaN where there is nothing to take a mean of; empty for an empty batch.
+        They are `d_pos` and `d_neg`, the mean distances of positive and of negative pairs; `anchors`, the share of
+        anchors that count; `spread`, the mean distance divided by the mean length of a feature, which is 0 if all
+        features are equal; and the statistics that the loss itself logs. A mean over nothing is NaN. For an empty batch
+        there are no statistics.
         """
         return means(self.stat_totals)
 
     def select_references(
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
     ) -> Tensor | None:
-        """Chooses the few references that an anchor's value depends on.
+        """Chooses the references that an anchor's value depends on, for losses that only use a few.
 
         Args:
             distances: (N, M), without gradient.
             positive: bool (N, M), the references with the anchor's label.
-            negative: bool (N, M), those with another.
-            statistics: takes what the loss logs.
+            negative: bool (N, M), the references with another label.
+            statistics: the collector to which the loss logs its statistics.
 
         Returns:
-            int64 (N, C) columns, which may repeat; None: all references.
+            int64 (N, C), the columns, which may repeat; None for all references.
         """
         return None
 
@@ -157,8 +159,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
             a scalar, or (N,) with `reduction="none"`; float64 for float64 features, else float32.
 
         Raises:
-            TypeError: for something else than tensors, or tensors of another dtype.
-            ValueError: for tensors of another shape or device.
+            TypeError: for arguments that are not tensors, or tensors of a wrong dtype.
+            ValueError: for tensors of a wrong shape or on different devices.
             RuntimeError: under a transform of `torch.func` (`grad`, `vmap`, ...).
         """
         check_inputs(inputs, targets, references, reference_targets)
@@ -182,11 +184,11 @@ class MetricLoss(OldNames, nn.Module, ABC):
         Args:
             inputs: features of the anchors, (N, D).
             targets: (N,).
-            references: (M, D); `inputs` itself where the batch is its own reference set.
+            references: (M, D); pass `inputs` itself if the batch is its own reference set.
             reference_targets: (M,).
-            self_offset: where the anchors are among the references, in order, the column of the first. The pair of an
-                anchor with itself is left out. None: they are not.
-            excluded_pairs: bool (N, M), further pairs to leave out. None: there are none.
+            self_offset: if the anchors are among the references, in the same order, the column of the first anchor. The
+                pair of an anchor with itself is then left out. None if they are not.
+            excluded_pairs: bool (N, M), further pairs to leave out. None if there are none.
         """
         collect = self.collect_statistics and self.training
         dtype = torch.float64 if torch.float64 in (inputs.dtype, references.dtype) else torch.float32
@@ -222,7 +224,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
         return max(1, min(_ROWS_AT_ONCE, _DISTANCES_AT_ONCE // references))
 
     def _terms_of_rows(self, distances: Tensor, positive: Tensor, negative: Tensor, collect: bool) -> RowTerms:
-        """What the loss makes of the distances of some anchors, (N, M)."""
+        """Computes the values and slopes of some anchors from their distances, (N, M)."""
         counts = self.term_counts(*(mask.sum(dim=1, dtype=torch.int32) for mask in (positive, negative)))
         ignored = counts == 0
         statistics = StatisticsCollector(~ignored if collect else None)
@@ -239,7 +241,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
         return RowTerms(values, counts, slopes, columns, statistics.totals)
 
     def reduce(self, values: Tensor, counts: Tensor) -> Tensor:
-        """The loss of the anchors' `terms`, as `reduction` says."""
+        """Reduces the anchors' `terms` to the loss, as specified by `reduction`."""
         if self.reduction == "none":
             return values
         if self.reduction == "sum":
@@ -250,7 +252,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
 def _masks(
     targets: Tensor, reference_targets: Tensor, self_offset: int | None, excluded_pairs: Tensor | None, rows: slice
 ) -> tuple[Tensor, Tensor]:
-    """Which references are positives and which are negatives of each anchor, bool (N, M) each."""
+    """The masks of the positives and of the negatives of each anchor, bool (N, M) each."""
     positive = take(targets, rows)[:, None] == reference_targets
     negative = ~positive
     if self_offset is not None:

@@ -1,4 +1,4 @@
-"""Distances from the differences of all pairs of rows: exact, few operations, and no wait for the device."""
+"""Distances from the differences of all pairs of rows: exact, few operations, and no synchronisation with the GPU."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ __all__ = ["Differences"]
 
 
 class Prepared(NamedTuple):
-    """Rows of both sides, those of the references None where they are the anchors."""
+    """The rows of anchors `x` and references `y`; `y` is None if the references are the anchors."""
 
     x: Tensor
-    """(N, D); normalised rows are float64, where the device has it."""
+    """(N, D); normalised rows are float64 if the device supports it."""
     x_lengths: Tensor | None
-    """(N, 1), the lengths that rows were divided by; None where they are not normalised."""
+    """(N, 1), the lengths by which rows were divided; None if they are not normalised."""
     y: Tensor | None
     y_lengths: Tensor | None
 
 
 class Block(NamedTuple):
-    """Distances of some anchors, (N, M), and what they are the lengths of, (N, M, D)."""
+    """Distances of some anchors, (N, M), and the differences of which they are the lengths, (N, M, D)."""
 
     distances: Tensor
     differences: Tensor
 
 
 class Differences:
-    """Takes the difference of every pair of rows, (N, M, D); for batches whose differences fit into memory.
+    """Computes the difference of every pair of rows, (N, M, D); for batches whose differences fit into memory.
 
-    Normalised rows, (N, D), have the digits of float64 until they are subtracted: of rows 1e-6 apart float32 would
-    leave one digit. The differences, and all that follows, are in the dtype of the features.
+    Normalised rows, (N, D), are kept in float64 until they are subtracted, because in float32 the difference of two
+    rows that are 1e-6 apart would have one correct digit. The differences, and everything that follows, have the dtype
+    of the features.
     """
 
     prepared_type, block_type = Prepared, Block
@@ -75,7 +76,7 @@ class Differences:
             slopes = torch.zeros_like(distances).scatter_add_(1, columns, slopes)
         weights = divided(slopes, distances)
         x, x_lengths, y, y_lengths = prepared
-        if y is None and len(distances) == len(x):  # the same rows on both sides: one product does for two
+        if y is None and len(distances) == len(x):  # anchors are references: one product gives both gradients
             return _at_rows(weights + weights.t(), differences, x, x_lengths), None
         at_x = at_y = None
         if wanted[0]:
@@ -95,7 +96,7 @@ def _rows(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def _at_rows(weights: Tensor, differences: Tensor, rows: Tensor, row_lengths: Tensor | None) -> Tensor:
-    """`sum_j weights[i, j] differences[i, j]`, without the part along a unit row, (N, D)."""
+    """`sum_j weights[i, j] differences[i, j]`, (N, D); for normalised rows, without the component along the row."""
     pull = torch.bmm(weights.unsqueeze(1), differences).squeeze(1)
     if row_lengths is None:
         return pull

@@ -1,4 +1,4 @@
-"""What a loss needs of an algorithm for Euclidean distances, and which of the two a call takes."""
+"""The interface of the algorithms for Euclidean distances, and the choice between them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _DIFFERENCES_AT_ONCE = 1 << 25
 class Distances(Protocol):
     """An algorithm for distances and their gradient: `Products` or `Differences`. It holds no tensors itself.
 
-    Both give the distance of any two rows to some 1e-6 of it, also where the rows are much nearer to each other than to
-    0. Rows may be divided by their lengths first; a row of zeros then stays zero, with zero gradient. Where two rows
-    coincide their distance has no slope, which counts as 0.
+    Both compute distances with a relative error of about 1e-6, even for rows that are much nearer to each other than to
+    the origin. Rows may be divided by their lengths first; a row of zeros then stays zero, with zero gradient. Where
+    two rows are equal, the distance has no derivative, and 0 is used.
 
     Attributes:
         prepared_type: the named tuple of tensors that `prepare` returns.
@@ -35,13 +35,13 @@ class Distances(Protocol):
     def block_type(self) -> Any: ...
 
     def prepare(self, x: Tensor, y: Tensor | None, normalize: bool, in_blocks: bool) -> Any:
-        """Does what is done once for all blocks of anchors.
+        """Does the computation that is needed once for all blocks of anchors.
 
         Args:
             x: the anchors, (N, D), float32 or float64.
-            y: the references, (M, D); None: the anchors.
-            normalize: divide rows by their lengths.
-            in_blocks: whether `block` will be called with some of the anchors.
+            y: the references, (M, D); None if they are the anchors.
+            normalize: whether to divide rows by their lengths.
+            in_blocks: whether the anchors will be processed in several blocks.
         """
 
     def block(self, prepared: Any, rows: slice, self_offset: int | None) -> tuple[Any, Any]:
@@ -50,10 +50,10 @@ class Distances(Protocol):
         Args:
             prepared: the result of `prepare`.
             rows: which anchors.
-            self_offset: where these anchors are among the references, in order, the column of the first; else None.
+            self_offset: if these anchors are among the references, in order, the column of the first; otherwise None.
 
         Returns:
-            `prepared`, or what replaces it, and the block. The distance of an anchor to itself is 0.
+            `prepared` or a replacement for it, and the block. The distance of an anchor to itself is 0.
         """
 
     def select(self, block: Any, columns: Tensor) -> Any:
@@ -68,7 +68,7 @@ class Distances(Protocol):
         columns: Tensor | None,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Computes the gradients at anchors and references.
+        """Computes the gradients with respect to the anchors and the references.
 
         Args:
             prepared: as `block` returned it.
@@ -85,9 +85,10 @@ class Distances(Protocol):
 
 
 def choose(anchors: int, references: int, dimension: int, device: torch.device) -> Distances:
-    """The faster algorithm: on a CPU `Products`; on a GPU `Differences` while these are small.
+    """Chooses the faster algorithm: `Products` on a CPU; on a GPU, `Differences` for small batches.
 
-    A GPU spends most of a small batch's time on launches and waits, of which `Differences` has fewer.
+    For a small batch, a GPU spends most of the time on kernel launches and synchronisation, and `Differences` needs
+    fewer of both.
     """
     small = anchors * references * dimension <= _DIFFERENCES_AT_ONCE
     if small and device.type != "cpu":

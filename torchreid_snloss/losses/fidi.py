@@ -36,7 +36,7 @@ class FIDILoss(MetricLoss):
         beta: $\beta$ > 0, per unit of distance. Default is 0.5.
         normalize: L2-normalise features. Default is False. On raw features with distances near 30 the gradients are
             about 1e-6; on unit features the term of a negative never falls below 1.12.
-        reduction: `"mean"` over pairs (default), `"sum"`, or `"none"`: one value an anchor, the sum over its pairs.
+        reduction: `"mean"` over pairs (default), `"sum"`, or `"none"`: one value per anchor, the sum over its pairs.
         block_size: see `MetricLoss`.
 
     Statistics: `u_pos` and `u_neg`, the mean $u$ of positive and of negative pairs.
@@ -72,9 +72,9 @@ class FIDILoss(MetricLoss):
         if statistics.collecting:
             for name, members in (("u_pos", positive), ("u_neg", negative)):
                 statistics.log_statistic(name, (u * members).sum(dim=1), members.sum(dim=1))
-        u.masked_fill_(~(positive | negative), 0)  # then value and slope are 0
-        # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b, with a and b written in e = 1 - u so that it stays
-        # finite at any distance, and exact at a small one; and its derivative by u.
+        u.masked_fill_(~(positive | negative), 0)  # makes value and slope 0
+        # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b and its derivative with respect to u. a and b are
+        # expressed by e = 1 - u, so that the result is finite at any distance and accurate at small distances.
         e = log_u.expm1().neg_()
         a_minus_1, b_minus_1 = e * (1 / self.alpha - 1), e * (-1 / self.alpha)
         log_u_by_a = log_u.sub_(a_minus_1.log1p())

@@ -1,4 +1,4 @@
-"""Losses on the batch of all processes, and on a memory of earlier batches."""
+"""Losses over the global batch of all processes, and over a memory of earlier batches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Batch(NamedTuple):
-    """What this process's anchors are compared with."""
+    """The features that this process's anchors are compared with."""
 
     features: Tensor
-    """(m, D), of all processes."""
+    """(m, D), the features of all processes."""
     pids: Tensor
     references: Tensor
-    """(M, D), those features and the memory's."""
+    """(M, D), the features of all processes and of the memory."""
     reference_pids: Tensor
     excluded_pairs: Tensor | None
     """bool (n, M)"""
@@ -34,15 +34,15 @@ class _Batch(NamedTuple):
 class GlobalBatchLoss(nn.Module):
     """Compares this process's anchors with the features of all processes, and with those of a memory.
 
-    The mean of the processes' values is the loss of the whole batch, and so is the mean of the parameters' gradients
-    that `DistributedDataParallel` makes, whatever each process holds. Where there is one process and no memory it is
-    the losses themselves.
+    The mean of the values over processes is the loss of the global batch. The mean of the parameters' gradients, which
+    `DistributedDataParallel` computes, is the gradient of that loss, even if processes hold different numbers of
+    images. With one process and no memory, the module returns the losses themselves.
 
     Args:
-        criteria: losses by their names, each called `criterion(features, pids)`. Of a `MetricLoss` with the reduction
-            `"mean"` each process computes a part; of any other criterion each computes the whole.
-        memory: features of earlier batches, in the order of the processes, the same on all of them. An image's own old
-            feature is not among its references. None: there is no memory.
+        criteria: losses by name, each called as `criterion(features, pids)`. For a `MetricLoss`, whose reduction must
+            be `"mean"`, each process computes its share; any other criterion is computed in full on each process.
+        memory: features of earlier batches, in the order of the processes, the same on all of them. The old feature of
+            an image is not a reference for the image itself. None if there is no memory.
 
     Attributes:
         losses: the criteria, by name.
@@ -57,7 +57,7 @@ class GlobalBatchLoss(nn.Module):
             if isinstance(criterion, MetricLoss) and criterion.reduction != "mean":
                 raise ValueError(f"over several batches the reduction must be 'mean', got {criterion.reduction!r}")
             if memory is not None and not isinstance(criterion, MetricLoss):
-                raise ValueError(f"a memory takes this package's losses alone, got {type(criterion).__name__}")
+                raise ValueError(f"a memory only works with this package's losses, got {type(criterion).__name__}")
         self.losses = dict(criteria)
         self.with_parameters = nn.ModuleDict({name: c for name, c in criteria.items() if isinstance(c, nn.Module)})
         self.memory = memory
@@ -120,7 +120,7 @@ class GlobalBatchLoss(nn.Module):
         memory.add(all_features, all_pids, distributed.gather_rows(images, counts))
         if old_features is None or old_pids is None or old_images is None:
             return batch
-        # Two of one image in one batch are two images, as without a memory.
+        # Repetitions of an image within a batch are compared with each other, as without a memory.
         in_batch = torch.zeros(len(images), len(all_pids), dtype=torch.bool, device=images.device)
         return batch._replace(
             references=torch.cat([all_features, old_features.to(features)]),

@@ -21,7 +21,7 @@ class HAP2SLoss(MetricLoss):
     Yu et al., "Hard-Aware Point-to-Set Deep Metric for Person Re-identification", ECCV 2018, arXiv:1807.11206.
 
     The distance of an anchor to a set is a weighted mean in which harder samples (far positives, near negatives) weigh
-    more; an anchor's distances to its positives $S^+$ and to its negatives $S^-$ make a triplet:
+    more. The loss is a triplet loss on the distances of an anchor to its positives $S^+$ and to its negatives $S^-$:
 
     $$
     D(a, S) = \frac{\sum_S w \, d}{\sum_S w}, \qquad \max(0, \; D(a, S^+) - D(a, S^-) + \text{margin}),
@@ -33,9 +33,10 @@ class HAP2SLoss(MetricLoss):
 
     Args:
         weighting: `"exponential"` (default) or `"polynomial"`.
-        sigma: $\sigma$ > 0, of the exponential weighting, in the unit of the distances. Default is 0.5.
-        alpha: $\alpha$ > 0, of the polynomial weighting. Default is 10.
-        margin: at least 0, in the unit of the distances; None: softplus of the difference. Default is 0.3, torchreid's.
+        sigma: $\sigma$ > 0, for the exponential weighting, in the unit of the distances. Default is 0.5.
+        alpha: $\alpha$ > 0, for the polynomial weighting. Default is 10.
+        margin: at least 0, in the unit of the distances; None replaces the hinge by the softplus of the difference.
+            Default is 0.3, as in torchreid.
         normalize: L2-normalise features. Default is True (our choice: on raw features $\sigma = 0.5$ is almost
             batch-hard).
         reduction: `"mean"` (default), `"sum"` or `"none"`.
@@ -100,7 +101,7 @@ def _point_to_set(
 ) -> tuple[Tensor, Tensor]:
     r"""The weighted mean $D$ over each row's set, (N, 1), and its slopes $w (1 + (\log w)' (d - D))$, (N, M).
 
-    With a softmax, so that no weight overflows.
+    The weights are computed with a softmax, so that none overflows.
     """
     weights = log_weights.masked_fill_(~members, -torch.inf).softmax(dim=1)
     mean = (weights * distances).sum(dim=1, keepdim=True)

@@ -17,13 +17,13 @@ class Memory:
     """The latest features, their identities and their images (Wang et al., CVPR 2020, arXiv:1912.06798).
 
     Args:
-        size: how many features, >= 1; the oldest make room for new ones.
+        size: the maximum number of features, >= 1; new features replace the oldest ones.
 
     Attributes:
-        features: (n, D), n up to `size`, oldest first; None while nothing was added.
+        features: (n, D), n up to `size`, oldest first; None until features are added.
         pids: (n,) integers.
         images: int64 (n,).
-        in_use: whether losses read and fill it; an engine says from when. Default is True.
+        in_use: whether losses use and fill the memory; an engine sets it. Default is True.
 
     Raises:
         TypeError: for a size that is not an integer.
@@ -43,15 +43,15 @@ class Memory:
         Args:
             features: (N, D), kept without gradient.
             pids: (N,) integers.
-            images: int64 (N,), numbers of the images.
+            images: int64 (N,), ids of the images.
 
         Raises:
-            ValueError: for features of another dimension than those that it holds.
+            ValueError: if the dimension of the features differs from that of the stored ones.
         """
         if self.features is not None and features.shape[1] != self.features.shape[1]:
             raise ValueError(
                 f"the memory holds features of dimension {self.features.shape[1]}, got {features.shape[1]}; a model "
-                "with several features an image has no memory"
+                "with several features per image can't use a memory"
             )
         self.features = self._newest(self.features, features.detach())
         self.pids = self._newest(self.pids, pids)

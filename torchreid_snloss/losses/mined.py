@@ -11,7 +11,7 @@ __all__ = ["MinedLoss"]
 
 
 class MinedLoss(nn.Module):
-    """`loss(features, pids, miner(features, pids))`, as pytorch-metric-learning's losses and miners go together.
+    """`loss(features, pids, miner(features, pids))`, the way pytorch-metric-learning combines losses and miners.
 
     Args:
         loss: takes features, identities, and what the miner returns.

@@ -1,4 +1,4 @@
-"""Near pairs of rows: their distances and gradients, from the difference of the two rows."""
+"""Distances and gradients of pairs of rows that are close to each other, computed from the difference of the rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_gradients(
     weights: Tensor,
     normalize: bool,
 ) -> None:
-    """Adds the pulls of pairs, `weights (x[i] - y[j])` and its opposite, to the gradients, (N, D) and (M, D)."""
+    """Adds the gradients of pairs, `weights (x[i] - y[j])` and its negative, to `at_x`, (N, D), and `at_y`, (M, D)."""
     for i, j, w in _in_parts(x.shape[1], *pairs, weights):
         pulls = (_pulls_of_unit_rows if normalize else _pulls)(x[i], y[j], w[:, None])
         for gradient, rows, pull in zip((at_x, at_y), (i, j), pulls):
@@ -44,7 +44,7 @@ def _pulls(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pulls_of_unit_rows(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a pull at a unit row, what is across the row, divided by the length that the row had."""
+    """The gradients of a pair of normalised rows: the component orthogonal to the row, divided by the row's length."""
     x_lengths, y_lengths = lengths(x), lengths(y)
     unit_x, unit_y = x / x_lengths, y / y_lengths
     pull = weights * (unit_x - unit_y)
@@ -57,5 +57,5 @@ def _pulls_of_unit_rows(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, 
 
 
 def _in_parts(dimension: int, *pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pairs, so many at a time that their differences take little memory."""
+    """Splits the pairs into chunks whose differences take little memory."""
     yield from zip(*(tensor.split(max(1, _ELEMENTS_AT_ONCE // dimension)) for tensor in pairs))

@@ -9,9 +9,9 @@ __all__ = ["nearest", "nearest_by_sorting", "nearest_by_topk"]
 
 
 def nearest(distances: Tensor, positive: Tensor, k: int) -> Tensor:
-    """Columns of each anchor's `k` nearest references, in order.
+    """The columns of each anchor's `k` nearest references, nearest first.
 
-    Of equally near ones positives go first, then lower columns.
+    At equal distances, positives come first, then references with a lower column.
 
     Args:
         distances: (N, M), infinite for references that are to be taken last.
@@ -21,16 +21,16 @@ def nearest(distances: Tensor, positive: Tensor, k: int) -> Tensor:
     Returns:
         int64 (N, min(k, M)) columns.
     """
-    # Sorting is slower than topk on a CPU; on a GPU a look at the ties would wait for the device.
+    # On a CPU, sorting is slower than topk; on a GPU, the check for ties would synchronise with the device.
     return (nearest_by_sorting if distances.device.type != "cpu" else nearest_by_topk)(distances, positive, k)
 
 
 def nearest_by_topk(distances: Tensor, positive: Tensor, k: int) -> Tensor:
-    """`nearest`, which sorts the few rows where two of the nearest are equally near."""
+    """Implements `nearest` with topk, and sorts only the few rows with ties among the nearest."""
     values, columns = distances.topk(min(k + 1, distances.shape[1]), dim=1, largest=False)
     columns = columns[:, :k]
-    # topk leaves open which of equal distances it takes and in which order, as with an image that stands in the batch
-    # twice.
+    # topk does not specify which of several equal distances it returns, nor their order. Such ties occur, for example,
+    # if an image is in the batch twice.
     tied = (values[:, :-1] == values[:, 1:]).any(dim=1)
     if tied.any():
         columns = columns.clone()
@@ -39,7 +39,7 @@ def nearest_by_topk(distances: Tensor, positive: Tensor, k: int) -> Tensor:
 
 
 def nearest_by_sorting(distances: Tensor, positive: Tensor, k: int) -> Tensor:
-    """`nearest`, by two stable sorts; never waits for a device."""
+    """Implements `nearest` with two stable sorts, without synchronising with the device."""
     positives_first = positive.view(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     order = distances.gather(1, positives_first).sort(dim=1, stable=True).indices[:, :k]
     return positives_first.gather(1, order)

@@ -1,4 +1,4 @@
-"""What `MetricLoss` and its subclasses had in 0.2; it keeps working for one release, with a DeprecationWarning."""
+"""Deprecated names of `MetricLoss` and its subclasses, which keep working for one release with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torchreid_snloss.losses.statistics import StatisticsCollector
 __all__ = ["OldNames"]
 
 _COLLECTOR: ContextVar[StatisticsCollector | None] = ContextVar("collector", default=None)
-"""The statistics of the call under way, for an old subclass that gets none by argument."""
+"""The statistics of the current call, for a subclass with the old signature, which does not receive them."""
 
 
 class OldNames:
-    """A base of `MetricLoss`.
+    """A mixin of `MetricLoss` that supports its old names.
 
-    A subclass that defines `columns`, or `anchor_values` without `statistics`, gets the methods of today.
+    It adapts a subclass that defines `columns`, or `anchor_values` without `statistics`, to the current interface.
     """
 
     stat_totals: dict[str, Tensor]
@@ -31,7 +31,7 @@ class OldNames:
         super().__init_subclass__(**kwargs)
         formula: Any = cls.__dict__.get("anchor_values")
         if formula is not None and len(inspect.signature(formula).parameters) == 4:
-            _warn(f"{cls.__name__}.anchor_values takes a fourth argument, statistics, now")
+            _warn(f"{cls.__name__}.anchor_values now takes a fourth argument, statistics")
             cls.anchor_values = _with_collector(formula)  # type: ignore[attr-defined]
         columns: Any = cls.__dict__.get("columns")
         if columns is not None:
@@ -72,4 +72,4 @@ def _with_collector(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(f"{message}; the old form goes in 0.4", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{message}; the old form will be removed in 0.4", DeprecationWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Distances from matrix products, and from the differences of rows where these are near: fast for large batches."""
+"""Distances from matrix products, and for near rows from their differences: fast for large batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ROWS_AT_ONCE = 128
 
 
 class _Side(NamedTuple):
-    """The anchors, or the references."""
+    """The tensors of the anchors or of the references."""
 
     rows: Tensor
     """(N, D)"""
@@ -55,9 +55,9 @@ class _Side(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The tensors of both sides, those of the references None where they are the anchors; and the origin.
+    """The tensors of anchors `x_` and references `y_`, and the origin.
 
-    The origin is None where points are rows.
+    Those of the references are None if they are the anchors. The origin is None if the points are the rows themselves.
     """
 
     x_rows: Tensor
@@ -71,7 +71,7 @@ class Prepared(NamedTuple):
     origin: Tensor | None
 
     def sides(self, rows: slice) -> tuple[_Side, _Side]:
-        """Some anchors, and the references; one object where these are all the anchors."""
+        """Some anchors, and the references; the same object twice if both are all the anchors."""
         anchors = _Side(self.x_rows, self.x_points, self.x_squares, self.x_scale)
         if self.y_rows is not None and self.y_points is not None and self.y_squares is not None:
             return anchors.some(rows), _Side(self.y_rows, self.y_points, self.y_squares, self.y_scale)
@@ -80,7 +80,7 @@ class Prepared(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Distances of some anchors, (N, M), and which pairs are near: a mask, and rows and columns; None: no pair is."""
+    """Distances of some anchors, (N, M), and the near pairs: a mask, rows and columns, or None if there are none."""
 
     distances: Tensor
     is_near: Tensor | None
@@ -180,22 +180,22 @@ def _scaled_side(x: Tensor, _: Tensor) -> _Side:
 
 
 def _unit_side(x: Tensor, divisors: Tensor, origin: Tensor) -> _Side:
-    """Normalised rows minus the origin, rounded once; a few at a time, since the digits take float64."""
+    """Normalised rows minus the origin, computed in float64 a few rows at a time and rounded once."""
     points = torch.empty_like(x)
     at_once = max(1, _ELEMENTS_AT_ONCE // x.shape[1])
     for part, rows, row_lengths in zip(points.split(at_once), x.split(at_once), divisors.split(at_once)):
         part.copy_((rows / row_lengths).sub_(origin))
     scale = divisors[:, 0].reciprocal().to(x.dtype)
-    # A row of zeros does not become one of length 1, as which products would count it.
+    # A row of zeros stays zero when normalised, but the products assume rows of length 1, so its pairs are made near.
     squares = torch.linalg.vector_norm(points, dim=1).square_().masked_fill_(scale == 0, torch.nan)
     return _Side(x, points, squares, scale)
 
 
 def _centred(x: Tensor, y: Tensor | None, normalize: bool) -> Prepared:
-    """Points around 0, by an origin in the midst of the references."""
+    """Moves the origin to the middle of the references, so that the points are around 0."""
     others = x if y is None else y
     if not normalize:
-        # One outlier would move the mean far from all the others.
+        # The row of median length serves as the origin, because a single outlier could move the mean far away.
         middle = torch.linalg.vector_norm(others, dim=1).median(dim=0, keepdim=True).indices
         origin = others.index_select(0, middle).squeeze(0)
         return _prepared(_raw_side(x, x - origin), None if y is None else _raw_side(y, y - origin), origin)
@@ -253,7 +253,7 @@ def _gradients(
             along_x, along_y = along.sum(dim=1), column_sums(along, columns, width)
     sums_x, sums_y = pulls.sum(dim=1), column_sums(pulls, columns, width)
     matrix = from_columns(weights, columns, width)
-    if references is anchors:  # the weights of both sides add up, and one product does for two
+    if references is anchors:  # adding the weights of both sides saves one product
         along_both = None if along_x is None or along_y is None else along_x + along_y
         return _gradient(anchors, anchors, sums_x + sums_y, along_both, plus_transposed(matrix), origin), None
     at_x = _gradient(anchors, references, sums_x, along_x, matrix, origin) if wanted[0] else None

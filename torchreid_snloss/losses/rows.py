@@ -1,4 +1,4 @@
-"""Lengths of features, without overflow or underflow."""
+"""Operations on rows: lengths without overflow or underflow, slices, diagonals, safe division."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ __all__ = ["divided", "fill_diagonal", "lengths", "take", "wide"]
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """float64, which holds the square of any float32; where the device has none, the dtype of `x`."""
+    """float64, which holds the square of any float32; the dtype of `x` if the device does not support float64."""
     return x.dtype if x.device.type == "mps" else torch.float64
 
 
 def lengths(x: Tensor) -> Tensor:
-    """Lengths of rows, (N, 1), to divide by; float64 where the device has it.
+    """The lengths of rows, (N, 1), as divisors; float64 if the device supports it.
 
-    Infinite for a row of zeros, and for one so short that its inverse is beyond the dtype of `x`: divided by it, the
-    row and its gradient are 0.
+    The length is infinite for a row of zeros, and for a row so short that its inverse overflows in the dtype of `x`.
+    Dividing by it makes the row and its gradient 0.
     """
     result: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide(x))
     return result.masked_fill_(result < 1 / torch.finfo(x.dtype).max, torch.inf)
 
 
 def take(tensor: Tensor, rows: slice) -> Tensor:
-    """`tensor[rows]`, without an operation where these are all rows."""
+    """`tensor[rows]`; returns `tensor` itself if the slice covers all rows."""
     return tensor if rows.start == 0 and rows.stop >= len(tensor) else tensor[rows]
 
 
 def fill_diagonal(matrix: Tensor, value: float, offset: int) -> None:
-    """Fills the pairs of an anchor with itself, of which the first is in column `offset`."""
+    """Fills the entries for pairs of an anchor with itself; the first anchor is in column `offset`."""
     if offset == 0:
         matrix.fill_diagonal_(value)
     else:
@@ -39,6 +39,6 @@ def fill_diagonal(matrix: Tensor, value: float, offset: int) -> None:
 
 
 def divided(slopes: Tensor, distances: Tensor) -> Tensor:
-    """`slopes / distances`, of distances whose square is at least the smallest normal number; finite at 0."""
+    """`slopes / distances`, where distances are clamped from below so that the result is finite for a distance of 0."""
     least = distances.clamp(min=math.sqrt(torch.finfo(distances.dtype).tiny))
     return torch.div(slopes, least, out=least)

@@ -22,9 +22,9 @@ class SNLoss(MetricLoss):
     Li et al., "Support Neighbor Loss for Person Re-Identification", ACM MM 2018, arXiv:1808.06030, as in its authors'
     released code.
 
-    The *support* of an anchor is its $K$ nearest references; of equally near ones positives go first (our choice). $P$
-    are the positives in it (where there is none, the single nearest positive), $Q$ the negatives in it. For an anchor,
-    *separation* pushes $Q$ behind $P$, *squeeze* pulls $P$ together:
+    The *support* of an anchor is the set of its $K$ nearest references; at equal distances, positives come first (our
+    choice). $P$ is the set of positives in the support, or the single nearest positive if there is none. $Q$ is the set
+    of negatives in the support. *Separation* pushes $Q$ farther away than $P$, and *squeeze* pulls $P$ together:
 
     $$
     -\log \frac{\sum_P e^{-s d}}{\sum_P e^{-s d} + \sum_Q e^{-s d}} \; + \; \lambda \, (\max_P d - \min_P d).
@@ -37,9 +37,9 @@ class SNLoss(MetricLoss):
         scale: $s$ > 0, per unit of distance. 50 suits a pretrained network on unit features; from scratch about 10
             learns faster. Default is 50.
         squeeze_weight: $\lambda$ >= 0. Default is 0.1.
-        squeeze: `"support"`: furthest minus nearest of $P$, and where $P$ has one member its distance (default);
-            `"all"`: furthest of all positives minus nearest of $P$, the abstract's wording; `"nearest"`: nearest of
-            $P$, what the released code ends with.
+        squeeze: `"support"` (default): the largest minus the smallest distance in $P$, or the distance itself if $P$
+            has one member; `"all"`: the largest distance of all positives minus the smallest in $P$ (as in the
+            abstract); `"nearest"`: the smallest distance in $P$, as in the released code.
         normalize: L2-normalise features. Default is True.
         reduction: `"mean"` (default), `"sum"` or `"none"`.
         block_size: see `MetricLoss`.
@@ -76,7 +76,7 @@ class SNLoss(MetricLoss):
     def select_references(
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
     ) -> Tensor:
-        """The support, the nearest positive, which stands in where P would be empty, and for "all" the furthest."""
+        """The support, the nearest positive, which replaces an empty P, and for "all" also the furthest positive."""
         others = torch.where(positive | negative, distances, torch.inf)
         support = nearest(others, positive, self.num_neighbors)
         if statistics.collecting:
@@ -90,8 +90,9 @@ class SNLoss(MetricLoss):
         self, distances: Tensor, positive: Tensor, negative: Tensor, statistics: StatisticsCollector
     ) -> tuple[Tensor, Tensor]:
         """See `MetricLoss.anchor_values`."""
-        # P and Q, (2, N, C). The nearest positive is in P, and a further column for it only counts where P would be
-        # empty. Q is in the support alone, since all further columns are positives.
+        # Masks for P and Q, (2, N, C). The extra column for the nearest positive only counts if the support has no
+        # positive; otherwise the nearest positive is in the support already. Q only has columns of the support, since
+        # all extra columns are positives.
         k = distances.shape[1] - (2 if self.squeeze == "all" else 1)
         number = (in_support := positive[:, :k]).sum(dim=1, keepdim=True)
         parts = [in_support, number == 0]
@@ -103,7 +104,7 @@ class SNLoss(MetricLoss):
         lowest = torch.finfo(distances.dtype).min  # its exp() is 0 beside any distance; an empty Q gives 0, not NaN
         logits = (distances * -self.scale).masked_fill(outside, lowest)
         shares = logits.softmax(dim=2)
-        # logits.logsumexp(dim=2), by the largest share, which is 1 / sum of exp(x - largest)
+        # This equals logits.logsumexp(dim=2), because the largest share is 1 / sum of exp(x - largest).
         log_p, log_q = (logits.amax(dim=2, keepdim=True) - shares.amax(dim=2, keepdim=True).log_()).unbind()
         log_ratio = log_q - log_p
         values = F.softplus(log_ratio)

@@ -1,4 +1,4 @@
-"""Statistics of a loss: totals and numbers, which add up over row blocks and processes, and their means."""
+"""Statistics of a loss: sums and counts, which can be added up over row blocks and processes, and their means."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StatisticsCollector:
         counting: bool (N,), the anchors that count; None collects nothing.
 
     Attributes:
-        totals: (2,) float32 by statistic, a total and the number of things that it is a sum of.
+        totals: (2,) float32 for each statistic: a sum and the number of values in it.
     """
 
     def __init__(self, counting: Tensor | None = None) -> None:
@@ -35,16 +35,16 @@ class StatisticsCollector:
         Args:
             name: the statistic's name.
             values: (N,), one for each anchor.
-            numbers: (N,), of how many things each value is the sum; None: of one.
+            numbers: (N,), how many values each entry of `values` is the sum of; None for one each.
         """
         if self.counting is not None:
             weights = self.counting if numbers is None else numbers * self.counting
             self.log_total(name, values.masked_fill(~self.counting, 0).sum(), weights.sum())
 
     def log_total(self, name: str, total: Tensor, number: Tensor | int) -> None:
-        """Logs a mean by its total, a scalar, and the number of things that it is the sum of."""
+        """Logs a mean, given as a sum (a scalar) and the number of values in it."""
         if isinstance(number, int):
-            number = torch.full_like(total, number)  # a copy from the CPU would wait for the device
+            number = torch.full_like(total, number)  # a copy from the CPU would synchronise with the device
         self.totals[name] = torch.stack([total.float(), number.float()])
 
 
@@ -58,6 +58,6 @@ def means(stat_totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The statistics themselves: scalars, NaN where there is nothing to take a mean of.
 
     Args:
-        stat_totals: (2,) float32 by statistic: a total, and the number of things that it is the sum of.
+        stat_totals: (2,) float32 for each statistic: a sum and the number of values in it.
     """
     return {name: total / number for name, (total, number) in stat_totals.items()}

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 __all__ = ["Sparse", "column_sums", "from_columns", "plus_transposed", "scaled", "weighted_differences"]
 
-# A sparse product wins where the matrix has more than this many columns for each that is not 0.
+# A sparse product is faster if a row has more than this many columns for each nonzero entry.
 _SPARSE = 16
 
 
 class Sparse(NamedTuple):
-    """A sparse matrix; torch's own ones are slow to make, and multiply on some machines only."""
+    """A sparse matrix. torch's own sparse tensors are slow to create, and not every build can multiply them."""
 
     rows: Tensor
     columns: Tensor
@@ -33,7 +33,7 @@ class Sparse(NamedTuple):
 
 
 def from_columns(values: Tensor, columns: Tensor | None, width: int) -> Tensor | Sparse:
-    """The (N, width) matrix with `values` (N, C) in `columns`, sparse where that is faster."""
+    """The (N, width) matrix with `values` (N, C) in `columns`; sparse if that is faster."""
     if columns is None:
         return values
     if width <= _SPARSE * columns.shape[1]:
@@ -43,7 +43,7 @@ def from_columns(values: Tensor, columns: Tensor | None, width: int) -> Tensor |
 
 
 def column_sums(values: Tensor, columns: Tensor | None, width: int) -> Tensor:
-    """The (width,) sums of that matrix's columns."""
+    """The column sums, (width,), of the matrix that `from_columns` returns."""
     if columns is None:
         return values.sum(dim=0)
     return values.new_zeros(width).index_add_(0, columns.flatten(), values.flatten())
@@ -66,7 +66,7 @@ def scaled(matrix: Tensor | Sparse, row_scale: Tensor, column_scale: Tensor) -> 
 
 
 def weighted_differences(x: Tensor, y: Tensor, row_sums: Tensor, matrix: Tensor | Sparse) -> Tensor:
-    """`row_sums[i] x[i] - sum_j matrix[i, j] y[j]`, (N, D); changes a dense `matrix` where `y` is `x`."""
+    """`row_sums[i] x[i] - sum_j matrix[i, j] y[j]`, (N, D); modifies a dense `matrix` in place if `y` is `x`."""
     if isinstance(matrix, Sparse):
         return (matrix @ y).neg_().addcmul_(x, row_sums[:, None])
     if y is x:  # in one product

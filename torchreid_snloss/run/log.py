@@ -44,7 +44,7 @@ def logged(save_dir: str, name: str) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"data.save_dir {save_dir!r} can't be written to: {error}") from error
     safe_log = SafeStream(log, lambda error: _tell_of_log(path, error))
-    # Not torchreid's Logger: it closes standard output in the end.
+    # torchreid's Logger is not used because it closes standard output at the end.
     with contextlib.redirect_stdout(cast(TextIO, Tee(SafeStream(sys.stdout), safe_log))):
         try:
             yield
