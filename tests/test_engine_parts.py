@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torchreid_snloss.checkpoint import load_checkpoint
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.epoch_log import EpochLog
 from torchreid_snloss.engine.monitor import CollapseMonitor
-from torchreid_snloss.engine.options import NonFiniteError
+from torchreid_snloss.engine.options import NonFiniteError, TrainOptions
 from torchreid_snloss.engine.random_state import random_states, seed_generators, set_random_states
 from torchreid_snloss.engine.resumable_loader import ResumableLoader
 from torchreid_snloss.engine.stopping import StopSignals
@@ -178,3 +179,16 @@ def test_a_collapse_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     for spread in (1.0, 0.02, 0.005, 0.001):
         monitor(spread)
     assert capsys.readouterr().out.count("The features collapse to one point: their mean distance is 5.0e-03") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_freq": 0}, "save_freq must be at least 1, got 0"),
+        ({"keep": -1}, "keep must be at least 0, got -1"),
+        ({"nonfinite": "Skip"}, "nonfinite must be one of 'stop', 'skip', got 'Skip'"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainOptions(**options)

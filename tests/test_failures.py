@@ -352,7 +352,7 @@ def test_a_worker_that_the_system_kills(reid_data: Path, in_folder: Path) -> Non
     process = start("-u", "-m", "torchreid_snloss", "--root", str(reid_data), *options, cwd=in_folder)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("epoch: [2/50][1/"):
+        if line.startswith("epoch: [1/50][1/"):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
             break

@@ -193,11 +193,6 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("scaler", {"scale": 1.0}, "its scaler.growth_factor must be a positive number"),
     ("memory", [torch.zeros(2)], "its memory must be a dictionary"),
     ("memory", {"features": torch.zeros(2, 3), "pids": torch.zeros(3).long()}, "its memory.images must be a tensor"),
-    (
-        "memory",
-        {"features": torch.zeros(2, 3), "pids": torch.zeros(2).long(), "images": torch.zeros(2).long()},
-        "its memory holds features of dimension 3",
-    ),
     ("format_version", 2, "written by a later version of torchreid-snloss, in format 2"),
     ("format_version", "x", "its format version must be an integer"),
     ("classes", {"optimizer": 1}, "its classes must be names"),

@@ -293,6 +293,36 @@ def test_a_non_finite_loss_ends_the_run_with_its_checkpoint(
     assert "the last checkpoint: none yet" in message
 
 
+def test_torchreids_own_engines_can_not_skip_a_step(datamanager: Any, tmp_path: Path) -> None:
+    training = make_engine(with_training_loop(engine.ImageTripletEngine), datamanager)
+    training.options = TrainOptions(nonfinite="skip")
+    with pytest.raises(ValueError, match="needs a MetricEngine; ImageTripletEngine can only stop"):
+        training.run(save_dir=str(tmp_path), max_epoch=1)
+
+
+def test_an_error_in_the_first_step_leaves_the_checkpoint_as_it_was(datamanager: Any, tmp_path: Path) -> None:
+    class Fails(Tiny):
+        after = 2
+
+        def forward(self, x: Any) -> Any:
+            out = super().forward(x)
+            self.after -= self.training
+            if self.after < 0:
+                raise RuntimeError("no memory left")
+            return out
+
+    with pytest.raises(RuntimeError, match="no memory left"):
+        make_engine(ImageSNEngine, datamanager, Fails()).run(save_dir=str(tmp_path), max_epoch=1)
+    path = tmp_path / "model" / "model.pth.tar-0.2"  # the steps before it are saved
+    content = path.read_bytes()
+    again = make_engine(ImageSNEngine, datamanager, Fails())
+    again.model.after = 0
+    start = again.resume(path)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        again.run(save_dir=str(tmp_path), max_epoch=1, start_epoch=start)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("amp_dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features_with_loss_scaling(amp_dtype: torch.dtype) -> None:
     features = torch.randn(16, 64, requires_grad=True)

@@ -88,7 +88,7 @@ class Checkpointer:
         Checkpoints that were written to another folder are no longer tracked, so they are never removed.
         """
         self._folder = model_folder(save_dir)
-        if self.newest is None or self.newest.parent != self._folder:
+        if self.newest is None or self.newest.parent.resolve() != self._folder.resolve():
             self.state.written = []
         if training and distributed.rank() == 0:
             remove_unfinished(self._folder)
@@ -167,7 +167,6 @@ class Checkpointer:
                 raise CheckpointError(
                     f"{str(path)!r} belongs to another criterion: {' '.join(str(error).split())}"
                 ) from error
-        self._check_memory(checkpoint.get("memory"), path)
         for key, part in self.optional.items():
             if part is not None and checkpoint.get(key):
                 own = part.state_dict()
@@ -195,16 +194,6 @@ class Checkpointer:
             print("=> Those batches are trained again, since this run draws other ones")
             self.state.batch, self._random_states = 0, None
         return epoch
-
-    def _check_memory(self, memory: Mapping[str, Any] | None, path: str | Path) -> None:
-        """Checks that a memory's features have the dimension of the model's, where the classifier shows it."""
-        classifier = getattr(getattr(self._model, "module", self._model), "classifier", None)
-        features = (memory or {}).get("features")
-        if features is not None and isinstance(classifier, nn.Linear) and features.shape[1] != classifier.in_features:
-            raise CheckpointError(
-                f"can't resume from {str(path)!r}: its memory holds features of dimension {features.shape[1]}, and the "
-                f"model's have {classifier.in_features}"
-            )
 
     def _criterion(self) -> Mapping[str, Any] | None:
         return (self.criteria is not None and self.criteria.state_dict()) or None

@@ -68,6 +68,7 @@ class TrainingLoop(engine.Engine):
     writer: Any
     checkpointer: Checkpointer
     trains_on_several_processes: ClassVar[bool] = False
+    skips_steps: ClassVar[bool] = False
 
     def __init__(self, *args: Any, channels_last: bool = False, compile: bool = False, **kwargs: Any) -> None:
         self._channels_last, self._compile = channels_last, compile
@@ -127,6 +128,8 @@ class TrainingLoop(engine.Engine):
                 raise ValueError(
                     f"{type(self).__name__} trains on one process only; the MetricEngines train on several"
                 )
+            if self.options.nonfinite == "skip" and not self.skips_steps:
+                raise ValueError(f"nonfinite='skip' needs a MetricEngine; {type(self).__name__} can only stop")
             if 0 < max_epoch <= start_epoch:
                 print(f"=> max_epoch is {max_epoch}, and {start_epoch} epochs are trained already: this run only tests")
             if self.options.record and first:
@@ -178,7 +181,7 @@ class TrainingLoop(engine.Engine):
         self._trained = done
         distributed.average_buffers(self.model)
         self._log.record_epoch(done)
-        if done % self.options.save_freq == 0 or done == self.max_epoch or self._stop.requested():
+        if done % self.options.save_freq == 0 or done == self.max_epoch:
             self.checkpointer.save(done, self.options.keep)
         self._stop_if_requested()
 
@@ -202,8 +205,8 @@ class TrainingLoop(engine.Engine):
         Returns:
             the values for the progress line.
         """
-        self._learning.steps += 1
         summary = self.step(data)
+        self._learning.steps += 1
         self._log.add_step(summary)
         return summary
 

@@ -74,6 +74,7 @@ class MetricEngine(TrainingLoop):
     """
 
     trains_on_several_processes: ClassVar[bool] = True
+    skips_steps: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -174,8 +175,8 @@ class MetricEngine(TrainingLoop):
             undo()
             return {}
         self._learning.overflowed += self._update.overflowed
-        for name in [f"{name}spread" for name in ("", *(f"{name}_" for name in self.weights))]:
-            self._warn_of_collapse(values.pop(name, 1.0))
+        for name in [name for name in values if name == "spread" or name.endswith("_spread")]:
+            self._warn_of_collapse(values.pop(name))
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _snapshot(self) -> Callable[[], None]:

@@ -41,7 +41,7 @@ class LearningMonitor:
         optimizer: The optimizer of the weights.
 
     Attributes:
-        steps: How many steps of the epoch were tried.
+        steps: How many steps of the epoch came to their end, left out or not.
         skipped: How many of them were left out since something was not finite.
         overflowed: How many of them were left out since float16 overflowed.
         learnt: Whether an epoch of this run, or of the run that it resumed, has changed a weight.
@@ -119,7 +119,7 @@ class LearningMonitor:
 
     @torch.no_grad()
     def _checksums(self) -> list[int]:
-        """A number for each parameter, which changes with any of its bits."""
+        """A number for each parameter, which nearly every change of its bits changes."""
         whole = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
         flat = (torch.view_as_real(value) if value.is_complex() else value for value in self._parameters())
         sums = [value.detach().view(whole[value.element_size()]).sum(dtype=torch.int64) for value in flat]

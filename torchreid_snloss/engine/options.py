@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torchreid_snloss.arguments import check_choice, check_integer
+
 __all__ = ["CompileError", "NonFiniteError", "NothingLearntError", "Stopped", "TrainOptions", "WriteError"]
 
 
@@ -24,6 +26,9 @@ class TrainOptions:
         rerank: whether to re-rank in every evaluation, including those during training.
         multi_query: whether a query's feature is the mean over the images of `gt_bbox` (see `pool_queries`).
         record: whether to evaluate before training too, and to write a `Record` with features to `save_dir/record`.
+
+    Raises:
+        TypeError, ValueError: for a value of another type or out of its range.
     """
 
     save_freq: int = 1
@@ -33,6 +38,11 @@ class TrainOptions:
     rerank: bool = False
     multi_query: bool = False
     record: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("save_freq", self.save_freq, at_least=1)
+        check_integer("keep", self.keep, at_least=0)
+        check_choice("nonfinite", self.nonfinite, ("stop", "skip"))
 
 
 class NonFiniteError(ArithmeticError):

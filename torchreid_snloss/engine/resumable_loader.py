@@ -86,7 +86,7 @@ class ResumableLoader:
         return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = batches_of(self.loader)
+        batches = batches_of(iter(self.loader))  # torch sets its handler of SIGCHLD here
         with _deaths_told_by_the_loader():
             yield from self._batches(batches)
 

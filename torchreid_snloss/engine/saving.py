@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from torchreid_snloss import distributed
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.monitor import LearningMonitor
-from torchreid_snloss.engine.options import Stopped, WriteError
+from torchreid_snloss.engine.options import NonFiniteError, NothingLearntError, Stopped, WriteError
+from torchreid_snloss.errors import text_of
 
 __all__ = ["saving_what_is_trained"]
 
@@ -17,7 +18,9 @@ __all__ = ["saving_what_is_trained"]
 def saving_what_is_trained(
     checkpointer: Checkpointer, learning: LearningMonitor, save: Callable[[], None]
 ) -> Iterator[None]:
-    """Within it an exception saves the steps that are trained and not saved yet, before it goes on.
+    """A context in which an exception saves the steps that are trained and not saved yet, before it goes on.
+
+    On several processes the steps of the epoch under way are not saved, since the processes would have to agree.
 
     Args:
         checkpointer: The run's checkpointer.
@@ -26,11 +29,13 @@ def saving_what_is_trained(
     """
     try:
         yield
-    except (Stopped, ArithmeticError, WriteError):  # has saved; must not; can't
+    except (Stopped, NonFiniteError, NothingLearntError, WriteError):  # has saved; must not; must not; can't
         raise
     except Exception:
         in_epoch = checkpointer.state.batch > 0 and learning.steps > learning.skipped
         if (in_epoch and distributed.world_size() == 1) or (checkpointer.unsaved and not in_epoch):
-            with contextlib.suppress(Exception):  # the first one counts, such as a GPU's that answers no more
+            try:
                 save()
+            except Exception as failed:  # the first one counts, such as a GPU's that answers no more
+                print(f"** What was trained since the last checkpoint is not saved: {text_of(failed)}")
         raise
