@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done, Tiny, make_engine, process_options, run, start
+from conftest import Done, Tiny, make_datamanager, make_engine, process_options, run, start
 from PIL import Image
 from torch import nn
 from torchreid import models
@@ -360,6 +360,19 @@ def test_a_worker_that_the_system_kills(reid_data: Path, in_folder: Path) -> Non
     one_line(Done(process.returncode, out, err), 1, "worker was killed by SIGKILL", "try fewer data.workers")
     saved = sorted(path.name for path in (in_folder / "log/model").glob("model.pth.tar-*"))
     assert saved, out  # the steps before it, though no epoch was due to be saved
+
+
+def test_a_workers_death_interrupts_no_step(reid_data: Path, tmp_path: Path) -> None:
+    handlers: list[Any] = []
+
+    class Looks(Tiny):
+        def forward(self, x: Any) -> Any:
+            if self.training:
+                handlers.append(signal.getsignal(signal.SIGCHLD))
+            return super().forward(x)
+
+    make_engine(ImageSNEngine, make_datamanager(reid_data, workers=1), Looks()).run(save_dir=str(tmp_path), max_epoch=2)
+    assert handlers == [signal.SIG_DFL] * 6  # torch's own would raise in the middle of a step
 
 
 # ---- nothing learnt ----
