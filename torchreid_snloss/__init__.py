@@ -22,7 +22,7 @@ from torchreid_snloss.register import register
 from torchreid_snloss.session import train
 from torchreid_snloss.settings import Settings, resolve
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "CheckpointError",

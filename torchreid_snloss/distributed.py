@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from torchreid_snloss import device
+from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.errors import text_of
 
 __all__ = [
@@ -38,6 +39,17 @@ __all__ = [
     "stop",
     "world_size",
 ]
+
+_NEW_NAMES = {
+    "add_up": "all_reduce_sum",
+    "all_of": "gather_objects",
+    "copy_from_first": "broadcast_module",
+    "from_first": "broadcast_object",
+    "in_turn": "main_process_first",
+    "largest": "all_reduce_max",
+    "silent_but_first": "mute_other_ranks",
+}
+__getattr__ = renamed(__name__, {old: f"{__name__}.{new}" for old, new in _NEW_NAMES.items()})
 
 _T = TypeVar("_T")
 TIMEOUT = datetime.timedelta(minutes=30)
