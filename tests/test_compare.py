@@ -365,7 +365,7 @@ def test_a_damaged_record_is_named_before_any_run(
         assert main(_arguments(reid_data)) == 2
         errors = capsys.readouterr().err
         assert f"the record of a run is damaged, in '{record}': " in errors
-        assert f"remove '{record}', and a comparison makes this run again" in errors
+        assert f"remove '{record}' to begin a new one; a comparison then makes the run again" in errors
         assert errors.count("\n") == 1
     assert not list(Path("log").rglob("train.log-*"))
 

@@ -138,7 +138,7 @@ def test_any_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[s
     def work() -> int:
         raise error
 
-    code = run_command("program", work)
+    code = run_command("program", lambda: None, lambda _: work())
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"program: error: {type(error).__name__}")
@@ -254,7 +254,7 @@ def test_a_signal_ends_a_test_run_with_its_ranked_lists(
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert run_command("program", lambda: os.kill(os.getpid(), signal.SIGHUP) or 0) == 0
+        assert run_command("program", lambda: None, lambda _: os.kill(os.getpid(), signal.SIGHUP) or 0) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -266,7 +266,7 @@ def test_a_signal_where_python_drops_exceptions(capsys: pytest.CaptureFixture[st
             time.sleep(1)
         return 0
 
-    assert run_command("program", work) == 143
+    assert run_command("program", lambda: None, lambda _: work()) == 143
 
 
 def test_what_a_killed_drawing_left_is_removed(tmp_path: Path) -> None:

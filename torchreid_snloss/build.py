@@ -100,7 +100,7 @@ def load_data(settings: Settings) -> Any:
             _change_training_set(settings, datamanager)
         name_unreadable_images(datamanager)
         return datamanager
-    except UnreadableImageError:
+    except (ConfigError, UnreadableImageError):
         raise
     except OSError as error:
         raise ConfigError(
@@ -126,7 +126,12 @@ def _change_training_set(settings: Settings, datamanager: Any) -> None:
     if settings.label_noise > 0:
         items = add_label_noise(items, settings.label_noise, seed)
     if settings.outliers > 0:
-        items = add_outliers(items, settings.outliers, seed, os.path.join(settings.save_dir, OUTLIERS))
+        try:
+            items = add_outliers(items, settings.outliers, seed, os.path.join(settings.save_dir, OUTLIERS))
+        except UnreadableImageError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
     if settings.label_noise > 0 or settings.outliers > 0:
         set_training_items(datamanager, items, **options)
 
@@ -153,6 +158,8 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     register()
     name, softmax, bnneck = settings.model_name, settings.loss_name == "softmax", settings.neck == "bnneck"
     with_head = bool(settings.embedding) or bnneck
+    if name not in (known := vars(models)["__model_factory"]):
+        raise ConfigError(f"model.name: Unknown model: {name}. Must be one of {list(known)}")
     try:
         with checked_downloads() as read_files:
             model: nn.Module = models.build_model(
@@ -169,8 +176,6 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
             model = ModelWithHead(model, num_classes, settings.embedding, bnneck, logits_only=softmax)
     except CheckpointError as error:
         raise ConfigError(f"the ImageNet weights of {name}: {error}") from error
-    except KeyError as error:
-        raise ConfigError(f"model.name: {error.args[0]}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {text_of(error)}") from error
     except (OSError, http.client.HTTPException, gdown.exceptions.FileURLRetrievalError) as error:

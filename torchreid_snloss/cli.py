@@ -28,13 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 for what stops a run on its way (a NaN loss, an unreadable image, a full disk); 130, 143 or 129 after Ctrl-C,
         SIGTERM or a closed terminal.
     """
-    return run_command("torchreid-snloss", lambda: _train(argv), ends_process=argv is None)
+    return run_command("torchreid-snloss", lambda: _parser().parse_args(argv), _train, ends_process=argv is None)
 
 
-def _train(argv: Sequence[str] | None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
     add_config_arguments(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
     train(load_config(args.config_file, config_options(args)))
     distributed.stop()
     return 0

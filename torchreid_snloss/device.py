@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_random_state",
     "collective_backend",
     "count",
     "grad_scaler",
@@ -93,6 +94,16 @@ def set_random_states(states: list[Tensor]) -> None:
     """Puts back what `random_states` returned, for the GPUs that this machine has."""
     if is_available() and states:
         torch.cuda.set_rng_state_all(states[: count()])
+
+
+def check_random_state(state: Tensor) -> None:
+    """Tries a state on a generator of its own, if there is a GPU.
+
+    Raises:
+        RuntimeError: If it is not the state of a GPU's generator.
+    """
+    if is_available():
+        torch.Generator("cuda").set_state(state)
 
 
 def random_state(device: torch.device) -> Tensor | None:

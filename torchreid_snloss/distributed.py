@@ -280,5 +280,5 @@ def named_failures() -> Iterator[None]:
             raise
         raise PeerError(
             f"rank {rank()} of {world_size()} lost another process, which torchrun names as the first failure: "
-            + " ".join(str(error).split())[:200]
+            + text_of(error, longest=200)
         ) from error

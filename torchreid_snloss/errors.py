@@ -11,13 +11,14 @@ from types import FrameType
 __all__ = ["text_of", "where_raised"]
 
 
-def text_of(error: BaseException) -> str:
+def text_of(error: BaseException, longest: int | None = None) -> str:
     """The text of an exception on one line.
 
     Args:
         error: The exception. One without a text gives the condition of its assertion, or the name of its class.
+        longest: The most characters of its text. None for all of them.
     """
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split())[:longest]
     if text:
         return text
     return (isinstance(error, AssertionError) and _failed_assertion(error)) or type(error).__name__

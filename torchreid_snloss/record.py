@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchreid_snloss.checkpoint.atomic import atomic_write
+from torchreid_snloss import device
+from torchreid_snloss.checkpoint.atomic import atomic_write, remove_unfinished
+from torchreid_snloss.errors import text_of
 from torchreid_snloss.evaluation import Ranking
 
 if sys.platform != "win32":
@@ -73,6 +75,7 @@ class Recorder:
 
     def __init__(self, folder: str | Path, start_epoch: int = 0) -> None:
         self._folder = Path(folder)
+        remove_unfinished(self._folder)
         record = read_record(self._folder) if has_record(self._folder) else Record()
         evaluations = {dataset: _up_to(start_epoch, found) for dataset, found in record.evaluations.items()}
         self._record = Record(_up_to(start_epoch, record.epochs), evaluations)
@@ -173,7 +176,7 @@ def to_features(batches: Sequence[dict[str, Any]], items: Sequence[Any], normali
 
 def _read(path: Path, read: Callable[[], Any]) -> Any:
     """Calls a function that reads a file of a record, and names the file if that fails."""
-    again = f"remove {str(path.parent / _FILE)!r}, and a comparison makes this run again"
+    again = f"remove {str(path.parent / _FILE)!r} to begin a new one; a comparison then makes the run again"
     try:
         with open(path, "rb"):
             pass
@@ -184,7 +187,7 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:  # a damaged file raises nearly any class
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = text_of(error, longest=200)
         raise RecordError(f"the record of a run is damaged, in {str(path)!r}: {reason}; {again}") from error
 
 
@@ -264,8 +267,8 @@ def _up_to(last_epoch: int, values: dict[int, Any]) -> dict[int, Any]:
 
 
 def _peak_memory() -> float | None:
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if (on_gpu := device.peak_memory()) is not None:
+        return on_gpu
     if sys.platform == "win32":
         return None
     if sys.platform == "linux":  # ru_maxrss survives exec, so it may be the peak of the parent process

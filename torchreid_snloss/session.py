@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torchreid import utils as reid_utils
 
-from torchreid_snloss import distributed
+from torchreid_snloss import device, distributed
 from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_data, load_model
 from torchreid_snloss.checkpoint import find_newest, load_weights, model_folder
 from torchreid_snloss.checks import check_datamanager, check_model
@@ -24,6 +25,8 @@ from torchreid_snloss.run.writable import check_run_writable, checkpoint_size
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve
 
 __all__ = ["train"]
+
+_T = TypeVar("_T")
 
 
 def train(cfg: Config) -> TrainingLoop:
@@ -40,7 +43,8 @@ def train(cfg: Config) -> TrainingLoop:
 
     Raises:
         ConfigError, CheckpointError: for an error in the config, or in the data or files it names.
-        NonFiniteError, CompileError, UnreadableImageError: for an error during the run.
+        NonFiniteError, NothingLearntError, CompileError, UnreadableImageError, WriteError, WorkerKilledError: for an
+            error during the run.
         PeerError: if another process failed.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
@@ -48,7 +52,7 @@ def train(cfg: Config) -> TrainingLoop:
         distributed.start(cfg.use_gpu)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    settings = resolve(cfg)
+    settings = _on_all_ranks(lambda: resolve(cfg))
     log_name = "test.log" if settings.evaluate else "train.log"
     with (
         distributed.mute_other_ranks(),
@@ -58,6 +62,26 @@ def train(cfg: Config) -> TrainingLoop:
     ):
         reid_utils.set_random_seed(settings.seed)
         return _train_or_test(settings)
+
+
+def _on_all_ranks(check: Callable[[], _T]) -> _T:
+    """Calls a check on all processes. If it fails on any of them, all raise the same error, which rank 0 then prints.
+
+    Raises:
+        ConfigError: What the check raised; if rank 0 has no such error, with the number of the rank.
+    """
+    failed: ConfigError | None = None
+    try:
+        result = check()
+    except ConfigError as error:
+        failed = error
+    texts = distributed.broadcast_object(distributed.gather_objects("" if failed is None else str(failed)))
+    if failed is not None and texts[0]:
+        raise failed
+    for rank, text in enumerate(texts):
+        if text:
+            raise ConfigError(text if rank == 0 else f"rank {rank}: {text}") from failed
+    return result
 
 
 @contextlib.contextmanager
@@ -82,21 +106,20 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     folder, restart = model_folder(settings.save_dir), restarted()
     run = new_run() if settings.evaluate else identify_run(folder, restart)
     datamanager = distributed.main_process_first(lambda: load_data(settings))
-    check_datamanager(settings, datamanager)
+    _on_all_ranks(lambda: check_datamanager(settings, datamanager))
     print(f"Building model: {settings.model_name}")
     model = distributed.main_process_first(lambda: load_model(settings, datamanager.num_train_pids))
-    check_model(settings, model)
+    _on_all_ranks(lambda: check_model(settings, model))
     params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
     print(f"Model complexity: params={params:,} flops={flops:,}")
     if settings.load_weights:
         distributed.main_process_first(lambda: load_weights(model, settings.load_weights, settings.evaluate))
-    if settings.use_gpu:
-        model = model.cuda()
-        if torch.cuda.device_count() > 1 and distributed.world_size() == 1:
-            model = nn.DataParallel(model)
+    model = device.to_device(model, settings.use_gpu)
+    if settings.use_gpu and device.count() > 1 and distributed.world_size() == 1:
+        model = nn.DataParallel(model)
 
-    criteria = build_criteria(settings)
-    optimizer, scheduler = build_optimizer(settings, model, criteria)
+    criteria = _on_all_ranks(lambda: build_criteria(settings))
+    optimizer, scheduler = _on_all_ranks(lambda: build_optimizer(settings, model, criteria))
     if distributed.rank() == 0:
         check_run_writable(settings, checkpoint_size(model, optimizer))
     print(f"Building {settings.loss_name}-engine for {settings.data_type}-reid")

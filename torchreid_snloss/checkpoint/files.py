@@ -9,21 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchreid_snloss.checkpoint.atomic import atomic_write, remove_unfinished
+from torchreid_snloss.checkpoint.atomic import atomic_write
 from torchreid_snloss.checkpoint.fitting import fit_weights
 from torchreid_snloss.checkpoint.names import named_checkpoints
 from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
-from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_weights
+from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file, read_torch_file
+from torchreid_snloss.errors import text_of
 
 __all__ = [
-    "CheckpointError",
-    "atomic_write",
     "find_newest",
     "load_checkpoint",
     "load_resumable",
     "load_weights",
-    "remove_unfinished",
     "restore",
     "save_checkpoint",
 ]
@@ -74,7 +72,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{str(path)!r} holds no model weights (a state_dict)")
     try:
-        check_weights(weights)
+        check_state_dict(weights)
     except ValueError as error:
         raise _invalid(path, error) from error
     return checkpoint
@@ -178,7 +176,7 @@ def restore(
         unwrapped.load_state_dict({**unwrapped.state_dict(), **fit.fitting})
         optimizer.load_state_dict(optimizer_state)
     except Exception as error:  # a part of the user's own may raise any class for a state that is not its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = text_of(error, longest=300)
         raise CheckpointError(f"can't resume from {str(path)!r}: {reason}") from error
     return scheduler_state
 

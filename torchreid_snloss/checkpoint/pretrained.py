@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchreid_snloss.checkpoint.schema import check_weights
+from torchreid_snloss.checkpoint.schema import check_state_dict
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, check_torch_file
+from torchreid_snloss.errors import text_of
 
 __all__ = ["check_pretrained", "checked_downloads"]
 
@@ -38,11 +39,11 @@ def checked_downloads() -> Iterator[dict[str, Any]]:
         try:
             check_torch_file(os.fspath(file))
             content = load(file, *args, **kwargs)
-            check_weights(content)
+            check_state_dict(content)
         except CheckpointError as error:
             raise CheckpointError(f"{error}. {_delete(file)}") from error
         except Exception as error:  # unpickling raises nearly any class
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = text_of(error, longest=200)
             raise CheckpointError(f"can't use {str(file)!r}: {reason}. {_delete(file)}") from error
         read_files[os.fspath(file)] = content
         return content

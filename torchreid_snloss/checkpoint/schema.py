@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FORMAT_VERSION", "TrainingState", "check_content", "check_tensor", "check_weights", "read_progress"]
+from torchreid_snloss import device
+from torchreid_snloss.errors import text_of
+
+__all__ = ["FORMAT_VERSION", "TrainingState", "check_content", "check_state_dict", "check_tensor", "read_progress"]
 
 FORMAT_VERSION = 1
 """The version of the content. Checkpoints of torchreid and of this package before 0.3 have none."""
@@ -44,7 +47,7 @@ class TrainingState:
     written: list[str] = dataclasses.field(default_factory=list)
 
 
-def check_weights(weights: Any, what: str = "layer") -> None:
+def check_state_dict(weights: Any, what: str = "layer") -> None:
     """Checks a state dict: names and dense, real, finite tensors.
 
     Args:
@@ -99,7 +102,7 @@ def check_content(checkpoint: Mapping[str, Any]) -> None:
     progress = read_progress(checkpoint["progress"]) if "progress" in checkpoint else TrainingState(0)
     _check_random_states(checkpoint.get("random_states"), needed=progress.batch > 0)
     if checkpoint.get("criterion") is not None:
-        check_weights(checkpoint["criterion"], "criterion's parameter")
+        check_state_dict(checkpoint["criterion"], "criterion's parameter")
     _check_scaler(checkpoint.get("scaler"))
     _check_memory(checkpoint.get("memory"))
     classes = _mapping("its classes", checkpoint.get("classes", {}))
@@ -146,10 +149,11 @@ def _check_random_states(states: Any, needed: bool) -> None:
         for state in states["cuda"]:
             if state.dtype != torch.uint8 or state.dim() != 1:
                 raise ValueError("the state of a GPU is not made of bytes")
-            if torch.cuda.is_available():
-                torch.Generator("cuda").set_state(state)
+            device.check_random_state(state)
     except Exception as error:  # anything, for content of any type
-        raise ValueError(f"its random states are not those of Python, NumPy and torch: {_line(error)}") from error
+        raise ValueError(
+            f"its random states are not those of Python, NumPy and torch: {text_of(error, longest=200)}"
+        ) from error
 
 
 def _check_scaler(scaler: Any) -> None:
@@ -213,7 +217,3 @@ def _shown(value: Any) -> str:
 
 def _described(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

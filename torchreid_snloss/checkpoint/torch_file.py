@@ -13,6 +13,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from torchreid_snloss.errors import text_of
+
 __all__ = ["CheckpointError", "check_torch_file", "peek_torch_file", "read_torch_file"]
 
 
@@ -48,7 +50,7 @@ def read_torch_file(path: str | Path) -> Any:
             if name and "numpy" in name[1] and not hasattr(torch.serialization, "safe_globals"):
                 reason = "it was saved by one of torchreid's own engines and needs torch 2.5 or newer to load safely"
             raise CheckpointError(f"{str(path)!r} is not a checkpoint that can be loaded safely: {reason}") from error
-        raise _damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise _damaged(path, text_of(error, longest=200)) from error
 
 
 def peek_torch_file(path: str | Path) -> Any:

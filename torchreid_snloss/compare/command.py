@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["torchreid-snloss-compare", *arguments])
     return run_command(
         "torchreid-snloss-compare",
-        lambda: _compare(_parser().parse_args(arguments), command),
+        lambda: _parser().parse_args(arguments),
+        lambda args: _compare(args, command),
         when_stopped="; repeat the command to resume",
         ends_process=argv is None,
     )
@@ -71,11 +72,8 @@ def _compare(args: argparse.Namespace, command: str) -> int:
                 f"{run.folder} holds a run with other settings ({'; '.join(other)}): "
                 "set another data.save_dir, or remove that folder"
             )
-    try:
-        for run in runs:
-            run.finished()
-    except RecordError as error:  # before the first run is made
-        raise ConfigError(str(error)) from error
+    for run in runs:  # a damaged record is told before the first run is made
+        run.finished()
     folder = runs[0].folder.parent.parent
     try:
         check_replaceable(folder, ("results.csv", "results.json", "report.html"))

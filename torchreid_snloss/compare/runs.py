@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchreid_snloss.checkpoint import atomic_write
+from torchreid_snloss.checkpoint import atomic_write, remove_unfinished
 from torchreid_snloss.config import ConfigError, leaves, load_config
+from torchreid_snloss.engine.differences import NEUTRAL_KEYS
 from torchreid_snloss.engine.stopping import stop_signals
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
@@ -21,8 +22,6 @@ from torchreid_snloss.settings import Settings, decide
 
 __all__ = ["Run"]
 
-# Keys that may change when a comparison is resumed, since they affect nothing but random numbers.
-_ANY = ("data.root", "data.save_dir", "data.workers", "train.print_freq", "test.eval_freq", "test.start_eval")
 _SETTINGS = "settings.yaml"
 
 
@@ -80,7 +79,9 @@ class Run:
         except ConfigError as error:
             raise ConfigError(f"the settings of the run in {self.folder} are damaged: {error}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
-        return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in _ANY]
+        return [
+            f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in NEUTRAL_KEYS
+        ]
 
     def execute(self) -> int:
         """Starts or resumes the run, and waits until it ends.
@@ -103,6 +104,7 @@ class Run:
             except FolderInUseError as error:
                 raise ConfigError(str(error)) from error
             noted = stack.enter_context(_signals())
+            remove_unfinished(self.folder)
             atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
             sent = 0
             # It holds the lock even if this process is killed.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from torchreid_snloss import distributed
+from torchreid_snloss import device, distributed
 from torchreid_snloss.config import (
     ConfigError,
     leaves,
@@ -41,10 +41,10 @@ def check_config(cfg: CfgNode) -> None:
     for rule in RULES:
         rule.check(values)
     _check_batch(values)
-    if cfg.use_gpu and not torch.cuda.is_available():
+    if cfg.use_gpu and not device.is_available():
         raise ConfigError("use_gpu is True, but torch finds no GPU")
     try:
-        check_amp(cfg.train.amp, "cuda" if cfg.use_gpu else "cpu")
+        check_amp(cfg.train.amp, device.type_of(cfg.use_gpu))
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
     for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):

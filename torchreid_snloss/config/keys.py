@@ -7,8 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-import torch
-
+from torchreid_snloss import device
 from torchreid_snloss.config.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shortened, shown
 from torchreid_snloss.config.torchreid_keys import BATCH, EPOCHS, WEIGHT, Key
 from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
@@ -161,4 +160,4 @@ def loss_keys() -> dict[str, Key]:
 
 def all_keys() -> dict[str, Key]:
     """Every key; the default of `use_gpu` depends on the machine, and the engine's docstring is its text."""
-    return {**TORCHREID_KEYS, **OUR_KEYS, **loss_keys(), "use_gpu": Key(torch.cuda.is_available(), "", Flag())}
+    return {**TORCHREID_KEYS, **OUR_KEYS, **loss_keys(), "use_gpu": Key(device.is_available(), "", Flag())}

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from torchreid_snloss import distributed
+from torchreid_snloss import device, distributed
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 
@@ -43,7 +41,7 @@ def torchreids_loss(name: str) -> bool:
 
 def _one_gpu(use_gpu: bool) -> bool:
     """Whether there is no `nn.DataParallel` on several GPUs."""
-    return not use_gpu or torch.cuda.device_count() < 2 or distributed.world_size() > 1
+    return not use_gpu or device.count() < 2 or distributed.world_size() > 1
 
 
 RULES = [

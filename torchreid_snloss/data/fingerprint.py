@@ -85,14 +85,12 @@ def describe_batches(loader: Any, batch_size: int, sampler: Any) -> dict[str, An
     """What the batches of an epoch follow from, next to the seed: the training images and how they are drawn.
 
     Args:
-        loader: A training loader. If its data set has no training items as torchreid's, `images` is None.
+        loader: A training loader. If its data set has no list `train` as torchreid's, `images` is None.
         batch_size: Images in a batch of all processes.
         sampler: The sampler of these batches.
     """
-    try:
-        images = fingerprint(loader.dataset.train)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # items of another kind
-        images = None
+    items = getattr(loader.dataset, "train", None)  # in data sets of torchvision a bool
+    images = fingerprint(items) if isinstance(items, Sequence) else None
     drawn = {"batch_size": batch_size, "sampler": type(sampler).__name__}
     if (instances := getattr(sampler, "num_instances", None)) is not None:
         drawn["num_instances"] = instances

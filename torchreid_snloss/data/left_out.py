@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ def left_out_images(datamanager: Any) -> list[str]:
         datamanager: A data manager of torchreid, before its training set is changed.
 
     Returns:
-        A line for each folder with image files of another ending than those that are used.
+        A line about the folders with image files of another ending than those that are used; one for each pair of
+        endings that are used and left out, since there may be thousands of folders.
     """
     items = [*datamanager.train_loader.dataset.train]
     for splits in datamanager.test_dataset.values():
@@ -32,17 +33,26 @@ def left_out_images(datamanager: Any) -> list[str]:
         folder, name = os.path.split(path)
         used.setdefault(folder, set()).add(os.path.splitext(name)[1])
     known = {ending.lower() for ending in Image.registered_extensions()}
-    lines = []
+    folders: dict[tuple[str, str], list[str]] = defaultdict(list)
+    left, of_all = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for folder, endings in used.items():
         found = Counter(ending for ending in _endings(folder) if ending.lower() in known)
         others = sorted(found.keys() - endings)
         if others:
-            number = sum(found[ending] for ending in others)
-            lines.append(
-                f"** {number} of {found.total()} image files in {folder} are left out: the data set reads "
-                f"{', '.join(sorted(endings))}, and these end in {', '.join(others)}"
-            )
-    return lines
+            kind = ", ".join(sorted(endings)), ", ".join(others)
+            folders[kind].append(folder)
+            left[kind] += sum(found[ending] for ending in others)
+            of_all[kind] += found.total()
+    return [
+        f"** {left[kind]} of {of_all[kind]} image files in {_named(found_in)} are left out: the data set reads "
+        f"{kind[0]}, and these end in {kind[1]}"
+        for kind, found_in in folders.items()
+    ]
+
+
+def _named(folders: list[str]) -> str:
+    more = len(folders) - 1
+    return folders[0] + (f" and {more} other folder{'s' * (more > 1)}" if more else "")
 
 
 def _paths(items: Iterable[Any]) -> Iterable[str]:

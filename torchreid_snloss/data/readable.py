@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from torchreid_snloss.errors import text_of
+
 __all__ = [
     "NamingFailures",
     "UnreadableImageError",
@@ -82,8 +84,10 @@ def _name(path: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    text = text_of(error)
+    if text == type(error).__name__ or (isinstance(error, OSError) and str(error)):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
 def all_loaders(datamanager: Any) -> list[Any]:

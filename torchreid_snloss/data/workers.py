@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,8 +31,11 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
         except UnreadableImageError:
             raise
         except Exception as error:
-            for worker in getattr(batches, "_workers", ()):
-                worker.join(timeout=1)  # it may be about to be gone
+            workers = getattr(batches, "_workers", ())
+            if workers:  # one may be about to be gone
+                multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            for worker in workers:
+                worker.join(timeout=0.01)
                 if worker.exitcode is not None and worker.exitcode < 0:
                     raise WorkerKilledError(
                         f"a data loader's worker was killed by {signal.Signals(-worker.exitcode).name}; it may lack "

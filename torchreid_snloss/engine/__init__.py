@@ -49,7 +49,10 @@ ENGINES: dict[tuple[str, str], type[MetricEngine]] = {
     ("video", "fidi"): VideoFIDIEngine,
     ("video", "custom"): VideoMetricEngine,
 }
-"""The engines by `data.type` and `loss.name` of a config; several losses at once use the `"custom"` engine."""
+"""The engines that `register` adds to `torchreid.engine`, by the kind of data and the loss that each is for.
+
+For a config, `torchreid_snloss.build.engine_class` chooses the engine.
+"""
 
 _ENGINE = "torchreid_snloss.engine"
 __getattr__ = renamed(__name__, {"Resumable": f"{_ENGINE}.TrainingLoop", "resumable": f"{_ENGINE}.with_training_loop"})

@@ -8,13 +8,19 @@ from typing import Any
 from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.data.fingerprint import difference
 
-__all__ = ["Differences", "plain"]
+__all__ = ["NEUTRAL_KEYS", "Differences", "plain"]
 
-# Keys that change nothing in what is trained, and those by which a run starts.
+NEUTRAL_KEYS = (
+    *("data.root", "data.save_dir", "data.workers", "train.print_freq", "train.save_freq", "train.keep"),
+    *("test.eval_freq", "test.start_eval", "test.visrank", "test.visrank_topk"),
+)
+"""Keys that change neither what is trained nor its results, but for random numbers."""
+
+# With them those by which a run starts, and those of its tests.
 _FREE = {
-    *("use_gpu", "data.root", "data.save_dir", "data.workers", "train.print_freq", "train.save_freq", "train.keep"),
-    *("train.record", "train.start_epoch", "model.load_weights", "model.pretrained", "model.resume"),
-    *("test.batch_size", "test.eval_freq", "test.start_eval", "test.evaluate", "test.visrank", "test.visrank_topk"),
+    *NEUTRAL_KEYS,
+    *("use_gpu", "train.record", "train.start_epoch", "model.load_weights", "model.pretrained", "model.resume"),
+    *("test.batch_size", "test.evaluate"),
 }
 # What a checkpoint can't be resumed with in another way.
 _FIXED = ("model.name", "model.embedding", "model.neck", "train.optim", "train.staged_lr", "train.new_layers")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from torchreid import utils
 
+from torchreid_snloss.data.picture_names import distinct_names
 from torchreid_snloss.data.readable import UnreadableImageError
 from torchreid_snloss.engine.options import WriteError
 
@@ -39,7 +41,9 @@ def named_drawing_failures(folder: str | Path, query: Sequence[Any], gallery: Se
                     f"can't draw ranked lists: OpenCV can't read the image {str(path)!r}, though Pillow can"
                 ) from error
         raise
-    expected = len({Path(item[0]).stem for item in query if isinstance(item[0], str)})
+    paths = [item[0] for item in query if isinstance(item[0], str)]
+    registered = hasattr(utils.visualize_ranked_results, "__wrapped__")  # torchreid itself names them after the files
+    expected = len(set(distinct_names(paths) if registered else [Path(path).stem for path in paths]))
     after = _pictures(folder)
     written = sum(before.get(name) != state for name, state in after.items())
     if written < expected:

@@ -8,17 +8,27 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from torchreid_snloss import distributed
 from torchreid_snloss.engine.stopping import ignore_signals, interrupting_signals
 from torchreid_snloss.run.failures import concerns_one_process, describe, exit_code, report
-from torchreid_snloss.run.log import log_of
+from torchreid_snloss.run.log import log_of, note
 from torchreid_snloss.run.streams import safe_standard_streams
 
 __all__ = ["run_command"]
 
 
-def run_command(program: str, command: Callable[[], int], when_stopped: str = "", ends_process: bool = False) -> int:
+_Arguments = TypeVar("_Arguments")
+
+
+def run_command(
+    program: str,
+    parse: Callable[[], _Arguments],
+    command: Callable[[_Arguments], int],
+    when_stopped: str = "",
+    ends_process: bool = False,
+) -> int:
     """Calls a command line's work, and turns any exception into one line on standard error and an exit code.
 
     The traceback of an unexpected exception is in the run's log or, where there is none yet, in a file of its own; the
@@ -26,16 +36,21 @@ def run_command(program: str, command: Callable[[], int], when_stopped: str = ""
 
     Args:
         program: The name that the line begins with.
-        command: The work; returns an exit code.
+        parse: Reads the arguments, and may end the process, as argparse does after its help.
+        command: The work, which gets them; returns an exit code. That some code within it ends the process is a
+            failure.
         when_stopped: Words to add to the line after a signal.
         ends_process: Whether the process ends with the command, so that a further signal must not change its exit code.
     """
+    parsed = False
     with _safe_ends(), interrupting_signals() as received:
         try:
-            code = command()
-        except SystemExit:  # of argparse, which has said why
-            raise
+            arguments = parse()
+            parsed = True
+            code = command(arguments)
         except BaseException as error:
+            if isinstance(error, SystemExit) and not parsed:  # of argparse, which has said why
+                raise
             code = exit_code(error)
             # If all ranks report the same error, only rank 0 prints it.
             if concerns_one_process(error) or distributed.rank() == 0:
@@ -55,7 +70,8 @@ def _safe_ends() -> Iterator[None]:
 
     def tell(failed: threading.ExceptHookArgs) -> None:
         if failed.exc_value is not None:
-            print(f"** A thread ended: {describe(failed.exc_value)}")
+            note(failed.exc_value)
+            print(f"** A thread ended: {describe(failed.exc_value)}{_where_the_traceback_is(failed.exc_value)}")
 
     with safe_standard_streams():
         threading.excepthook = tell

@@ -15,14 +15,15 @@ from torchreid_snloss.config import ConfigError
 from torchreid_snloss.run.failures import report
 from torchreid_snloss.run.streams import SafeStream, Tee
 
-__all__ = ["log_of", "logged"]
+__all__ = ["log_of", "logged", "note"]
 
 _LOG = "torchreid_snloss_log"  # an attribute of an exception
+_open: list[tuple[Path, SafeStream]] = []  # the logs of this process
 
 
 @contextlib.contextmanager
 def logged(save_dir: str, name: str) -> Iterator[None]:
-    """Within it what the first process prints is in a file as well, and so is the exception that ends it.
+    """Within it what rank 0 prints is in a file as well, and so is the exception that ends it; other ranks have none.
 
     A standard output or a log that can't be written any more doesn't end the run.
 
@@ -46,16 +47,26 @@ def logged(save_dir: str, name: str) -> Iterator[None]:
     safe_log = SafeStream(log, lambda error: _tell_of_log(path, error))
     # torchreid's Logger is not used because it closes standard output at the end.
     with contextlib.redirect_stdout(cast(TextIO, Tee(SafeStream(sys.stdout), safe_log))):
+        _open.append((path, safe_log))
         try:
             yield
         except BaseException as error:
-            safe_log.write(report(error))
-            setattr(error, _LOG, path)
+            note(error)
             raise
         finally:
+            _open.pop()
             safe_log.flush()
             with contextlib.suppress(OSError):
                 log.close()
+
+
+def note(error: BaseException) -> None:
+    """Writes an exception, with its traceback if nobody expected it, to the log of the run, if there is one."""
+    if _open:
+        path, log = _open[-1]
+        log.write(report(error))
+        log.flush()
+        setattr(error, _LOG, path)
 
 
 def log_of(error: BaseException) -> Path | None:
