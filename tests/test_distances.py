@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.losses import LOSSES, Differences, GlobalBatchLoss, Memory, MetricLoss, Products
@@ -270,3 +271,38 @@ def test_a_subclass_written_for_0_2_works_and_warns() -> None:
     assert loss.statistics["nearest"].item() == pytest.approx(5.0)
     value.backward()
     assert features.grad.flatten().tolist() == pytest.approx([0.25, 0.75, -0.75, -0.25])
+
+
+def test_a_subclass_written_for_0_2_may_call_the_loss_it_extends() -> None:
+    with pytest.warns(DeprecationWarning, match="Twice"):
+
+        class Twice(HAP2SLoss):
+            def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Any:
+                values, slopes = super().anchor_values(distances, positive, negative)
+                return values * 2, slopes * 2
+
+    with pytest.warns(DeprecationWarning, match="FourTimes"):
+
+        class FourTimes(Twice):
+            def anchor_values(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Any:
+                values, slopes = super().anchor_values(distances, positive, negative)
+                return values * 2, slopes * 2
+
+    features, targets = torch.randn(16, 8), torch.arange(4).repeat_interleave(4)
+    loss = FourTimes(margin=1.0)
+    loss.collect_statistics = True
+    torch.testing.assert_close(loss(features, targets), 4 * HAP2SLoss(margin=1.0)(features, targets))
+    assert "active" in loss.statistics
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_activation_checkpointing(name: str, reentrant: bool) -> None:
+    targets, gradients = torch.arange(4).repeat_interleave(4), []
+    features = torch.randn(16, 8)
+    for checkpointed in (False, True):
+        leaf, loss = features.clone().requires_grad_(), LOSSES[name]()
+        value = checkpoint(loss, leaf, targets, use_reentrant=reentrant) if checkpointed else loss(leaf, targets)
+        value.backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)

@@ -147,3 +147,18 @@ def test_tracklets_whose_frames_have_the_same_names(tmp_path: Path) -> None:
 def test_distinct_names(paths: list[str], names: list[str]) -> None:
     assert distinct_names(paths) == names
     assert len({name.casefold() for name in names}) == len(names)
+
+
+def test_ranked_lists_of_paths_whose_bytes_are_no_text(
+    train: Callable[..., Done], reid_data: Path, in_folder: Path
+) -> None:
+    root = os.fsdecode(b"root-\xff")
+    shutil.copytree(reid_data, root)
+    query = sorted((Path(root) / "market1501/Market-1501-v15.09.15/query").glob("*.jpg"))[0]
+    query.rename(query.with_name(os.fsdecode(b"0" + os.fsencode(query.name)[1:-4] + b"\xfe.jpg")))
+    save_dir = os.fsdecode(b"log-\xff")
+    done = train("test.evaluate", True, "test.visrank", True, "data.root", root, "data.save_dir", save_dir)
+    assert done.code == 0, done.err
+    pictures = [path.name for path in Path(save_dir, "visrank_market1501").glob("*.jpg")]
+    assert len(pictures) == 16
+    assert sum("%FE" in name for name in pictures) == 1

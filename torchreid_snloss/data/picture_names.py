@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,25 +69,54 @@ def with_distinct_names(visualize: Callable[..., None]) -> Callable[..., None]:
 
     Returns:
         A function that does the same where the queries' files have different names. A query whose file shares its name
-        with another one is passed on under a name of its own.
+        with another one is passed on under a name of its own. Bytes in a path that are no text, which end OpenCV's
+        process, are passed on under another path, and stand as `%ff` in the picture's name.
     """
 
     @functools.wraps(visualize)
     def visualize_all(distmat: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
         query, gallery = dataset
-        names = distinct_names([_first_file(item) for item in query])
-        with tempfile.TemporaryDirectory() as folder:
+        names = [_as_text(name) for name in distinct_names([_first_file(item) for item in query])]
+        with tempfile.TemporaryDirectory() as folder, _folder_with_text(kwargs, os.path.join(folder, "pictures")):
             queries = [
                 _renamed(item, os.path.join(folder, f"query-{index}"), name)
                 for index, (item, name) in enumerate(zip(query, names))
             ]
             others = [
-                _renamed(item, os.path.join(folder, f"gallery-{index}"), Path(_first_file(item)).stem)
+                _renamed(item, os.path.join(folder, f"gallery-{index}"), _as_text(Path(_first_file(item)).stem))
                 for index, item in enumerate(gallery)
             ]
             visualize(distmat, (queries, others), *args, **kwargs)
 
     return visualize_all
+
+
+@contextlib.contextmanager
+def _folder_with_text(kwargs: dict[str, Any], instead: str) -> Iterator[None]:
+    """Replaces the keyword `save_dir` by another folder if its bytes are no text, and moves what is written there."""
+    save_dir = str(kwargs.get("save_dir", ""))
+    if _is_text(save_dir):
+        yield
+        return
+    kwargs["save_dir"] = instead
+    yield
+    os.makedirs(save_dir, exist_ok=True)
+    for path in Path(instead).iterdir():
+        target = os.path.join(save_dir, path.name)
+        if path.is_dir():
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(path, target)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be encoded as UTF-8: Python stands in for other bytes with lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def _as_text(name: str) -> str:
+    """A name in which each byte that is no text stands as `%ff`."""
+    return name if _is_text(name) else urllib.parse.quote_from_bytes(os.fsencode(name))
 
 
 def _first_file(item: Any) -> str:
@@ -96,11 +127,14 @@ def _renamed(item: Any, folder: str, name: str) -> Any:
     """The item with links in a folder for its files, if the first one is not of this name or names are repeated."""
     files = [item[0]] if isinstance(item[0], str) else list(item[0])
     own_names = [Path(file).stem for file in files]
-    if own_names[0] == name and not _repeated(own_names):
+    if own_names[0] == name and not _repeated(own_names) and all(map(_is_text, files)):
         return item
+    own_names = list(map(_as_text, own_names))
     os.mkdir(folder)
-    others = [f"{name}_{own_name}" if own_name == name else own_name for own_name in distinct_names(files)[1:]]
-    links = [os.path.join(folder, new + Path(file).suffix) for file, new in zip(files, [name, *others])]
+    others = [
+        f"{name}_{own_name}" if own_name == name else own_name for own_name in map(_as_text, distinct_names(files)[1:])
+    ]
+    links = [os.path.join(folder, new + _as_text(Path(file).suffix)) for file, new in zip(files, [name, *others])]
     for file, link in zip(files, links):
         _link(file, link)
     return (links[0] if isinstance(item[0], str) else tuple(links), *item[1:])

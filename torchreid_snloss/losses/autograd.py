@@ -122,8 +122,8 @@ class _AnchorValues(torch.autograd.Function):
         if grad is None:
             return None, None, None
         call: _Call = ctx.call
-        prepared = call.distances.prepared_type(*ctx.saved_tensors[: ctx.num_prepared])
-        kept = ctx.saved_tensors[ctx.num_prepared :]
+        saved = ctx.saved_tensors  # once: activation checkpointing unpacks them once
+        prepared, kept = call.distances.prepared_type(*saved[: ctx.num_prepared]), saved[ctx.num_prepared :]
         wanted = (True, True) if ctx.itself else ctx.needs_input_grad[:2]
         with torch.autocast(grad.device.type, enabled=False):
             if kept:

@@ -30,9 +30,11 @@ class OldNames:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         formula: Any = cls.__dict__.get("anchor_values")
-        if formula is not None and len(inspect.signature(formula).parameters) == 4:
-            _warn(f"{cls.__name__}.anchor_values now takes a fourth argument, statistics")
-            cls.anchor_values = _with_collector(formula)  # type: ignore[attr-defined]
+        if formula is not None:
+            is_old = len(inspect.signature(formula).parameters) == 4
+            if is_old:
+                _warn(f"{cls.__name__}.anchor_values now takes a fourth argument, statistics")
+            cls.anchor_values = (_with_collector if is_old else _with_default)(formula)  # type: ignore[attr-defined]
         columns: Any = cls.__dict__.get("columns")
         if columns is not None:
             _warn(f"{cls.__name__}.columns(squares, ...) is now select_references(distances, ..., statistics)")
@@ -61,12 +63,22 @@ class OldNames:
 
 def _with_collector(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def called(self: Any, distances: Tensor, positive: Tensor, negative: Tensor, statistics: Any) -> Any:
-        token = _COLLECTOR.set(statistics)
+    def called(self: Any, distances: Tensor, positive: Tensor, negative: Tensor, statistics: Any = None) -> Any:
+        token = _COLLECTOR.set(statistics or _COLLECTOR.get())
         try:
             return method(self, distances, positive, negative)
         finally:
             _COLLECTOR.reset(token)
+
+    return called
+
+
+def _with_default(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets an old subclass call `super().anchor_values(distances, positive, negative)`."""
+
+    @functools.wraps(method)
+    def called(self: Any, distances: Tensor, positive: Tensor, negative: Tensor, statistics: Any = None) -> Any:
+        return method(self, distances, positive, negative, statistics or _COLLECTOR.get() or StatisticsCollector())
 
     return called
 
