@@ -472,3 +472,11 @@ def test_re_ranking_takes_real_distances(dtype: type, number: int) -> None:
     name = ("q_g_dist", "q_q_dist", "g_g_dist")[number]
     with pytest.raises(TypeError, match=f"{name} must hold real numbers, got {args[number].dtype}"):
         re_ranking(*args)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_integer_distances_beyond_float64_keep_their_order(dtype: Any) -> None:
+    distances = np.array([[2**60 + 1, 2**60 + 2, 2**60]], dtype)
+    for nearest, mean_ap in ((2, 1.0), (0, 0.5), (1, 1 / 3)):
+        pids = np.where(np.arange(3) == nearest, 1, 2)
+        assert rank_gallery(distances, [1], pids, [0], [1, 1, 1]).mean_ap == pytest.approx(mean_ap)

@@ -180,7 +180,9 @@ def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
 
     def ranks_of_matches(query: int) -> NDArray[np.intp]:
         _check_numbers(rows, query)
-        row = rows[query].astype(dtype)  # a copy
+        # A float64 can't hold every 64-bit integer; the order of the values is all that counts.
+        given = np.unique(rows[query], return_inverse=True)[1] if rows.dtype.kind in "iu" else rows[query]
+        row = given.astype(dtype)  # a copy
         same_pid = by_pid[starts[query] : ends[query]]
         same_camid = gallery.camids[same_pid] == queries.camids[query]
         row[same_pid[same_camid]] = np.nan  # NaN is sorted to the end and is equal to no distance
