@@ -10,19 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from torchreid_snloss.evaluation import Ranking
+from torchreid_snloss.engine.testing import Evaluated
 from torchreid_snloss.progress import progress_bar
-from torchreid_snloss.record import Features, Recorder
+from torchreid_snloss.record import Recorder, to_features
 
 __all__ = ["EpochLog"]
 
 
 class EpochLog:
-    """Logs the steps of an epoch, and writes the record of a run if it has one.
-
-    Attributes:
-        recording: whether the run has a record.
-    """
+    """Logs the steps of an epoch, and writes the record of a run if it has one."""
 
     def __init__(self) -> None:
         self._recorder: Recorder | None = None
@@ -30,10 +26,6 @@ class EpochLog:
         self._batch_size = 0
         self._seconds: float | None = None
         self._values: dict[str, list[float]] = {}
-
-    @property
-    def recording(self) -> bool:
-        return self._recorder is not None
 
     def start_record(self, folder: str | Path, start_epoch: int) -> None:
         """Starts a record in `folder`, or continues the record there from `start_epoch` on."""
@@ -85,7 +77,24 @@ class EpochLog:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(self._batch_size)
 
-    def add_evaluation(self, epoch: int, dataset: str, ranking: Ranking, query: Features, gallery: Features) -> None:
-        """Records an evaluation after `epoch` epochs."""
-        if self._recorder is not None:
-            self._recorder.add_evaluation(epoch, dataset, ranking, query, gallery)
+    def add_evaluation(
+        self, epoch: int, dataset: str, found: Evaluated, items: Mapping[str, Any], normalize: bool
+    ) -> None:
+        """Records an evaluation, if the run has a record.
+
+        Args:
+            epoch: after how many epochs.
+            dataset: the name of the data set.
+            found: the evaluation, with features extracted beforehand.
+            items: the items of `query` and `gallery`.
+            normalize: whether the evaluation compares normalised features.
+
+        Raises:
+            RuntimeError: if `register` was not called, so that there is no mINP.
+        """
+        if self._recorder is None:
+            return
+        if found.ranking is None:
+            raise RuntimeError("the option record needs torchreid_snloss.register() to be called first")
+        query, gallery = (to_features(found.splits[split], items[split], normalize) for split in ("query", "gallery"))
+        self._recorder.add_evaluation(epoch, dataset, found.ranking, query, gallery)

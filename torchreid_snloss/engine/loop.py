@@ -25,10 +25,9 @@ from torchreid_snloss.engine.random_state import random_states
 from torchreid_snloss.engine.resumable_loader import ResumableLoader
 from torchreid_snloss.engine.saving import saving_what_is_trained
 from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
-from torchreid_snloss.engine.testing import Evaluated, Testing, selecting_map
+from torchreid_snloss.engine.testing import Testing, selecting_map
 from torchreid_snloss.engine.update import non_finite
 from torchreid_snloss.progress import above_bars
-from torchreid_snloss.record import to_features
 from torchreid_snloss.run.lock import locked_on_all_ranks
 
 __all__ = ["TrainingLoop"]
@@ -289,16 +288,9 @@ class TrainingLoop(engine.Engine):
         if found is not None:
             if found.ranking is not None and self.writer is not None:  # torchreid adds rank-1 and mAP in test()
                 self.writer.add_scalar(f"Test/{dataset_name}/mINP", found.ranking.mean_inp, self.epoch)
-            if self._log.recording:
-                self._record_evaluation(dataset_name, found, kwargs["normalize_feature"])
+            items = self.datamanager.test_dataset.get(dataset_name, {})
+            self._log.add_evaluation(self.epoch + 1, dataset_name, found, items, kwargs["normalize_feature"])
         results: Any = None if found is None else (found.rank1, found.mean_ap)
         rank1, mean_ap = distributed.broadcast_object(results)
         self._mean_aps[dataset_name] = mean_ap
         return rank1, mean_ap
-
-    def _record_evaluation(self, dataset_name: str, found: Evaluated, normalize: bool) -> None:
-        if found.ranking is None:
-            raise RuntimeError("the option record needs torchreid_snloss.register() to be called first")
-        items = self.datamanager.test_dataset[dataset_name]
-        features = [to_features(batches, items[split], normalize) for split, batches in found.splits.items()]
-        self._log.add_evaluation(self.epoch + 1, dataset_name, found.ranking, *features)
