@@ -240,6 +240,23 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     assert [int(Path(path).name[:4]) for path in gallery.paths] == gallery.pids.tolist()
 
 
+def test_an_error_of_one_rank_is_told_once(reid_data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "on_one.py"
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *options(reid_data, 1)]
+    for failing, prefix in (("1", "rank 1: "), ("01", "")):
+        script.write_text(
+            "import os, sys\n"
+            "from torchreid_snloss.cli import main\n"
+            f"lr = '-1' if os.environ['RANK'] in '{failing}' else '0.1'\n"
+            "sys.exit(main([*sys.argv[1:], 'train.lr', lr]))\n"
+        )
+        started = start(*how, cwd=tmp_path, stderr=subprocess.STDOUT)
+        output, _ = started.communicate(timeout=120)
+        told = [line for line in output.splitlines() if line.startswith("torchreid-snloss: ")]
+        assert len(told) == 1, output
+        assert told[0].startswith(f"torchreid-snloss: error: {prefix}train.lr must be")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,60 @@ def test_any_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[s
     trace = Path(err.split("'")[-2])
     assert "Traceback" in trace.read_text()
     trace.unlink()
+
+
+def test_a_thread_that_fails_leaves_its_traceback_in_the_log(
+    train: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, in_folder: Path
+) -> None:
+    def fail() -> None:
+        raise KeyError("in a thread")
+
+    class Threaded(Tiny):
+        def train(self, mode: bool = True) -> Any:
+            thread = threading.Thread(target=fail)
+            thread.start()
+            thread.join()
+            return super().train(mode)
+
+    monkeypatch.setitem(vars(models)["__model_factory"], "threaded", Threaded)
+    done = train(*SHORT, "model.name", "threaded")
+    log = next((in_folder / "log").glob("train.log-*"))
+    assert done.code == 0, done.err
+    assert f"** A thread ended: error: KeyError: 'in a thread'; the traceback is in 'log/{log.name}'" in done.out
+    assert 'in fail\n    raise KeyError("in a thread")' in log.read_text()
+    assert "Traceback" not in done.out + done.err
+
+
+def test_code_that_ends_the_process_is_a_failure(
+    train: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, in_folder: Path
+) -> None:
+    class Leaving(Tiny):
+        def train(self, mode: bool = True) -> Any:
+            sys.exit()
+
+    monkeypatch.setitem(vars(models)["__model_factory"], "leaving", Leaving)
+    one_line(train(*SHORT, "model.name", "leaving"), 1, "error: SystemExit; the traceback is in 'log/train.log")
+
+
+def test_a_key_error_of_a_model_is_not_its_name(
+    train: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, in_folder: Path
+) -> None:
+    monkeypatch.setitem(vars(models)["__model_factory"], "keyless", lambda **_: {}["width"])
+    one_line(train(*SHORT, "model.name", "keyless"), 1, "error: KeyError: 'width'; the traceback is in 'log/train.log")
+
+
+def test_outliers_that_can_not_be_written(train: Callable[..., Done], in_folder: Path) -> None:
+    (in_folder / "log").mkdir()
+    (in_folder / "log/outliers").write_text("a file in the place of a folder")
+    one_line(train(*SHORT, "data.outliers", 0.5), 2, "error: data.save_dir 'log' can't be written to: ", "outliers")
+
+
+def test_what_a_killed_process_left_beside_a_record_is_removed(train: Callable[..., Done], in_folder: Path) -> None:
+    left = in_folder / "log/record/.unfinished-record.json-abc"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    assert train(*SHORT, "train.record", True).code == 0
+    assert not left.exists()
 
 
 # ---- streams ----
@@ -344,6 +399,14 @@ def test_image_files_of_another_ending_are_told(reid_data: Path, in_folder: Path
     done = train("data.root", root, "test.evaluate", True)
     assert f"4 of {len(images)} image files in {images[0].parent} are left out: the data set reads .jpg" in done.out
     assert "end in .JPG, .png" in done.out
+    query = sorted(root.rglob("query/*.jpg"))
+    for ending in (".JPG", ".png"):
+        shutil.copy(query[0], query[0].with_suffix(ending))
+    done = train("data.root", root, "test.evaluate", True)
+    assert (
+        f"** 6 of {len(images) + len(query) + 2} image files in {images[0].parent} and 1 other folder are" in done.out
+    )
+    assert done.out.count("are left out") == 1  # a line for thousands of folders
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")

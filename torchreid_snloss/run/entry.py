@@ -105,7 +105,7 @@ def _where_the_traceback_is(error: BaseException) -> str:
 
 
 def _holds(path: Path, text: str) -> bool:
-    """Whether the log got the text, which a full disk prevents."""
+    """Whether the log, unless it is a device, got the text, which a full disk prevents."""
     with contextlib.suppress(OSError):
-        return text.encode(errors="backslashreplace") in path.read_bytes()
+        return path.is_file() and text.encode(errors="backslashreplace") in path.read_bytes()
     return False
