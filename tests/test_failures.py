@@ -22,11 +22,12 @@ from PIL import Image
 from torch import nn
 from torchreid import models
 
-from torchreid_snloss import ImageSNEngine, load_checkpoint
+from torchreid_snloss import ImageSNEngine, load_checkpoint, register
 from torchreid_snloss.data import make_pedestrians
 from torchreid_snloss.data.synthetic import SyntheticTracklets
 from torchreid_snloss.engine import NothingLearntError, TrainOptions, WriteError
 from torchreid_snloss.engine.monitor import LearningMonitor
+from torchreid_snloss.engine.ranked_lists import named_drawing_failures
 from torchreid_snloss.run.entry import run_command
 
 SHORT = ["loss.name", "sn", "train.max_epoch", 1]
@@ -407,6 +408,16 @@ def test_image_files_of_another_ending_are_told(reid_data: Path, in_folder: Path
         f"** 6 of {len(images) + len(query) + 2} image files in {images[0].parent} and 1 other folder are" in done.out
     )
     assert done.out.count("are left out") == 1  # a line for thousands of folders
+
+
+def test_each_query_must_have_its_own_picture(tmp_path: Path) -> None:
+    register()
+    query = [(f"{folder}/0001.jpg", 1, 0) for folder in ("a", "b")]
+    with (
+        pytest.raises(WriteError, match="only 1 of 2 ranked lists could be written"),
+        named_drawing_failures(tmp_path, query, []),
+    ):
+        (tmp_path / "a_0001.jpg").write_text("a picture")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
