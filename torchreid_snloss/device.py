@@ -1,6 +1,7 @@
 """The accelerator: whether there is one, what it can do, and how models and batches get there.
 
-Only this module and `losses/distances.py`, which chooses how distances are computed, depend on the kind of device.
+Only this module and three of the losses' depend on the kind of device: `losses/distances.py` and `losses/nearest.py`
+choose an algorithm by it, and `losses/rows.py` knows which lack float64.
 torchreid's own engines and models call `.cuda()`, so another kind also needs a torchreid that knows it.
 """
 

@@ -1,4 +1,4 @@
-"""Progress bars on standard error. Nothing is shown if that is not a terminal."""
+"""Progress bars on standard error, by tqdm. Nothing is shown if that is not a terminal."""
 
 from __future__ import annotations
 

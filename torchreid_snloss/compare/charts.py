@@ -1,4 +1,4 @@
-"""The charts of the report: SVG whose text and axes take the text colour of the page around them."""
+"""The charts of the report, which `page.py` places: SVG in the text colour of the page around them."""
 
 from __future__ import annotations
 

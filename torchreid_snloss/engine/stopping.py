@@ -32,11 +32,13 @@ class SignalInterrupt(KeyboardInterrupt):
         self.signal = number
 
 
+# What asks a run to stop; there is no SIGHUP on Windows.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 def stop_signals() -> list[signal.Signals]:
     """The signals that ask a process to stop. One that is ignored stays ignored, such as SIGHUP under `nohup`."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # there is no SIGHUP on Windows
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    return [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextlib.contextmanager
@@ -123,9 +125,7 @@ def leave_signals_to_the_parent(_: int) -> None:
 
     Workers move to a process group of their own. They don't ignore SIGTERM, because Python uses it to end them on exit.
     """
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

@@ -1,4 +1,4 @@
-"""torchreid's evaluation, with features that are extracted according to the options of a run."""
+"""torchreid's evaluation, with features that are extracted according to the options of a run: flip, multi-query."""
 
 from __future__ import annotations
 
