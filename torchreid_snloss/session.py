@@ -13,7 +13,7 @@ from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
 from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_data, load_model
-from torchreid_snloss.checkpoint import find_newest, load_weights, model_folder
+from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights, model_folder
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
@@ -144,10 +144,9 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
     """
     checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
     if settings.resume == "auto" or restarted:
-        newest = None
-        if distributed.rank() == 0:
-            newest = find_newest(folder, None if settings.resume == "auto" else engine.checkpointer.run)
-        checkpoint = distributed.broadcast_object(newest) or checkpoint
+        checkpoint = _newest(folder, None if settings.resume == "auto" else engine.checkpointer.run) or checkpoint
+        if not checkpoint and settings.evaluate and settings.resume == "auto" and not settings.load_weights:
+            raise ConfigError(f"model.resume auto: no checkpoint to test in {folder}")
         if not checkpoint:
             reason = "restarted" if restarted else "model.resume auto"
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
@@ -157,3 +156,17 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
         if given := settings.values[key]:
             print(f"=> {key} {given} is not used, since the run is resumed")
     return int(distributed.main_process_first(lambda: engine.resume(checkpoint)))
+
+
+def _newest(folder: Path, run: str | None) -> Path | None:
+    """What `find_newest` finds on rank 0, or the error that it raises there, on all processes."""
+    found: Path | CheckpointError | None = None
+    if distributed.rank() == 0:
+        try:
+            found = find_newest(folder, run)
+        except CheckpointError as error:
+            found = error
+    found = distributed.broadcast_object(found)
+    if isinstance(found, CheckpointError):
+        raise found
+    return found

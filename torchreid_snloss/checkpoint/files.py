@@ -11,7 +11,7 @@ from torch import nn
 
 from torchreid_snloss.checkpoint.atomic import atomic_write
 from torchreid_snloss.checkpoint.fitting import fit_weights
-from torchreid_snloss.checkpoint.names import named_checkpoints
+from torchreid_snloss.checkpoint.names import BEST, named_checkpoints
 from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
 from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file, read_torch_file
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _NUM_NAMES = 3  # of layers, in a message
+_WAY_OUT = "set another data.save_dir, or move the checkpoints away, since the run would overwrite them"
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
@@ -182,10 +183,11 @@ def restore(
 
 
 def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
-    """Finds the newest checkpoint in a folder that can be loaded. A printed line names each one that can't.
+    """Finds the newest checkpoint in a folder that can be loaded. A printed line names each damaged one.
 
     What a checkpoint holds says how new it is, not the time of its file, which a copy does not keep: the run that
-    started last counts first, then the epoch, then the batch.
+    started last counts first, then the epoch, then the batch. The best checkpoint counts only where it is the only one,
+    as after a kill between its writing and that of the other.
 
     Args:
         folder: The folder with the checkpoints.
@@ -193,32 +195,70 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
 
     Returns:
         The file, or None if there is none.
+
+    Raises:
+        CheckpointError: If a newer checkpoint is of a later version or can't be read, or if `run` is None and there are
+            checkpoints but none can be loaded. A run that went on all the same would overwrite them.
     """
-    files = []
-    for epoch, batch, path in named_checkpoints(folder):
+    best, named = Path(folder) / BEST, named_checkpoints(folder)
+    files: list[tuple[tuple[str, int, int], Path]] = []
+    unknown: list[tuple[tuple[str, int, int], str]] = []
+    reasons: list[str] = []
+    for epoch, batch, path in [*named, *([(0, 0, best)] if best.is_file() else [])]:
         try:
-            files.append((*_position(path, epoch, batch), path))
+            position, later = _position(path, epoch, batch)
         except CheckpointError as error:
-            print(f"** Skipped a checkpoint: {error}")
-    for whose, _, _, path in sorted(files, reverse=True):
-        if run is not None and whose != run:
+            if isinstance(error.__cause__, OSError):
+                unknown.append((("", epoch, batch), str(error)))
+            elif path != best or not named:
+                print(f"** Skipped a checkpoint: {error}")
+            reasons.append(str(error))
+            continue
+        if later:
+            reasons.append(f"{str(path)!r} was written by a later version of torchreid-snloss, in format {later}")
+            unknown.append((position, reasons[-1]))
+        elif path != best or not named:
+            files.append((position, path))
+    newest, reached = None, ("", -1, -1)
+    for position, path in sorted(files, reverse=True):
+        if run is not None and position[0] != run:
             continue
         try:
             _load_checked(path)
         except CheckpointError as error:
             print(f"** Skipped a checkpoint: {error}")
+            reasons.append(str(error))
         else:
-            return path
-    return None
+            newest, reached = path, position
+            break
+    for position, reason in unknown:
+        if (run is None or position[0] == run) and _is_newer(position, reached):
+            raise CheckpointError(f"can't resume from the newest checkpoint: {reason}; {_WAY_OUT}")
+    if newest is None and run is None and reasons:
+        raise CheckpointError(
+            f"none of the checkpoints in {str(folder)!r} can be resumed from: {reasons[0]}; {_WAY_OUT}"
+        )
+    return newest
 
 
-def _position(path: Path, epoch: int, batch: int) -> tuple[str, int, int]:
-    """How far a checkpoint is: its run, which sorts by when it started, its epoch and batch; else those of its name."""
+def _is_newer(position: tuple[str, int, int], than: tuple[str, int, int]) -> bool:
+    """Compares by runs only where both are known."""
+    known = bool(position[0] and than[0])
+    return position > than if known else position[1:] > than[1:]
+
+
+def _position(path: Path, epoch: int, batch: int) -> tuple[tuple[str, int, int], int]:
+    """How far a checkpoint is: its run, which sorts by when it started, its epoch and batch; else those of its name.
+
+    Returns:
+        The position, and the version of the format if it is a later one than this version reads; else 0.
+    """
     content = peek_torch_file(path)
     if not isinstance(content, dict):
-        return "", epoch, batch
-    run, state = content.get("run"), content.get("progress")
+        return ("", epoch, batch), 0
+    run, state, version = content.get("run"), content.get("progress"), content.get("format_version")
     inside: tuple[Any, Any] = content.get("epoch"), state.get("batch") if isinstance(state, dict) else 0
     if all(type(number) is int for number in inside):
         epoch, batch = inside
-    return run if isinstance(run, str) else "", epoch, batch
+    later = version if isinstance(version, int) and version > FORMAT_VERSION else 0
+    return (run if isinstance(run, str) else "", epoch, batch), later

@@ -9,27 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torchreid_snloss.values import shortened, shown
+
 __all__ = ["Flag", "Integer", "Items", "Keywords", "Number", "Range", "Text", "Words", "shortened", "shown"]
 
-_MOST_SHOWN = 200  # characters
 _LONGEST = 4096  # characters of a path
 _MANY = 1000  # items, more than any list needs
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: on one line, and shortened if it is long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python refuses to print an integer of thousands of digits
-        return f"a value of type {type(value).__name__} that is too long to show"
-    return shortened(text)
-
-
-def shortened(text: str) -> str:
-    """The beginning of a text that is too long for a message."""
-    if len(text) <= _MOST_SHOWN:
-        return text
-    return f"{text[: _MOST_SHOWN // 2]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True, kw_only=True)

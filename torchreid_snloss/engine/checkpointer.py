@@ -65,6 +65,7 @@ class Checkpointer:
         optional: parts that a checkpoint may lack, by their key in it: a `GradScaler`, a `Memory`. None for a part that
             this run has not.
         random_states: those after the last step; None: the present ones.
+        mean_aps: mAP of the last evaluation by data set, by which the best checkpoint is chosen.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, seed: int) -> None:
@@ -78,18 +79,26 @@ class Checkpointer:
         self.criteria: nn.Module | None = None
         self._schedule = Schedule(optimizer, scheduler)
         self.optional: dict[str, Any] = {"scaler": None, "memory": None}
+        self.mean_aps: dict[str, float] = {}
         self._folder = Path()
+        self._resumed = False
         self._random_states: dict[str, Any] | None = None
         self.random_states: dict[str, Any] | None = None
 
     def start(self, save_dir: str | Path, training: bool) -> None:
         """Sets the run's folder, `save_dir/model`, and before training removes unfinished files of killed processes.
 
-        Checkpoints that were written to another folder are no longer tracked, so they are never removed.
+        Checkpoints that were written to another folder are no longer tracked, so they are never removed; and the best
+        one so far is the best of this folder: none, unless a run resumed from another folder finds one here.
         """
-        self._folder = model_folder(save_dir)
-        if self.newest is None or self.newest.parent.resolve() != self._folder.resolve():
+        folder = model_folder(save_dir)
+        if folder.resolve() != self._folder.resolve():
             self.state.written = []
+            if not (self._resumed and (folder / BEST).is_file()):
+                self.state.best = -1.0
+            if training:
+                self.mean_aps.clear()
+        self._folder, self._resumed = folder, False
         if training and distributed.rank() == 0:
             remove_unfinished(self._folder)
 
@@ -185,7 +194,7 @@ class Checkpointer:
                 self.state.seed = own_seed
             elif self.state.seed != own_seed:
                 of_schedule.append(f"seed: {self.state.seed} in the checkpoint, which is used, {own_seed} in this run")
-        self.newest = Path(path)
+        self.newest, self._folder, self._resumed = Path(path), Path(path).parent, True
         batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
         print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
         for line in differences.lines(of_schedule):

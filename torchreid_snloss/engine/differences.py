@@ -7,6 +7,7 @@ from typing import Any
 
 from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.data.fingerprint import difference
+from torchreid_snloss.values import shown
 
 __all__ = ["NEUTRAL_KEYS", "Differences", "plain"]
 
@@ -20,7 +21,7 @@ NEUTRAL_KEYS = (
 _FREE = {
     *NEUTRAL_KEYS,
     *("use_gpu", "train.record", "train.start_epoch", "model.load_weights", "model.pretrained", "model.resume"),
-    *("test.batch_size", "test.evaluate"),
+    *("test.batch_size", "test.evaluate", "data.load_train_targets", "sampler.train_sampler_t"),
 }
 # What a checkpoint can't be resumed with in another way.
 _FIXED = ("model.name", "model.embedding", "model.neck", "train.optim", "train.staged_lr", "train.new_layers")
@@ -42,10 +43,20 @@ _USED_IF = {  # keys that mean nothing unless another one is set
 _USED_BY = {  # sections, and keys, that only some choices use
     "train.stepsize": ("train.lr_scheduler", ("single_step", "multi_step", "exponential")),
     "train.gamma": ("train.lr_scheduler", ("single_step", "multi_step", "exponential")),
-    "sgd.": ("train.optim", ("sgd", "rmsprop")),
+    "sgd.momentum": ("train.optim", ("sgd", "rmsprop")),
+    "sgd.": ("train.optim", ("sgd",)),
     "rmsprop.": ("train.optim", ("rmsprop",)),
     "adam.": ("train.optim", ("adam", "amsgrad", "radam")),
     "video.": ("data.type", ("video",)),
+    "data.k_tfm": ("data.type", ("image",)),
+    "sampler.num_instances": ("sampler.train_sampler", ("IdentitySampler", "RandomIdentitySampler")),
+    "sampler.num_cams": ("sampler.train_sampler", ("RandomDomainSampler",)),
+    "sampler.num_datasets": ("sampler.train_sampler", ("RandomDatasetSampler",)),
+}
+_USED_WITH = {  # keys that only one data set uses
+    "cuhk03.labeled_images": "cuhk03",
+    "cuhk03.classic_split": "cuhk03",
+    "market1501.": "market1501",
 }
 
 
@@ -74,7 +85,7 @@ class Differences:
     """
 
     def __init__(self, checkpoint: Mapping[str, Any], now: Mapping[str, Any], path: Any) -> None:
-        before, settings = _mapping(checkpoint.get("settings")), now["settings"]
+        before, settings = _plain_values(checkpoint.get("settings")), now["settings"]
         self._settings: dict[str, str] | None = None
         self._batches: list[str] = []
         self.other_order = False
@@ -85,10 +96,10 @@ class Differences:
             with_state = bool(now["criterion"] or checkpoint.get("criterion"))
             self._settings = _changed_settings(before, settings, with_state, path)
             self.other_order = any(key.startswith(_ORDER) for key in self._settings)
-        self._compare_batches(_mapping(checkpoint.get("batches")), now["batches"], path)
+        self._compare_batches(_plain_values(checkpoint.get("batches")), now["batches"], path)
 
     def _compare_batches(self, before: Mapping[str, Any], now: Mapping[str, Any], path: Any) -> None:
-        images, own = _mapping(before.get("images")), now.get("images")
+        images, own = _fingerprint(before.get("images")), now.get("images")
         if own and not images:
             self._batches.append("the checkpoint does not say which images and labels it was trained with")
         if own and images:
@@ -108,7 +119,8 @@ class Differences:
         self.other_order |= bool(changed or (own and images and images.get("order") != own["order"]))
         if self._settings is None:
             self._batches += [
-                f"{key}: {before[key]} in the checkpoint, {now[key]} in this run, which is used" for key in changed
+                f"{key}: {shown(before[key])} in the checkpoint, {shown(now[key])} in this run, which is used"
+                for key in changed
             ]
 
     def lines(self, of_schedule: list[str]) -> list[str]:
@@ -124,8 +136,26 @@ class Differences:
         return [*settings.values(), *([] if said else of_schedule), *self._batches]
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _plain_values(part: Any) -> Mapping[str, Any]:
+    """Those values of a checkpoint's part that can be compared with a setting; none if it is no mapping."""
+    return {key: value for key, value in part.items() if _is_plain(value)} if isinstance(part, Mapping) else {}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _fingerprint(value: Any) -> Mapping[str, Any]:
+    """A fingerprint of training images; empty if a checkpoint holds anything else."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("images"), int):
+        return {}
+    labels = value.get("labels")
+    whole = isinstance(labels, Mapping) and all(isinstance(digest, str) for digest in labels.values())
+    return value if whole else {}
 
 
 def _changed_settings(
@@ -141,7 +171,7 @@ def _changed_settings(
         if key in changed and criterion_has_state:
             raise _refusal(path, key, before[key], changed[key])
     return {
-        key: f"{key}: {before[key]} in the checkpoint, {value} in the config, which is used"
+        key: f"{key}: {shown(before[key])} in the checkpoint, {shown(value)} in the config, which is used"
         for key, value in changed.items()
         if key not in _FREE and _in_use(key, before, now)
     }
@@ -149,7 +179,7 @@ def _changed_settings(
 
 def _refusal(path: Any, key: str, before: Any, now: Any) -> CheckpointError:
     return CheckpointError(
-        f"{str(path)!r} can't be resumed with {key} {now}: it was trained with {before}; "
+        f"{str(path)!r} can't be resumed with {key} {shown(now)}: it was trained with {shown(before)}; "
         "start from its weights with model.load_weights"
     )
 
@@ -160,6 +190,10 @@ def _in_use(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool
     for section, (choice, names) in _USED_BY.items():
         if key.startswith(section):
             return now.get(choice) in names
+    for section, name in _USED_WITH.items():
+        if key.startswith(section):
+            sets = [*(now.get("data.sources") or ()), *(now.get("data.targets") or ())]
+            return name in sets and now.get("data.type") != "video"
     if key.startswith("loss.") and key.count(".") > 1:
         losses = {*str(before.get("loss.name")).split("+"), *str(now.get("loss.name")).split("+"), "softmax", "memory"}
         return key.split(".")[1] in losses

@@ -76,7 +76,6 @@ class TrainingLoop(engine.Engine):
         self.options = TrainOptions()
         self._stop = StopSignals()
         self._log = EpochLog()
-        self._mean_aps: dict[str, float] = {}
         if distributed.world_size() > 1 and self.trains_on_several_processes:
             check_same_on_all_ranks(self.train_loader)
             self.train_loader = shard_training(self.train_loader)
@@ -117,11 +116,11 @@ class TrainingLoop(engine.Engine):
             distributed.mute_other_ranks(),
             above_bars(),
         ):
-            self.checkpointer.start(save_dir, training=not testing_only)
             if testing_only:
                 super().run(save_dir=save_dir, **kwargs)
                 self._stop_if_requested()
                 return
+            self.checkpointer.start(save_dir, training=True)
             check_labels(self.datamanager)
             if distributed.world_size() > 1 and not self.trains_on_several_processes:
                 raise ValueError(
@@ -255,7 +254,7 @@ class TrainingLoop(engine.Engine):
         state.rank1, state.evaluated = float(rank1), True
         # This must come before the checkpoint that marks the evaluation as done.
         if self._learning.learnt or not self._learning.tried:
-            self.checkpointer.save_if_best(epoch + 1, *selecting_map(self._mean_aps))
+            self.checkpointer.save_if_best(epoch + 1, *selecting_map(self.checkpointer.mean_aps))
         self.checkpointer.save(epoch + 1, self.options.keep)
 
     def resume(self, path: str | Path) -> int:
@@ -292,5 +291,5 @@ class TrainingLoop(engine.Engine):
             self._log.add_evaluation(self.epoch + 1, dataset_name, found, items, kwargs["normalize_feature"])
         results: Any = None if found is None else (found.rank1, found.mean_ap)
         rank1, mean_ap = distributed.broadcast_object(results)
-        self._mean_aps[dataset_name] = mean_ap
+        self.checkpointer.mean_aps[dataset_name] = mean_ap
         return rank1, mean_ap

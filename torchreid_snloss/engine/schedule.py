@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torchreid_snloss.checkpoint import CheckpointError
+from torchreid_snloss.values import shown
 
 __all__ = ["Schedule"]
 
@@ -146,13 +147,14 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     for key in {**now, **before}:
         if key not in before or key not in now or not _equal(before[key], now[key]):
             name = key.rpartition(".")[2]
-            was, own = (_shown(values.get(key, "nothing")) for values in (before, now))
+            name = name if name.isidentifier() else shown(name)
+            was, own = (_shown(values[key]) if key in values else "nothing" for values in (before, now))
             lines[name] = f"{name}: {was} in the checkpoint, {own} in this run, which is used"
     return lines
 
 
-def _shown(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def _shown(value: Any) -> str:
+    return shown(value[0] if isinstance(value, list) and len(value) == 1 else value)
 
 
 def _check_kind(name: str, was: Mapping[str, Any], own: Mapping[str, Any], path: Any) -> None:
@@ -161,6 +163,6 @@ def _check_kind(name: str, was: Mapping[str, Any], own: Mapping[str, Any], path:
         changed.append("momentum")
     for key in changed:
         raise CheckpointError(
-            f"{str(path)!r} belongs to another optimizer: its {name} has {key}={was.get(key)}, this run's {own[key]}; "
-            "start from its weights with model.load_weights"
+            f"{str(path)!r} belongs to another optimizer: its {name} has {key}={shown(was.get(key))}, this run's "
+            f"{shown(own[key])}; start from its weights with model.load_weights"
         )
