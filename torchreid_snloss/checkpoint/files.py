@@ -16,6 +16,7 @@ from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_sched
 from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file, read_torch_file
 from torchreid_snloss.errors import text_of
+from torchreid_snloss.values import shown
 
 __all__ = [
     "find_newest",
@@ -215,7 +216,9 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
             reasons.append(str(error))
             continue
         if later:
-            reasons.append(f"{str(path)!r} was written by a later version of torchreid-snloss, in format {later}")
+            reasons.append(
+                f"{str(path)!r} was written by a later version of torchreid-snloss, in format {shown(later)}"
+            )
             unknown.append((position, reasons[-1]))
         elif path != best or not named:
             files.append((position, path))
@@ -242,12 +245,12 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
 
 
 def _is_newer(position: tuple[str, int, int], than: tuple[str, int, int]) -> bool:
-    """Compares by runs only where both are known."""
-    known = bool(position[0] and than[0])
-    return position > than if known else position[1:] > than[1:]
+    """Whether a checkpoint is of a later run, where both are known, or was trained further and would be overwritten."""
+    of_later_run = bool(position[0] and than[0]) and position > than
+    return of_later_run or position[1:] > than[1:]
 
 
-def _position(path: Path, epoch: int, batch: int) -> tuple[tuple[str, int, int], int]:
+def _position(path: Path, epoch: int, batch: int) -> tuple[tuple[str, int, int], float]:
     """How far a checkpoint is: its run, which sorts by when it started, its epoch and batch; else those of its name.
 
     Returns:
@@ -260,5 +263,5 @@ def _position(path: Path, epoch: int, batch: int) -> tuple[tuple[str, int, int],
     inside: tuple[Any, Any] = content.get("epoch"), state.get("batch") if isinstance(state, dict) else 0
     if all(type(number) is int for number in inside):
         epoch, batch = inside
-    later = version if isinstance(version, int) and version > FORMAT_VERSION else 0
+    later = version if isinstance(version, (int, float)) and version > FORMAT_VERSION else 0
     return (run if isinstance(run, str) else "", epoch, batch), later
