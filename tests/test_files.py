@@ -91,6 +91,61 @@ def test_a_flipped_bit_is_seen_anywhere(adam: Path, tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def change_directory(content: bytearray, name: bytes, offset: int, bits: int) -> None:
+    """Flips bits in the entry of a part in the directory at the end of a zip archive."""
+    entry = content.rindex(name) - 46  # its name comes last in the file here
+    assert content[entry : entry + 4] == b"PK\x01\x02"
+    content[entry + offset] ^= bits
+
+
+@pytest.mark.parametrize(
+    ("part", "offset", "bits", "message"),
+    [
+        (b"/data/0", 38, 0x10, "data/0' is marked as a folder"),
+        (b"/data.pkl", 38, 0x10, "data.pkl' is marked as a folder"),
+        (b"/data/0", 38, 0x12, "data/0' is marked as a folder"),
+        (b"/data/0", 8, 0x02, "is not the one that its directory lists"),
+        (b"/data/0", 10, 0x08, "is not the one that its directory lists"),
+        (b"/data/0", 46 + 12, 0x01, "is there twice"),  # another part's name
+    ],
+)
+def test_what_an_archive_says_of_a_part_is_checked(
+    part: bytes, offset: int, bits: int, message: str, adam: Path, tmp_path: Path
+) -> None:
+    content = bytearray(adam.read_bytes())
+    with zipfile.ZipFile(adam) as archive:
+        folder = archive.infolist()[0].filename.split("/")[0].encode()
+    offset += len(folder) - 6 if offset > 46 else 0
+    change_directory(content, folder + part, offset, bits)
+    path = tmp_path / "model.pth.tar-1"
+    path.write_bytes(content)
+    for load in (load_checkpoint, lambda path: load_weights(nn.Linear(2, 2), path)):
+        with pytest.raises(CheckpointError, match=message):
+            load(path)
+    assert find_newest(tmp_path) is None
+
+
+def test_a_torchscript_model_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "model.pth"))
+    with pytest.raises(CheckpointError, match=r"is a TorchScript model, which holds code; save the state_dict\(\)"):
+        load_checkpoint(tmp_path / "model.pth")
+
+
+def test_names_in_a_file_are_escaped_and_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, names = nn.Linear(2, 2), ("evil\nname\x1b[31m", "\u202e", "long" * 10**4)
+    torch.save({**model.state_dict(), **{name: torch.zeros(1) for name in names}}, tmp_path / "x")
+    load_weights(model, tmp_path / "x")
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "the model has no evil\\nname\\x1b[31m; the model has no \\u202e; the model has no longlong" in line
+    assert len(line) < 500
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, tmp_path / "x", complete=True)
+    assert str(caught.value).isprintable()
+    torch.save({"evil\n": torch.tensor(math.nan)}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"its layer evil\\n holds NaN"):
+        load_weights(model, tmp_path / "x")
+
+
 def test_a_run_goes_on_before_a_damaged_checkpoint_and_takes_no_weights_of_it(
     train: Callable[..., Done], in_folder: Path
 ) -> None:

@@ -8,7 +8,7 @@ import os
 import traceback
 from types import FrameType
 
-__all__ = ["text_of", "where_raised"]
+__all__ = ["printable", "text_of", "where_raised"]
 
 
 def text_of(error: BaseException, longest: int | None = None) -> str:
@@ -22,6 +22,17 @@ def text_of(error: BaseException, longest: int | None = None) -> str:
     if text:
         return text
     return (isinstance(error, AssertionError) and _failed_assertion(error)) or type(error).__name__
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """A text in which what a terminal does not print, such as a line break, is escaped.
+
+    Args:
+        text: The text.
+        longest: How many characters of it are shown; None for all.
+    """
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return escaped if longest is None or len(escaped) <= longest else f"{escaped[: longest - 3]}..."
 
 
 def where_raised(error: BaseException) -> tuple[FrameType, int] | None:

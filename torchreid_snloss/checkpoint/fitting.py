@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss.checkpoint.schema import check_tensor
+from torchreid_snloss.errors import printable
 
 __all__ = ["WeightsFit", "check_number_type", "fit_weights"]
+
+_LONGEST = 200  # characters about a layer
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class WeightsFit:
     share: float
 
     def describe(self, number: int) -> str:
-        """Describes the misfits, those of classifiers last.
+        """Describes the misfits, those of classifiers last. Names are cut, and what is not printable is escaped.
 
         Args:
             number: How many layers to name.
         """
-        lines = [*self.misfits, *self.classifier]
+        lines = [printable(line, _LONGEST) for line in (*self.misfits, *self.classifier)]
         more = f", and {len(lines) - number} more" if len(lines) > number else ""
         return "; ".join(lines[:number]) + more
 

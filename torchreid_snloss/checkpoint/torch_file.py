@@ -13,13 +13,17 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from torchreid_snloss.errors import text_of
+from torchreid_snloss.checkpoint.archive import archive_damage
+from torchreid_snloss.errors import printable, text_of
 
 __all__ = ["CheckpointError", "check_torch_file", "peek_torch_file", "read_torch_file"]
 
 
 class CheckpointError(ValueError):
     """A file is not a checkpoint, is damaged, or belongs to another model."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # names in a file may be anything
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -45,6 +49,10 @@ def read_torch_file(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
     except Exception as error:  # unpickling raises nearly any class
         name = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{str(path)!r} is a TorchScript model, which holds code; save the state_dict() of the model instead"
+            ) from error
         if isinstance(error, pickle.UnpicklingError) and (name or is_zip):
             reason = f"it needs {name[1]}, which could run code" if name else "it holds more than data"
             if name and "numpy" in name[1] and not hasattr(torch.serialization, "safe_globals"):
@@ -95,7 +103,7 @@ def _inspect(stream: IO[bytes]) -> tuple[bool, str]:
     if not start:
         return False, "it is empty"
     if start.startswith(b"PK") or zipfile.is_zipfile(stream):
-        return True, _zip_damage(stream)
+        return True, archive_damage(stream)
     if start.lstrip().startswith(b"<"):
         return False, "it is a web page"
     if start.startswith(b"version https://git-lfs"):
@@ -103,17 +111,6 @@ def _inspect(stream: IO[bytes]) -> tuple[bool, str]:
     if not start.startswith(b"\x80") and not stream.name.endswith(".safetensors"):  # no pickle
         return False, "torch did not write it"
     return False, ""
-
-
-def _zip_damage(stream: IO[bytes]) -> str:
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            if not any(member.CRC for member in archive.infolist()):  # torch was told to write no checksums
-                return ""
-            damaged = archive.testzip()
-    except Exception:  # damage to the headers raises nearly any class
-        return "it is cut off or overwritten"
-    return f"its part {damaged!r} does not match its checksum" if damaged else ""
 
 
 def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
