@@ -354,11 +354,12 @@ def test_a_damaged_record_is_named_before_any_run(
     monkeypatch.chdir(tmp_path)
     folder = Path("log/compare/plain/sn/seed-1")  # the second run
     shutil.copytree(recorded_runs[0].folder / "record", folder / "record")
-    (folder / "settings.yaml").write_text("loss: [")
-    assert main(_arguments(reid_data)) == 2
-    errors = capsys.readouterr().err
-    assert f"the settings of the run in {folder} are damaged: " in errors
-    assert errors.count("\n") == 1
+    for settings in ("loss: [", "loss: {name: nope}", "loss: {name: sn+nope}", "loss: {sn: {weight_m: {}}}"):
+        (folder / "settings.yaml").write_text(settings)
+        assert main(_arguments(reid_data)) == 2
+        errors = capsys.readouterr().err
+        assert f"the settings of the run in {folder} are damaged: " in errors
+        assert errors.count("\n") == 1
     (folder / "settings.yaml").write_text(_settings_of(reid_data, "sn"))
     record = folder / "record/record.json"
     text = record.read_text()

@@ -301,6 +301,25 @@ def test_auto_skips_malformed_content_and_names_that_are_no_integers(adam: Path,
     assert find_newest(tmp_path) == tmp_path / "model.pth.tar-1"
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("train.record", True), ("test.flip", True)], ids=lambda o: "".join(map(str, o))
+)
+@pytest.mark.parametrize("size", [1e38, 1e25])
+def test_features_that_are_not_finite_end_a_test_with_a_line(
+    options: tuple[Any, ...], size: float, train: Callable[..., Done], in_folder: Path
+) -> None:
+    assert train("loss.name", "sn", "train.max_epoch", 1).code == 0
+    checkpoint = load_checkpoint("log/model/model.pth.tar-1")
+    for name, value in checkpoint["state_dict"].items():
+        if name.endswith("weight"):
+            value.fill_(size)
+    save_checkpoint(checkpoint, "huge.pth")
+    done = train("loss.name", "sn", "model.load_weights", "huge.pth", "test.evaluate", True, *options)
+    assert done.code == 1
+    assert "the model's features of query images of market1501 are NaN, infinite or too large" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_weights_that_do_not_fit_end_a_test_and_are_counted_in_training(
     train: Callable[..., Done], in_folder: Path
 ) -> None:
@@ -497,6 +516,11 @@ def test_a_damaged_record_is_named(recorded: Path, tmp_path: Path) -> None:
         {**content, "epochs": {"1": {"terms": [], "seconds": 1.0, "memory": None}}},
         {**content, "epochs": {"1": {"terms": {"loss": "1"}, "seconds": 1.0, "memory": None}}},
         {**content, "epochs": {"1": {"seconds": 1.0}}},
+        {**content, "epochs": {"1": {"terms": {"loss": math.inf}, "seconds": 1.0, "memory": None}}},
+        {**content, "epochs": {"1": {"terms": {"loss": math.nan}, "seconds": 1.0, "memory": None}}},
+        {**content, "epochs": {"1": {"terms": {}, "seconds": math.inf, "memory": None}}},
+        {**content, "epochs": {"1": {"terms": {}, "seconds": 1.0, "memory": math.inf}}},
+        *({**content, "format_version": version} for version in ("1", 1.0, 2.0, True, None, [1], -1)),
         {**content, "evaluations": {"market1501": {"1": {**evaluation, "cmc": []}}}},
         {**content, "evaluations": {"market1501": {"1": {**evaluation, "mAP": math.nan}}}},
         {**content, "evaluations": {"market1501": {"1": {**evaluation, "mINP": None}}}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -131,7 +132,7 @@ def read_record(folder: str | Path) -> Record:
     path = Path(folder) / _FILE
     content = _read(path, lambda: json.loads(path.read_bytes()))
     version = content.get("format_version", 0) if isinstance(content, dict) else 0
-    if isinstance(version, int) and version > _FORMAT_VERSION:
+    if type(version) is int and version > _FORMAT_VERSION:
         raise RecordError(
             f"{str(path)!r} was written by a later version of torchreid-snloss, in format {version}; this one reads "
             f"formats up to {_FORMAT_VERSION}"
@@ -199,13 +200,16 @@ def _to_record(content: Any) -> Record:
     """
     if not isinstance(content, dict) or not {"epochs", "evaluations"} <= set(content):
         raise ValueError("it has no epochs and evaluations")
+    version = content.get("format_version", 0)
+    if type(version) is not int or version < 0:
+        raise ValueError(f"its format version must be an integer from 0 to {_FORMAT_VERSION}, got {version!r}")
     epochs = _by_epoch(content["epochs"])
     for epoch in epochs.values():
         terms = _dictionary(epoch["terms"])
         if not all(_is_number(value) for value in terms.values()):
-            raise ValueError("a term is not a number")
+            raise ValueError("a term is not a finite number")
         if not all(epoch[key] is None or (_is_number(epoch[key]) and epoch[key] >= 0) for key in ("seconds", "memory")):
-            raise ValueError("seconds or memory is not a number")
+            raise ValueError("seconds or memory is not a finite number")
     evaluations = {dataset: _by_epoch(found) for dataset, found in _dictionary(content["evaluations"]).items()}
     for evaluation in (evaluation for found in evaluations.values() for evaluation in found.values()):
         cmc = evaluation["cmc"]
@@ -243,7 +247,9 @@ def _to_splits(path: Path) -> list[Features]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _dictionary(value: Any) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torchreid_snloss.checkpoint import atomic_write, remove_unfinished
-from torchreid_snloss.config import ConfigError, leaves, load_config
+from torchreid_snloss.config import ConfigError, leaves, load_config, loss_names
+from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.engine.differences import NEUTRAL_KEYS
 from torchreid_snloss.engine.stopping import stop_signals
 from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
@@ -74,10 +75,18 @@ class Run:
         """A line for each key in which an earlier run in the same folder differs; empty if there was no such run."""
         if not has_record(self._records):  # nothing of that run is used
             return []
+        path = self.folder / _SETTINGS
+        damaged = f"the settings of the run in {self.folder} are damaged"
         try:
-            before, _ = decide(load_config(str(self.folder / _SETTINGS)))
+            config = load_config(str(path))
+            names = [name for name in loss_names(config) if name != "softmax" and name not in config.loss]
+            if names:
+                raise ConfigError(f"{str(path)!r} has the loss {shown(names[0])}, which is unknown")
+            before, _ = decide(config)
         except ConfigError as error:
-            raise ConfigError(f"the settings of the run in {self.folder} are damaged: {error}; remove it") from error
+            raise ConfigError(f"{damaged}: {error}; remove it") from error
+        except (AttributeError, KeyError, TypeError) as error:  # a value of another kind than what is decided needs
+            raise ConfigError(f"{damaged}: {str(path)!r} has a value that no run has: {error}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
         return [
             f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in NEUTRAL_KEYS

@@ -89,7 +89,7 @@ def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str)
     if twice := [name for name, number in times.items() if number > 1]:
         raise ConfigError(f"config file {config_file!r} sets {shown(twice[0])} more than once")
     for key, value in changes:
-        if key in sections and value is None:
+        if key in sections and (value is None or (value == {} and key not in KEYWORD_KEYS)):
             print(f"=> config section {key} is empty")
         else:
             _set(cfg, key, value)
@@ -105,9 +105,12 @@ def _found(config_file: str) -> Path:
 
 
 def leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the keys and values of a config. A key includes its sections, as in `loss.sn.scale`."""
+    """Yields the keys and values of a config. A key includes its sections, as in `loss.sn.scale`.
+
+    A section of a file that has no keys is yielded as a value, an empty dictionary.
+    """
     for key, value in tree.items():
-        if isinstance(value, Mapping) and f"{path}{key}" not in KEYWORD_KEYS:
+        if isinstance(value, Mapping) and value and f"{path}{key}" not in KEYWORD_KEYS:
             yield from leaves(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
@@ -127,6 +130,8 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         guesses = difflib.get_close_matches(str(key), known, n=3)
         hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
         raise ConfigError(f"unknown config key {shown(key)}{hint}")
+    if isinstance(value, Mapping) and key not in KEYWORD_KEYS:
+        raise ConfigError(f"{key} is not a section: it must have a value, as its default {known[key]!r}, got {{}}")
     if key == "train.amp" and value is False:
         value = "off"  # a bare off in YAML
     if value in ("None", "null"):  # a key that must have a value is told when the config is resolved

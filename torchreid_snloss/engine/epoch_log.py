@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,7 +65,8 @@ class EpochLog:
             epoch: its number, from 1.
         """
         if self._recorder is not None:
-            terms = {name: sum(values) / len(values) for name, values in self._values.items()}
+            means = {name: sum(values) / len(values) for name, values in self._values.items()}
+            terms = {name: mean for name, mean in means.items() if math.isfinite(mean)}  # not so of a statistic
             self._recorder.add_epoch(epoch, terms, self._seconds)
 
     def add_step(self, summary: Mapping[str, float]) -> None:

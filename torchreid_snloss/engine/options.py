@@ -46,7 +46,7 @@ class TrainOptions:
 
 
 class NonFiniteError(ArithmeticError):
-    """A term of the loss, its gradient or a weight became NaN or infinite."""
+    """A term of the loss, its gradient, a weight or a test feature is NaN or infinite."""
 
 
 class NothingLearntError(ArithmeticError):
