@@ -24,6 +24,7 @@ from torchreid_snloss import ImageSNEngine, load_weights
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from torchreid_snloss.checkpoint.optimizer_state import class_names
 from torchreid_snloss.engine.checkpointer import Checkpointer
+from torchreid_snloss.engine.random_state import random_states
 from torchreid_snloss.record import RecordError, read_features, read_record
 
 WEIGHT = "convolution.weight"
@@ -216,6 +217,8 @@ def test_files_of_python_2_and_of_torch_before_1_6(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+ENDLESS: dict[str, Any] = {"x": []}
+ENDLESS["x"] += [ENDLESS["x"], ENDLESS["x"]]
 # What is put into a checkpoint in which place, and a part of the message.
 MALFORMED: list[tuple[str, Any, str]] = [
     ("epoch", -5, "its epoch must be an integer from 0"),
@@ -229,6 +232,8 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("progress.seed", -1, "progress.seed must be an integer from 0"),
     ("progress.batch", 2, "in the middle of an epoch and has no random states"),
     ("progress.best", math.nan, "progress.best must be of type float"),
+    ("progress.best", 1.5, "progress.best must be from -1 to 1"),
+    ("progress.rank1", -2, "progress.rank1 must be from -1 to 1"),
     ("progress.written", "../x", r"progress.written must be of type list\[str\]"),
     ("random_states", {"python": 1}, "its random states are not those of"),
     ("random_states", [], "its random states must be a dictionary"),
@@ -240,19 +245,59 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("optimizer.state.0.exp_avg", torch.zeros(3), "its optimizer's exp_avg has shape"),
     ("optimizer.state.0.exp_avg", torch.full((8, 3, 8, 8), torch.nan), "exp_avg holds NaN or infinity"),
     ("optimizer.state.0", {"step": 1}, "its state has no exp_avg"),
+    ("optimizer.state", {}, "its optimizer has the state of 0 of 6 parameters"),
+    ("optimizer.state.0", {}, "has lost the state of a parameter, which Adam keeps"),
+    ("optimizer.state.0.exp_avg_sq", torch.full((8, 3, 8, 8), -1.0), "exp_avg_sq must not be negative"),
+    ("optimizer.param_groups.0.initial_lr", torch.zeros(1).to_sparse(), "its optimizer has initial_lr"),
+    ("optimizer.param_groups.0.initial_lr", "x", "its optimizer has initial_lr 'x'"),
+    ("optimizer.param_groups.0.initial_lr", math.inf, "its optimizer has initial_lr 'inf'"),
+    ("optimizer.param_groups.0.initial_lr", 1j, "its optimizer has initial_lr '1j'"),
+    ("optimizer.param_groups.0.lr", torch.zeros(1, device="meta"), "its optimizer has lr"),
+    ("optimizer.param_groups.0.other", [torch.zeros(2).to_sparse()], "must be a dense tensor"),
     ("optimizer.state.0.step", "x", "its optimizer's step must be a number"),
     ("scheduler", None, "its scheduler must be a dictionary"),
     ("scheduler.last_epoch", "x", "its scheduler has last_epoch 'x'"),
+    ("scheduler.last_epoch", 0, "last_epoch 0, which is not where epoch 1 is"),
+    ("scheduler.last_epoch", 2, "last_epoch 2, which is not where epoch 1 is"),
+    ("scheduler.last_epoch", 9_999_999, "last_epoch 9999999, which is not where epoch 1 is"),
+    ("epoch", 3, "last_epoch 1, which is not where epoch 3 is"),
+    ("scheduler._schedulers", [1], "its scheduler's parts must be dictionaries"),
+    ("scheduler.other", torch.zeros(2).to_sparse(), "its scheduler.other must be a dense tensor"),
+    ("counts", {}, r"its counts.optimizer_states must be an integer"),
+    ("counts.schedule_start", 1.0, r"its counts.schedule_start must be an integer"),
+    ("settings", torch.zeros(2), "its settings must be a dictionary"),
+    ("settings", {"train.lr": torch.zeros(2)}, r"its settings.train.lr must be plain data, got torch.float32"),
+    ("settings", {"train.lr": torch.zeros(2).to_sparse()}, r"its settings.train.lr must be plain data"),
+    ("settings", {"train.lr": [{"a": [torch.zeros(2, device="meta")]}]}, r"its settings.train.lr must be plain data"),
+    ("settings", {"train.lr": 1j}, r"its settings.train.lr must be plain data, got a complex"),
+    ("settings", {(1, 2): 1}, "its settings must have names as keys"),
+    ("settings", ENDLESS, r"its settings.x must be plain data"),
+    ("batches", [1], "its batches must be a dictionary"),
+    ("batches.batch_size", torch.ones(2), r"its batches.batch_size must be plain data"),
+    ("batches.batch_size", "x", r"its batches.batch_size must be an integer"),
+    ("batches.num_instances", torch.ones(2), r"its batches.num_instances must be plain data"),
+    ("batches.images", {"a": 1}, r"its batches.images.images must be an integer"),
+    ("batches.images.labels", [1, 2], r"its batches.images.labels must be a dictionary"),
+    ("batches.images.labels", {1: "a", "b": "c"}, r"its batches.images.labels must be integers with digests"),
+    ("batches.images.labels", {1: 2}, r"its batches.images.labels must be integers with digests"),
+    ("batches.images.order", None, r"its batches.images.order must be a digest"),
     ("scheduler.base_lrs", [], "its scheduler has base_lrs"),
     ("criterion", [1], "the criterion's parameters must be a dictionary"),
     ("scaler", {"scale": 1.0}, "its scaler.growth_factor must be a positive number"),
+    ("scaler", torch.ones(2), "its scaler must be a dictionary"),
+    ("memory", {"features": None}, "its memory must hold features, pids and images"),
     ("memory", [torch.zeros(2)], "its memory must be a dictionary"),
     ("memory", {"features": torch.zeros(2, 3), "pids": torch.zeros(3).long()}, "its memory.images must be a tensor"),
     ("format_version", 2, "written by a later version of torchreid-snloss, in format 2"),
-    ("format_version", "x", "its format version must be an integer"),
+    *(
+        ("format_version", value, "its format version must be an integer")
+        for value in ("2", 2.0, torch.tensor(2), None)
+    ),
     ("classes", {"optimizer": 1}, "its classes must be names"),
     ("state_dict", [1], "holds no model weights"),
     ("state_dict.norm.weight", torch.full((8,), torch.nan), "norm.weight holds NaN or infinity"),
+    ("state_dict.norm.running_var", torch.full((8,), -1.0), "norm.running_var must be variances, got negative ones"),
+    ("state_dict.module.norm.weight", torch.zeros(8), "it has a layer norm.weight twice, once as module.norm.weight"),
     ("state_dict.norm.weight", torch.zeros(8).to_sparse(), "must be a dense tensor, got a sparse_coo one"),
     ("state_dict.norm.weight", torch.zeros(8, device="meta"), "must be a dense tensor, got a meta one"),
     ("state_dict.norm.weight", torch.zeros(8, dtype=torch.complex64), "must be real, got torch.complex64"),
@@ -282,12 +327,83 @@ def test_malformed_content_is_named_and_nothing_is_loaded(
     save_checkpoint(checkpoint, tmp_path / "model.pth.tar-1")
     training = make_engine(ImageSNEngine, datamanager, optimizer="adam")
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    if place == "format_version" or ("running_var" in place or "module" in place):
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(training.model, tmp_path / "model.pth.tar-1")
     with pytest.raises(CheckpointError, match=message) as caught:
         training.resume(tmp_path / "model.pth.tar-1")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     if place != "memory":  # the dimension of its features is known last
         assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+
+
+def test_a_batch_that_no_epoch_has_is_named(datamanager: Any, of_optimizers: dict[str, Path], tmp_path: Path) -> None:
+    training = make_engine(ImageSNEngine, datamanager, optimizer="adam")
+    checkpoint = load_checkpoint(of_optimizers["adam"])
+    checkpoint["random_states"] = random_states()
+    for batch in (len(training.train_loader), 10**6):
+        checkpoint["progress"]["batch"] = batch
+        save_checkpoint(checkpoint, tmp_path / "x")
+        with pytest.raises(CheckpointError, match=rf"progress\.batch is {batch}, but an epoch has \d+ batches"):
+            training.resume(tmp_path / "x")
+    checkpoint["progress"]["batch"] = len(training.train_loader) - 1
+    save_checkpoint(checkpoint, tmp_path / "x")
+    training.resume(tmp_path / "x")
+
+
+def test_a_checkpoint_that_counts_nothing_has_the_state_and_the_schedule_of_its_epoch(
+    adam: Path, datamanager: Any, tmp_path: Path
+) -> None:
+    old = {key: value for key, value in load_checkpoint(adam).items() if key != "counts"}
+    save_checkpoint(old, tmp_path / "x")
+    resume(datamanager, tmp_path / "x")
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": {**old["optimizer"], "state": {}}}, "its optimizer has lost its state: Adam keeps one"),
+        ({"epoch": 6}, "last_epoch 1, which is not where epoch 6 is"),
+    ]
+    for change, message in changes:
+        save_checkpoint({**old, **change}, tmp_path / "x")
+        with pytest.raises(CheckpointError, match=message):
+            resume(datamanager, tmp_path / "x")
+    save_checkpoint({**old, "epoch": 6, "settings": {"train.start_epoch": 5}}, tmp_path / "x")
+    resume(datamanager, tmp_path / "x")
+
+
+def test_a_run_that_starts_in_a_later_epoch_can_be_resumed_and_each_part_of_a_chain_is_checked(
+    train: Callable[..., Done], in_folder: Path
+) -> None:
+    options = ("loss.name", "sn", "train.warmup_epochs", 2, "train.start_epoch", 3, "train.max_epoch")
+    assert train(*options, 4).code == 0
+    path = "log/model/model.pth.tar-4"
+    checkpoint = load_checkpoint(path)
+    done = train(*options, 5, "model.resume", path)
+    assert done.code == 0, done.err
+    for part in checkpoint["scheduler"]["_schedulers"]:
+        part["last_epoch"] += 1
+        save_checkpoint(checkpoint, path)
+        done = train(*options, 5, "model.resume", path)
+        assert done.code == 2
+        assert "its scheduler has last_epoch 2, which is not where epoch 4 is" in done.err
+        part["last_epoch"] -= 1
+
+
+def test_a_memory_that_is_missing_or_too_long_is_told(train: Callable[..., Done], in_folder: Path) -> None:
+    options = ("loss.name", "sn", "loss.memory.size", 20, "train.max_epoch")
+    assert train(*options, 1).code == 0
+    path = "log/model/model.pth.tar-1"
+    checkpoint = load_checkpoint(path)
+    memory, checkpoint["memory"] = checkpoint["memory"], None
+    save_checkpoint(checkpoint, path)
+    done = train(*options, 2, "model.resume", path)
+    assert done.code == 0, done.err
+    assert "=> the checkpoint was trained with a memory and holds none, so it fills anew\n" in done.out
+    checkpoint["memory"] = {name: torch.cat([part, part]) for name, part in memory.items()}
+    save_checkpoint(checkpoint, path)
+    done = train(*options, 2, "model.resume", path)
+    assert done.code == 0, done.err
+    rows = 2 * len(memory["pids"])
+    assert f"=> memory: {rows} features in the checkpoint, of which the newest 20 are used\n" in done.out
 
 
 def test_auto_skips_malformed_content_and_names_that_are_no_integers(adam: Path, tmp_path: Path) -> None:
@@ -426,6 +542,7 @@ def of_optimizers(datamanager: Any, tmp_path_factory: pytest.TempPathFactory) ->
         training = make_engine(ImageSNEngine, datamanager, optimizer=name)
         training.options.keep = 1
         training.forward_backward(dict(next(iter(datamanager.train_loader))))
+        training.update_lr()
         training.checkpointer.start(folder / name, training=True)
         training.checkpointer.save(1, keep=1)
         checkpoints[name] = folder / name / "model" / "model.pth.tar-1"

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from torchreid_snloss.checkpoint.atomic import atomic_write
+from torchreid_snloss.checkpoint.consistency import check_consistency
 from torchreid_snloss.checkpoint.fitting import fit_weights
 from torchreid_snloss.checkpoint.names import BEST, named_checkpoints
 from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
-from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict
+from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict, check_version
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file, read_torch_file
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.values import shown
@@ -65,7 +66,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not a checkpoint")
     version = checkpoint.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(
             f"{str(path)!r} was written by a later version of torchreid-snloss, in format {version}; this one reads "
             f"formats up to {FORMAT_VERSION}"
@@ -74,6 +75,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{str(path)!r} holds no model weights (a state_dict)")
     try:
+        check_version(checkpoint)
         check_state_dict(weights)
     except ValueError as error:
         raise _invalid(path, error) from error
@@ -85,6 +87,7 @@ def _load_checked(path: str | Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     try:
         check_content(checkpoint)
+        check_consistency(checkpoint)
     except ValueError as error:
         raise _invalid(path, error) from error
     return checkpoint
@@ -173,7 +176,9 @@ def restore(
         fit = fit_weights(unwrapped.state_dict(), checkpoint["state_dict"])
         if fit.misfits or fit.classifier:
             raise ValueError(f"it belongs to another model: {fit.describe(_NUM_NAMES)}")
-        optimizer_state = fit_optimizer(optimizer, checkpoint["optimizer"], classes.get("optimizer"))
+        optimizer_state = fit_optimizer(
+            optimizer, checkpoint["optimizer"], classes.get("optimizer"), trained=_surely_trained(checkpoint)
+        )
         scheduler_state = fit_scheduler(scheduler, checkpoint["scheduler"])
         unwrapped.load_state_dict({**unwrapped.state_dict(), **fit.fitting})
         optimizer.load_state_dict(optimizer_state)
@@ -181,6 +186,12 @@ def restore(
         reason = text_of(error, longest=300)
         raise CheckpointError(f"can't resume from {str(path)!r}: {reason}") from error
     return scheduler_state
+
+
+def _surely_trained(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the optimizer of a checkpoint that does not count its states must have some."""
+    skips = checkpoint.get("scaler") or (checkpoint.get("settings") or {}).get("train.nonfinite") == "skip"
+    return checkpoint.get("counts") is None and checkpoint["epoch"] > 0 and not skips
 
 
 def find_newest(folder: str | Path, run: str | None = None) -> Path | None:

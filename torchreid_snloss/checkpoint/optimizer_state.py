@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreid_snloss.checkpoint.consistency import check_plain
 from torchreid_snloss.checkpoint.schema import check_tensor
 
 __all__ = ["class_names", "fit_optimizer", "fit_scheduler"]
@@ -29,6 +30,8 @@ _LIKE_PARAMETER = {
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "sum",
     "acc_delta",
 }  # fmt: skip
+# These are sums or means of squares, or of magnitudes.
+_NOT_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta"}
 # Without these the optimizers that torchreid builds can't take a step, nor without those that an option needs.
 _NEEDED = {
     "Adam": ("step", "exp_avg", "exp_avg_sq"),
@@ -43,7 +46,9 @@ _NEEDED_BY_OPTION = {
 }
 
 
-def fit_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], recorded: str | None) -> dict[str, Any]:
+def fit_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], recorded: str | None, trained: bool = False
+) -> dict[str, Any]:
     """Checks the state of an optimizer, and completes it with the options that an older torch did not have.
 
     Args:
@@ -51,6 +56,7 @@ def fit_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], re
         state: The state.
         recorded: The name of the class of the optimizer that had the state; None if it is not known. The options in the
             state then show it.
+        trained: Whether a step has been trained, so that an optimizer that keeps a state has one.
 
     Returns:
         The state to load.
@@ -81,6 +87,9 @@ def fit_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], re
         completed.append(options)
     if len(parameters) < sum(len(group["params"]) for group in groups):
         raise ValueError("its optimizer numbers two parameters alike")
+    keeps_state = bool(_NEEDED.get(name)) or (name == "SGD" and any(group.get("momentum") for group in completed))
+    if trained and keeps_state and parameters and not per_parameter:
+        raise ValueError(f"its optimizer has lost its state: {name} keeps one of each parameter that it trains")
     for number, values in per_parameter.items():
         if number not in parameters or not isinstance(values, Mapping):
             raise ValueError("its optimizer has a state that belongs to no parameter")
@@ -102,6 +111,9 @@ def _completed_options(
     for key, value in given.items():
         if key in options and not _is_like(value, options[key]):
             raise ValueError(f"its optimizer has {key} {str(value)[:60]!r}, not a value like {options[key]!r}")
+    if "initial_lr" in group and not _is_like(group["initial_lr"], 0.0):
+        raise ValueError(f"its optimizer has initial_lr {str(group['initial_lr'])[:60]!r}, not a learning rate")
+    check_plain("a group of its optimizer", group, tensors=True)
     return {**current, **group}
 
 
@@ -109,7 +121,9 @@ def _check_parameter_state(name: str, values: Mapping[Any, Any], parameter: Tens
     needed = [*_NEEDED.get(name, ())]
     needed += [key for (owner, option), key in _NEEDED_BY_OPTION.items() if owner == name and options.get(option)]
     missing = [key for key in needed if key not in values]
-    if values and missing:
+    if missing and not values:
+        raise ValueError(f"its optimizer has lost the state of a parameter, which {name} keeps")
+    if missing:
         raise ValueError(f"its optimizer is of another type than {name}: its state has no {missing[0]}")
     for key, value in values.items():
         if isinstance(value, Tensor):
@@ -118,6 +132,8 @@ def _check_parameter_state(name: str, values: Mapping[Any, Any], parameter: Tens
                 raise ValueError(f"its optimizer's {key} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             if key in _LIKE_PARAMETER and not value.is_floating_point():
                 raise ValueError(f"its optimizer's {key} is {value.dtype}")
+            if key in _NOT_NEGATIVE and (value < 0).any():
+                raise ValueError(f"its optimizer's {key} must not be negative")
         elif key in _LIKE_PARAMETER and not (key == "momentum_buffer" and value is None):
             raise ValueError(f"its optimizer's {key} must be a tensor, got a {type(value).__name__}")
         if key == "step" and (isinstance(value, bool) or not _is_like(value, 0)):
@@ -130,7 +146,8 @@ def _is_like(value: Any, current: Any) -> bool:
         return isinstance(value, bool) or value is None
     if isinstance(current, (int, float, Tensor)):
         if isinstance(value, Tensor):
-            return value.numel() == 1 and not value.is_complex() and _is_like(value.item(), 0)
+            is_dense = value.layout == torch.strided and not value.is_meta and not value.is_complex()
+            return is_dense and value.numel() == 1 and _is_like(value.item(), 0)
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
     if isinstance(current, (tuple, list)):
         same_length = isinstance(value, (tuple, list)) and len(value) == len(current)

@@ -18,7 +18,18 @@ from torch import Tensor
 from torchreid_snloss import device
 from torchreid_snloss.errors import text_of
 
-__all__ = ["FORMAT_VERSION", "TrainingState", "check_content", "check_state_dict", "check_tensor", "read_progress"]
+__all__ = [
+    "FORMAT_VERSION",
+    "TrainingState",
+    "check_content",
+    "check_mapping",
+    "check_range",
+    "check_state_dict",
+    "check_tensor",
+    "check_version",
+    "kind_of",
+    "read_progress",
+]
 
 FORMAT_VERSION = 1
 """The version of the content. Checkpoints of torchreid and of this package before 0.3 have none."""
@@ -57,10 +68,14 @@ def check_state_dict(weights: Any, what: str = "layer") -> None:
     Raises:
         ValueError: If it is anything else.
     """
-    for name, value in _mapping(f"the {what}s", weights).items():
+    for name, value in check_mapping(f"the {what}s", weights).items():
         if not isinstance(name, str):
             raise ValueError(f"the names of its {what}s must be strings, got {reprlib.repr(name)}")
         check_tensor(f"its {what} {name}", value)
+        if what == "layer" and name.startswith("module.") and name.removeprefix("module.") in weights:
+            raise ValueError(f"it has a {what} {name.removeprefix('module.')} twice, once as {name}")
+        if name.rpartition(".")[2] == "running_var" and (value < 0).any():
+            raise ValueError(f"its {what} {name} must be variances, got negative ones")
 
 
 def check_tensor(what: str, value: Any) -> None:
@@ -70,7 +85,7 @@ def check_tensor(what: str, value: Any) -> None:
         ValueError: If it is anything else.
     """
     if not isinstance(value, Tensor):
-        raise ValueError(f"{what} must be a tensor, got {_shown(value)}")
+        raise ValueError(f"{what} must be a tensor, got {kind_of(value)}")
     kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
     if kind != "strided":
         raise ValueError(f"{what} must be a dense tensor, got a {kind} one")
@@ -84,6 +99,16 @@ def check_tensor(what: str, value: Any) -> None:
             raise ValueError(f"{what} holds NaN or infinity")
 
 
+def check_version(checkpoint: Mapping[Any, Any]) -> None:
+    """Checks the version of a checkpoint's format, where it has one.
+
+    Raises:
+        ValueError: If it is anything but a version that this package reads.
+    """
+    if "format_version" in checkpoint:
+        check_range("its format version", checkpoint["format_version"], 0, FORMAT_VERSION)
+
+
 def check_content(checkpoint: Mapping[str, Any]) -> None:
     """Checks the content of a checkpoint, except for its weights and for what only the model or the optimizer shows.
 
@@ -92,22 +117,20 @@ def check_content(checkpoint: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If a part is not what a checkpoint holds.
     """
-    if "format_version" in checkpoint:
-        _integer("its format version", checkpoint["format_version"], 0, FORMAT_VERSION)
     if "epoch" in checkpoint:
-        _integer("its epoch", checkpoint["epoch"], 0, _LARGEST)
+        check_range("its epoch", checkpoint["epoch"], 0, _LARGEST)
     for part in ("optimizer", "scheduler"):
         if part in checkpoint:
-            _mapping(f"its {part}", checkpoint[part])
+            check_mapping(f"its {part}", checkpoint[part])
     progress = read_progress(checkpoint["progress"]) if "progress" in checkpoint else TrainingState(0)
     _check_random_states(checkpoint.get("random_states"), needed=progress.batch > 0)
     if checkpoint.get("criterion") is not None:
         check_state_dict(checkpoint["criterion"], "criterion's parameter")
     _check_scaler(checkpoint.get("scaler"))
     _check_memory(checkpoint.get("memory"))
-    classes = _mapping("its classes", checkpoint.get("classes", {}))
+    classes = check_mapping("its classes", checkpoint.get("classes", {}))
     if not all(isinstance(text, str) for item in classes.items() for text in item):
-        raise ValueError(f"its classes must be names, got {_shown(classes)}")
+        raise ValueError(f"its classes must be names, got {kind_of(classes)}")
 
 
 def read_progress(progress: Any) -> TrainingState:
@@ -117,7 +140,7 @@ def read_progress(progress: Any) -> TrainingState:
         ValueError: If it holds anything else.
     """
     fields = {field.name: field for field in dataclasses.fields(TrainingState)}
-    unknown = [name for name in _mapping("its progress", progress) if name not in fields]
+    unknown = [name for name in check_mapping("its progress", progress) if name not in fields]
     if unknown:
         raise ValueError(f"its progress holds {reprlib.repr(unknown)}, which this version does not know")
     for name, hint in typing.get_type_hints(TrainingState).items():
@@ -126,10 +149,13 @@ def read_progress(progress: Any) -> TrainingState:
             raise ValueError(f"its progress has no {name}")
         if name in progress and not _has_type(progress[name], hint):
             expected = getattr(hint, "__name__", hint) if not typing.get_args(hint) else hint
-            raise ValueError(f"its progress.{name} must be of type {expected}, got {_shown(progress[name])}")
+            raise ValueError(f"its progress.{name} must be of type {expected}, got {kind_of(progress[name])}")
     state = TrainingState(**progress)
-    _integer("its progress.seed", state.seed, 0, 2**64 - 1)
-    _integer("its progress.batch", state.batch, 0, _LARGEST)
+    check_range("its progress.seed", state.seed, 0, 2**64 - 1)
+    check_range("its progress.batch", state.batch, 0, _LARGEST)
+    for name in ("rank1", "best"):
+        if not -1 <= getattr(state, name) <= 1 + 1e-6:
+            raise ValueError(f"its progress.{name} must be from -1 to 1, got {getattr(state, name)}")
     return state
 
 
@@ -138,11 +164,11 @@ def _check_random_states(states: Any, needed: bool) -> None:
         if needed:
             raise ValueError("it was written in the middle of an epoch and has no random states")
         return
-    _mapping("its random states", states)
+    check_mapping("its random states", states)
     try:  # on generators of their own
         random.Random().setstate(states["python"])
         kind, keys, position, has_gauss, cached = states["numpy"]
-        _integer("position", position, 0, 624)
+        check_range("position", position, 0, 624)
         state = (kind, keys.numpy().astype(np.uint32), position, int(has_gauss), float(cached))
         np.random.RandomState().set_state(state)
         torch.Generator().set_state(states["torch"])
@@ -157,20 +183,22 @@ def _check_random_states(states: Any, needed: bool) -> None:
 
 
 def _check_scaler(scaler: Any) -> None:
-    if not scaler and (scaler is None or isinstance(scaler, Mapping)):  # of a run without one, or a disabled one
+    if scaler is None or (isinstance(scaler, Mapping) and not scaler):  # of a run without one, or a disabled one
         return
-    _mapping("its scaler", scaler)
+    check_mapping("its scaler", scaler)
     for name in ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"):
         value = scaler.get(name)
         if not _has_type(value, float) or value < 0 or (value == 0 and name != "_growth_tracker"):
-            raise ValueError(f"its scaler.{name} must be a positive number, got {_shown(value)}")
+            raise ValueError(f"its scaler.{name} must be a positive number, got {kind_of(value)}")
 
 
 def _check_memory(memory: Any) -> None:
     if memory is None:
         return
-    parts: list[Any] = [_mapping("its memory", memory).get(name) for name in ("features", "pids", "images")]
+    parts: list[Any] = [check_mapping("its memory", memory).get(name) for name in ("features", "pids", "images")]
     if all(part is None for part in parts):
+        if memory and not {"features", "pids", "images"} <= set(memory):
+            raise ValueError("its memory must hold features, pids and images")
         return
     for name, part in zip(("features", "pids", "images"), parts):
         check_tensor(f"its memory.{name}", part)
@@ -182,15 +210,17 @@ def _check_memory(memory: Any) -> None:
             raise ValueError(f"its memory.{name} must be {len(features)} integers, got {_described(part)}")
 
 
-def _mapping(what: str, value: Any) -> Mapping[Any, Any]:
+def check_mapping(what: str, value: Any) -> Mapping[Any, Any]:
+    """Returns a value that is a dictionary, and raises `ValueError` for any other."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{what} must be a dictionary, got {_shown(value)}")
+        raise ValueError(f"{what} must be a dictionary, got {kind_of(value)}")
     return value
 
 
-def _integer(what: str, value: Any, lowest: int, highest: int) -> None:
+def check_range(what: str, value: Any, lowest: int, highest: int) -> None:
+    """Raises `ValueError` for what is not an integer from `lowest` to `highest`."""
     if not _has_type(value, int) or not lowest <= value <= highest:
-        raise ValueError(f"{what} must be an integer from {lowest} to {highest}, got {_shown(value)}")
+        raise ValueError(f"{what} must be an integer from {lowest} to {highest}, got {kind_of(value)}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:
@@ -209,7 +239,8 @@ def _has_type(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _shown(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """A value as a message shows it; of one that is not plain, its type."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return reprlib.repr(value)
     return _described(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -30,7 +30,8 @@ from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, TrainingState, re
 from torchreid_snloss.engine.differences import Differences, plain
 from torchreid_snloss.engine.options import NonFiniteError, WriteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
-from torchreid_snloss.engine.schedule import Schedule
+from torchreid_snloss.engine.schedule import Schedule, steps_of
+from torchreid_snloss.errors import printable
 
 __all__ = ["Checkpointer", "TrainingState", "new_run"]
 
@@ -40,6 +41,7 @@ def new_run() -> str:
     return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
 
 
+_LONGEST_LINE = 1000  # about a value in a checkpoint
 _OPTIONS_OF_A_SCALER = ("growth_factor", "backoff_factor", "growth_interval")
 
 
@@ -61,6 +63,7 @@ class Checkpointer:
         run: the identifier of this run, which its checkpoints hold.
         settings: the settings of this run by their keys, which its checkpoints hold; None: it has no config.
         batches: gives what the run's batches are drawn from, as `Differences` takes it.
+        num_batches: gives the number of batches of an epoch; None if it is not known.
         criteria: losses, some of which may have parameters of their own (a module); None: there are none.
         optional: parts that a checkpoint may lack, by their key in it: a `GradScaler`, a `Memory`. None for a part that
             this run has not.
@@ -76,6 +79,7 @@ class Checkpointer:
         self.run = new_run()
         self.settings: Mapping[str, Any] | None = None
         self.batches: Callable[[], dict[str, Any]] = dict
+        self.num_batches: Callable[[], int | None] = lambda: None
         self.criteria: nn.Module | None = None
         self._schedule = Schedule(optimizer, scheduler)
         self.optional: dict[str, Any] = {"scaler": None, "memory": None}
@@ -84,6 +88,10 @@ class Checkpointer:
         self._resumed = False
         self._random_states: dict[str, Any] | None = None
         self.random_states: dict[str, Any] | None = None
+
+    def drawn_from(self, loader: Callable[[], Any]) -> None:
+        """Sets `batches` and `num_batches` to those of a `ResumableLoader`, which a function gives."""
+        self.batches, self.num_batches = lambda: loader().description, lambda: len(loader())
 
     def start(self, save_dir: str | Path, training: bool) -> None:
         """Sets the run's folder, `save_dir/model`, and before training removes unfinished files of killed processes.
@@ -163,6 +171,7 @@ class Checkpointer:
         epoch: int = checkpoint["epoch"]
         now = {"settings": self.settings, "batches": self.batches(), "criterion": self._criterion()}
         differences = Differences(checkpoint, now, path)
+        self._check_batch(checkpoint, differences, path)
         self._schedule.before_loading()
         schedule_state = restore(checkpoint, path, self._model, self._optimizer, self._scheduler)
         of_schedule = self._schedule.resume(schedule_state, epoch, path)
@@ -176,15 +185,24 @@ class Checkpointer:
                 raise CheckpointError(
                     f"{str(path)!r} belongs to another criterion: {' '.join(str(error).split())}"
                 ) from error
+        of_memory: list[str] = []
         for key, part in self.optional.items():
             if part is not None and checkpoint.get(key):
                 own = part.state_dict()
+                if key == "memory":
+                    rows = 0 if checkpoint[key]["features"] is None else len(checkpoint[key]["features"])
+                    if rows > part.size:
+                        of_memory.append(
+                            f"memory: {rows} features in the checkpoint, of which the newest {part.size} are used"
+                        )
                 part.load_state_dict(checkpoint[key])
                 of_schedule += [
                     f"{name}: {value} in the checkpoint, which is used, {own[name]} in this run"
                     for name, value in checkpoint[key].items()
                     if name in _OPTIONS_OF_A_SCALER and name in own and own[name] != value
                 ]
+            elif key == "memory" and part is not None and (checkpoint.get("settings") or {}).get("loss.memory.size"):
+                of_memory.append("the checkpoint was trained with a memory and holds none, so it fills anew")
         if "progress" in checkpoint:
             own_seed = self.state.seed
             self.state = read_progress(checkpoint["progress"])
@@ -197,12 +215,20 @@ class Checkpointer:
         self.newest, self._folder, self._resumed = Path(path), Path(path).parent, True
         batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
         print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
-        for line in differences.lines(of_schedule):
-            print(f"=> {line}")
+        for line in [*differences.lines(of_schedule), *of_memory]:
+            print(f"=> {printable(line, _LONGEST_LINE)}")
         if self.state.batch and differences.other_order:
             print("=> Those batches are trained again, since this run draws other ones")
             self.state.batch, self._random_states = 0, None
         return epoch
+
+    def _check_batch(self, checkpoint: Mapping[str, Any], differences: Differences, path: Any) -> None:
+        batch, most = checkpoint.get("progress", {}).get("batch", 0), self.num_batches()
+        if most is not None and batch >= most > 0 and not (differences.other_order or differences.silent):
+            raise CheckpointError(
+                f"{str(path)!r} is not a valid checkpoint: its progress.batch is {batch}, "
+                f"but an epoch has {most} batches"
+            )
 
     def _criterion(self) -> Mapping[str, Any] | None:
         return (self.criteria is not None and self.criteria.state_dict()) or None
@@ -217,6 +243,14 @@ class Checkpointer:
         if states is not None:
             set_random_states(states)
         return states is not None
+
+    def _counts(self, epoch: int) -> dict[str, int]:
+        """What shows that the optimizer and the schedule of a checkpoint are complete and of its epoch."""
+        states = self._optimizer.state_dict()["state"]
+        return {
+            "optimizer_states": len(states),
+            "schedule_start": epoch - steps_of(self._scheduler.state_dict(), default=epoch),
+        }
 
     def _write(self, epoch: int, path: Path) -> None:
         weights = self._model.state_dict()
@@ -239,6 +273,7 @@ class Checkpointer:
             "progress": dataclasses.asdict(self.state),
             "random_states": (self.random_states or random_states()) if self.state.batch else None,
             "criterion": self._criterion(),
+            "counts": self._counts(epoch),
             "run": self.run,
             "settings": self.settings and plain(self.settings),
             "batches": self.batches(),

@@ -78,6 +78,7 @@ class Differences:
 
     Attributes:
         other_order: Whether the batches of an epoch are other ones.
+        silent: Whether the run only tests, so that nothing of the checkpoint's batches is used.
 
     Raises:
         CheckpointError: If a setting differs with which the checkpoint can't be resumed, or the training images or
@@ -89,8 +90,8 @@ class Differences:
         self._settings: dict[str, str] | None = None
         self._batches: list[str] = []
         self.other_order = False
-        self._silent = settings is not None and bool(settings.get("test.evaluate"))
-        if self._silent:  # nothing of that is used
+        self.silent = settings is not None and bool(settings.get("test.evaluate"))
+        if self.silent:  # nothing of that is used
             return
         if before and settings is not None:
             with_state = bool(now["criterion"] or checkpoint.get("criterion"))
@@ -129,7 +130,7 @@ class Differences:
         Args:
             of_schedule: Those about the optimizer and its schedule, which are used unless settings say the same.
         """
-        if self._silent:
+        if self.silent:
             return []
         settings = self._settings or {}
         said = any(key.startswith(_OPTIMIZER) for key in settings)

@@ -86,7 +86,7 @@ class TrainingLoop(engine.Engine):
         self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
         super().register_model(name, model, optim, self.scheduler)
         self.checkpointer = Checkpointer(model, optim, self.scheduler, torch.initial_seed() % (1 << 64))
-        self.checkpointer.batches = lambda: self.train_loader.description
+        self.checkpointer.drawn_from(lambda: self.train_loader)
         self._learning = LearningMonitor(optim)
         if self._channels_last:
             to_channels_last(model)

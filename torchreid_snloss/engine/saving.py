@@ -32,7 +32,9 @@ def saving_what_is_trained(
     except (Stopped, NonFiniteError, NothingLearntError, WriteError):  # has saved; must not; must not; can't
         raise
     except Exception:
-        in_epoch = checkpointer.state.batch > 0 and learning.steps > learning.skipped
+        most = checkpointer.num_batches()  # after the last batch the epoch counts as a whole, or not at all
+        batch = checkpointer.state.batch
+        in_epoch = batch > 0 and (most is None or batch < most) and learning.steps > learning.skipped
         if (in_epoch and distributed.world_size() == 1) or (checkpointer.unsaved and not in_epoch):
             try:
                 save()

@@ -13,7 +13,7 @@ import torch
 from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.values import shown
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "steps_of"]
 
 _MOST_STEPS = 10_000_000
 # Options that decide what an optimizer keeps of a parameter, so that the state of one setting is useless for the other.
@@ -38,7 +38,7 @@ class Schedule:
 
     def before_loading(self) -> None:
         """Notes what the program has changed since, if it has not trained."""
-        if _steps(self._scheduler.state_dict()) == _steps(self._state):
+        if steps_of(self._scheduler.state_dict()) == steps_of(self._state):
             self._note_start()
 
     def resume(self, state: Mapping[str, Any], epoch: int, path: Any) -> list[str]:
@@ -61,7 +61,7 @@ class Schedule:
         loaded, before, now = _options(self._optimizer), dict(_named_values(state)), dict(_named_values(self._state))
         for was, own in zip(loaded, self._groups):
             _check_kind(type(self._optimizer).__name__, was, own, path)
-        advanced = self._advance(_steps(state, epoch), path)
+        advanced = self._advance(steps_of(state, epoch), path)
         expected = _options(self._optimizer)
         same = _equal(before, now)
         if same and any("lr_lambdas" in name for name in now):  # no state has functions, but the learning rate tells
@@ -93,7 +93,7 @@ class Schedule:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that no optimizer's step came before
             try:
-                for _ in range(steps - _steps(self._state)):
+                for _ in range(steps - steps_of(self._state)):
                     self._scheduler.step()
             except TypeError:
                 return False
@@ -107,11 +107,11 @@ def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def _steps(state: Mapping[str, Any], default: int = 0) -> int:
+def steps_of(state: Mapping[str, Any], default: int = 0) -> int:
     """How many steps a scheduler has made."""
     parts = state.get("_schedulers")
     if "last_epoch" not in state and isinstance(parts, (list, tuple)) and parts and isinstance(parts[0], Mapping):
-        return _steps(parts[0], default)
+        return steps_of(parts[0], default)
     steps = state.get("last_epoch")
     return steps if type(steps) is int else default
 
