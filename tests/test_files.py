@@ -271,6 +271,7 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("settings", {"train.lr": [{"a": [torch.zeros(2, device="meta")]}]}, r"its settings.train.lr must be plain data"),
     ("settings", {"train.lr": 1j}, r"its settings.train.lr must be plain data, got a complex"),
     ("settings", {(1, 2): 1}, "its settings must have names as keys"),
+    ("scheduler", {1: 2}, "its scheduler must have names as keys"),
     ("settings", ENDLESS, r"its settings.x must be plain data"),
     ("batches", [1], "its batches must be a dictionary"),
     ("batches.batch_size", torch.ones(2), r"its batches.batch_size must be plain data"),

@@ -99,7 +99,7 @@ def check_plain(what: str, value: Any, tensors: bool = False) -> None:
         elif isinstance(item, (list, tuple)) and depth < _DEEPEST:
             rest += [(name, part, depth + 1) for part in item]
         elif isinstance(item, Mapping) and depth < _DEEPEST:
-            if not all(isinstance(key, (str, int)) for key in item):
+            if not all(isinstance(key, str if depth == 0 else (str, int)) for key in item):
                 raise ValueError(f"{name} must have names as keys")
             rest += [
                 (f"{name}.{str(key)[:100]}" if depth == 0 else name, part, depth + 1) for key, part in item.items()
