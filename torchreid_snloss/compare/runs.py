@@ -76,17 +76,15 @@ class Run:
         if not has_record(self._records):  # nothing of that run is used
             return []
         path = self.folder / _SETTINGS
-        damaged = f"the settings of the run in {self.folder} are damaged"
         try:
             config = load_config(str(path))
             names = [name for name in loss_names(config) if name != "softmax" and name not in config.loss]
             if names:
                 raise ConfigError(f"{str(path)!r} has the loss {shown(names[0])}, which is unknown")
             before, _ = decide(config)
-        except ConfigError as error:
-            raise ConfigError(f"{damaged}: {error}; remove it") from error
-        except (AttributeError, KeyError, TypeError) as error:  # a value of another kind than what is decided needs
-            raise ConfigError(f"{damaged}: {str(path)!r} has a value that no run has: {error}; remove it") from error
+        except (ConfigError, AttributeError, KeyError, TypeError) as error:  # of a value that nothing can be decided by
+            reason = error if isinstance(error, ConfigError) else f"{str(path)!r} has a value that no run has: {error}"
+            raise ConfigError(f"the settings of the run in {self.folder} are damaged: {reason}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
         return [
             f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in NEUTRAL_KEYS

@@ -193,7 +193,7 @@ class Checkpointer:
                     rows = 0 if checkpoint[key]["features"] is None else len(checkpoint[key]["features"])
                     if rows > part.size:
                         of_memory.append(
-                            f"memory: {rows} features in the checkpoint, of which the newest {part.size} are used"
+                            f"=> memory: {rows} features in the checkpoint, of which the newest {part.size} are used"
                         )
                 part.load_state_dict(checkpoint[key])
                 of_schedule += [
@@ -202,7 +202,7 @@ class Checkpointer:
                     if name in _OPTIONS_OF_A_SCALER and name in own and own[name] != value
                 ]
             elif key == "memory" and part is not None and (checkpoint.get("settings") or {}).get("loss.memory.size"):
-                of_memory.append("the checkpoint was trained with a memory and holds none, so it fills anew")
+                of_memory.append("=> the checkpoint was trained with a memory and holds none, so it fills anew")
         if "progress" in checkpoint:
             own_seed = self.state.seed
             self.state = read_progress(checkpoint["progress"])
@@ -215,8 +215,8 @@ class Checkpointer:
         self.newest, self._folder, self._resumed = Path(path), Path(path).parent, True
         batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
         print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
-        for line in [*differences.lines(of_schedule), *of_memory]:
-            print(f"=> {printable(line, _LONGEST_LINE)}")
+        for line in [*(f"=> {line}" for line in differences.lines(of_schedule)), *of_memory]:
+            print(printable(line, _LONGEST_LINE))
         if self.state.batch and differences.other_order:
             print("=> Those batches are trained again, since this run draws other ones")
             self.state.batch, self._random_states = 0, None
