@@ -123,7 +123,8 @@ def test_what_an_archive_says_of_a_part_is_checked(
     for load in (load_checkpoint, lambda path: load_weights(nn.Linear(2, 2), path)):
         with pytest.raises(CheckpointError, match=message):
             load(path)
-    assert find_newest(tmp_path) is None
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        find_newest(tmp_path)
 
 
 def test_a_torchscript_model_is_named(tmp_path: Path) -> None:

@@ -193,4 +193,4 @@ def test_a_frozen_base_and_another_schedule(train: Callable[..., Done]) -> None:
     assert not trained["neck.bias"].any()
     resumed = train(*options, "train.lr_scheduler", "multi_step", "model.resume", "auto")
     assert resumed.code == 0, resumed.err
-    assert "train.lr_scheduler: cosine in the checkpoint, multi_step in the config, which is used" in resumed.out
+    assert "train.lr_scheduler: 'cosine' in the checkpoint, 'multi_step' in the config, which is used" in resumed.out
