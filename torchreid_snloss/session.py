@@ -22,7 +22,7 @@ from torchreid_snloss.run.lock import FolderInUseError, locked_on_all_ranks
 from torchreid_snloss.run.log import logged
 from torchreid_snloss.run.restarts import identify_run, restarted
 from torchreid_snloss.run.writable import check_run_writable, checkpoint_size
-from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve
+from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve, wants_gpu
 
 __all__ = ["train"]
 
@@ -49,7 +49,7 @@ def train(cfg: Config) -> TrainingLoop:
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     try:
-        distributed.start(cfg.use_gpu)
+        distributed.start(wants_gpu(cfg))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     settings = _on_all_ranks(lambda: resolve(cfg))

@@ -35,6 +35,7 @@ __all__ = [
     "sampler_kwargs",
     "train_options",
     "videodata_kwargs",
+    "wants_gpu",
 ]
 
 
@@ -170,6 +171,11 @@ def resolve(cfg: Config) -> Settings:
     keys = {f.name: f.metadata["key"] for f in dataclasses.fields(Settings) if "key" in f.metadata}
     fields = {name: _frozen(values[key]) for name, key in keys.items()}
     return Settings(**fields, notes=notes, processes=processes, _cfg=decided)
+
+
+def wants_gpu(cfg: Config) -> bool:
+    """Whether a run is to use the GPU, which is asked before its processes are joined and the config is resolved."""
+    return bool(cfg.use_gpu)
 
 
 def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
