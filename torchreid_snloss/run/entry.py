@@ -56,6 +56,9 @@ def run_command(
             if concerns_one_process(error) or distributed.rank() == 0:
                 line = describe(error) + (when_stopped if code > 128 else _where_the_traceback_is(error))
                 print(f"{program}: {line}", file=sys.stderr)
+            if code == 2:  # all ranks refuse alike; one that just exits may make Gloo abort another
+                with contextlib.suppress(RuntimeError):
+                    distributed.stop()
         if code == 0 and received:  # in a place where Python drops exceptions
             code = 128 + received[0]
         if ends_process:
