@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ from torchreid_snloss.cli import main
 from torchreid_snloss.data import make_pedestrians
 
 ROOT = Path(__file__).parent.parent
+
+# A background job ignores Ctrl-C, and one under nohup a closed terminal; what the tests start must not.
+for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # For subprocesses: one thread, since tests run side by side, and no GPU.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
