@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
-from torchreid_snloss.losses import MetricLoss
+from torchreid_snloss.losses import LOSSES as BY_NAME
+from torchreid_snloss.losses import Interval, MetricLoss
 
 LOSSES: list[MetricLoss] = [
     SNLoss(num_neighbors=4, scale=5.0),
@@ -150,3 +153,48 @@ def test_a_broken_row_never_crashes(loss: MetricLoss, batch: tuple[Tensor, Tenso
     features[row % len(features), 0] = bad
     value, _ = value_and_gradient(loss, features, labels)
     assert value.dim() == 0
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@given(data=st.data())
+@EVERY
+def test_every_value_of_a_search_space_is_accepted(name: str, data: st.DataObject) -> None:
+    space = BY_NAME[name].search_space
+    chosen: dict[str, Any] = {
+        argument: data.draw(
+            st.floats(values.low, values.high) if isinstance(values, Interval) else st.sampled_from(values)
+        )
+        for argument, values in space.items()
+    }
+    loss = BY_NAME[name](**chosen)
+    assert {argument: getattr(loss, argument) for argument in space} == chosen
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_search_space_holds_the_defaults(name: str) -> None:
+    space = BY_NAME[name].search_space
+    assert len(space) == 3
+    for argument, values in space.items():
+        default = inspect.signature(BY_NAME[name]).parameters[argument].default
+        if isinstance(values, Interval):
+            assert values.low <= default <= values.high
+        else:
+            assert default in values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((1.0, 1.0), ValueError, "high must be greater than 1.0, got 1.0"),
+        ((2.0, 1.0), ValueError, "high must be greater than 2.0, got 1.0"),
+        ((0.0, 1.0, True), ValueError, "low must be greater than 0, got 0.0"),
+        ((float("nan"), 1.0), ValueError, "low must be finite, got nan"),
+        ((0.0, float("inf")), ValueError, "high must be finite, got inf"),
+        (("0", 1.0), TypeError, "low must be a number, got '0'"),
+        ((1.0, 2.0, "log"), TypeError, "log must be True or False, got 'log'"),
+    ],
+)
+def test_bounds_of_an_interval(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Interval(*arguments)
+    assert Interval(-1.0, 0.0).low == -1.0

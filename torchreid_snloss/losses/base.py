@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torchreid_snloss.losses.distances import Distances, choose
 from torchreid_snloss.losses.inputs import check_inputs
 from torchreid_snloss.losses.old_names import OldNames
 from torchreid_snloss.losses.rows import fill_diagonal, take
+from torchreid_snloss.losses.search import SearchSpace
 from torchreid_snloss.losses.statistics import StatisticsCollector, means
 
 __all__ = ["MetricLoss", "Reduction", "Terms"]
@@ -59,6 +60,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
             computed again in the backward pass. 0: all at once up to $2^{22}$ distances, above that so many at a time.
 
     Attributes:
+        search_space: of the class: the values that a tuning tries for an argument, by its name, as an `Interval` or a
+            tuple of choices. Default is none; other arguments keep their values.
         collect_statistics: whether a call in training mode collects statistics, at the cost of some passes over the
             distances. Default is False; the engines set it.
         stat_totals: the totals from which `statistics` are computed, (2,) float32 each: a sum and a number of values.
@@ -69,6 +72,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
         TypeError: for an argument of another type.
         ValueError: for an argument out of its range.
     """
+
+    search_space: ClassVar[SearchSpace] = {}
 
     def __init__(self, normalize: bool, reduction: Reduction, block_size: int) -> None:
         super().__init__()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from torchreid_snloss.arguments import check_number
 from torchreid_snloss.losses.base import MetricLoss, Reduction
+from torchreid_snloss.losses.search import Interval, SearchSpace
 from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["FIDILoss"]
@@ -50,6 +52,12 @@ class FIDILoss(MetricLoss):
         >>> loss(features, torch.tensor([0, 0, 1, 1]))
         tensor(1.0582)
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "alpha": (1.05, 1.5, 2.0),
+        "beta": Interval(0.05, 8.0, log=True),  # small ones for the long distances of raw features
+        "normalize": (True, False),
+    }
 
     def __init__(
         self,

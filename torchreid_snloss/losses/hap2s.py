@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from torchreid_snloss.arguments import check_choice, check_number
 from torchreid_snloss.losses.base import MetricLoss, Reduction
+from torchreid_snloss.losses.search import Interval, SearchSpace
 from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["HAP2SLoss"]
@@ -53,6 +54,12 @@ class HAP2SLoss(MetricLoss):
         >>> loss(features, torch.tensor([0, 0, 1, 1]))
         tensor(0.3501)
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "sigma": Interval(0.1, 2.0, log=True),
+        "margin": (0.2, 0.3, 0.5, None),
+        "normalize": (True, False),
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchreid_snloss.arguments import check_choice, check_integer, check_number
 from torchreid_snloss.losses.base import MetricLoss, Reduction
 from torchreid_snloss.losses.nearest import nearest
+from torchreid_snloss.losses.search import Interval, SearchSpace
 from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["SNLoss"]
@@ -55,6 +56,12 @@ class SNLoss(MetricLoss):
         >>> loss(features, torch.tensor([0, 0, 1, 1]))
         tensor(0.0986)
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "scale": Interval(5.0, 100.0, log=True),
+        "num_neighbors": (5, 10, 20, 32),
+        "squeeze_weight": Interval(0.01, 1.0, log=True),
+    }
 
     def __init__(
         self,
