@@ -242,6 +242,12 @@ def test_held_out_identities_choose_the_best(train: Callable[..., Done]) -> None
     assert train("loss.name", "sn", "data.val_fraction", 0.01).code == 2
 
 
+def test_held_out_identities_may_be_all_that_is_tested_on(train: Callable[..., Done]) -> None:
+    done = train("loss.name", "sn", "data.val_fraction", 0.25, "train.max_epoch", 1, "test.held_out_only", True)
+    assert done.code == 0
+    assert done.out.count("##### Evaluating validation") == done.out.count("##### Evaluating") == 1
+
+
 @pytest.mark.parametrize("cls", [ImageSNEngine, ImageHAP2SEngine, ImageFIDIEngine])
 def test_a_nan_stops_before_the_weights_change(cls: Any, datamanager: Any) -> None:
     training = make_engine(cls, datamanager)

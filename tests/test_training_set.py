@@ -122,3 +122,15 @@ def test_an_impossible_share_is_refused(options: list[Any], message: str, reid_d
     with pytest.raises(ConfigError) as raised:
         _datamanager(reid_data, tmp_path, *options)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_all_images_of_the_held_out_are_queries(reid_data: Path, tmp_path: Path, alone: bool) -> None:
+    whole = _datamanager(reid_data, tmp_path).train_loader.dataset.train
+    datamanager = _datamanager(reid_data, tmp_path, "data.val_fraction", 0.25, "test.held_out_only", alone)
+    kept = {item[0] for item in datamanager.train_loader.dataset.train}
+    held_out = sorted(item[0] for item in whole if item[0] not in kept)
+    assert list(datamanager.test_loader) == ["validation"] + ["market1501"] * (not alone)
+    for mode in ("query", "gallery"):
+        images = [path for batch in datamanager.test_loader["validation"][mode] for path in batch["impath"]]
+        assert sorted(images) == held_out

@@ -104,6 +104,7 @@ class Settings:
     multi_query: bool = _from("test.multi_query")
     rerank_in_training: bool = _from("test.rerank_in_training")
     visrank: bool = _from("test.visrank")
+    held_out_only: bool = _from("test.held_out_only")
     use_metric_cuhk03: bool = _from("cuhk03.use_metric_cuhk03")
 
     notes: tuple[str, ...]

@@ -29,6 +29,9 @@ OUR_KEYS: dict[str, Key] = {
     "test.rerank_in_training": Key(
         False, "re-rank in the evaluations of a training run too, where torchreid ignores `test.rerank`", Flag()
     ),
+    "test.held_out_only": Key(
+        False, "evaluate on the identities that `data.val_fraction` holds out, and on no test set", Flag()
+    ),
     "data.val_fraction": Key(
         0.0, "share of the training identities held out to choose the best checkpoint by", Number(at_least=0, below=1)
     ),

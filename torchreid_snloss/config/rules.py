@@ -87,6 +87,11 @@ RULES = [
         "loss.memory.size above 0 needs data.type image",
     ),
     Rule(
+        ("test.held_out_only", "data.val_fraction", "test.evaluate"),
+        lambda alone, fraction, evaluate: not alone or (fraction > 0 and not evaluate),
+        "test.held_out_only True needs a training run with a data.val_fraction above 0",
+    ),
+    Rule(
         ("train.start_epoch", "train.max_epoch"),
         lambda start, end: start < end,
         "train.start_epoch must be at least 0 and below train.max_epoch",

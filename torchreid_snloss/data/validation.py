@@ -1,4 +1,4 @@
-"""Identities that are held out of training to choose the best checkpoint."""
+"""Identities that are held out of training, by which a checkpoint or the values of a tuning are chosen."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ VALIDATION = "validation"
 """The name under which the held-out identities are evaluated."""
 
 
-def hold_out(datamanager: Any, fraction: float, seed: int, **sampler_options: Any) -> None:
+def hold_out(datamanager: Any, fraction: float, seed: int, alone: bool = False, **sampler_options: Any) -> None:
     """Moves some training identities of a data manager to a validation set, which is evaluated like a test set.
 
-    The first image of each held-out identity from each camera is a query, and all its images are in the gallery.
+    All images of the held-out identities are queries, and all are in the gallery: a choice by few queries would be left
+    to chance.
 
     Args:
         datamanager: A data manager of torchreid.
         fraction: The share of the identities to hold out, between 0 and 1.
         seed: The seed of the random choice.
+        alone: Whether the validation set replaces the test sets, so that nothing is evaluated on them.
         **sampler_options: The options of the training sampler, such as `train_sampler`, `batch_size` and
             `num_instances`, because the training loader is built again.
 
@@ -42,10 +44,8 @@ def hold_out(datamanager: Any, fraction: float, seed: int, **sampler_options: An
     held_out = set(np.random.default_rng([seed, 1]).permutation(pids)[:number].tolist())
     set_training_items(datamanager, [item for item in dataset.train if item[1] not in held_out], **sampler_options)
 
-    gallery = [item for item in dataset.train if item[1] in held_out]
-    # By (identity, camera, data set).
-    first_from_camera = {tuple(item[1:4]): item for item in reversed(gallery)}
-    splits = {"query": list(first_from_camera.values()), "gallery": gallery}
+    images = [item for item in dataset.train if item[1] in held_out]
+    splits = {"query": images, "gallery": images}
     any_test_loader = next(iter(datamanager.test_loader.values()))["query"]
     loaders = {}
     for mode, items in splits.items():
@@ -58,6 +58,7 @@ def hold_out(datamanager: Any, fraction: float, seed: int, **sampler_options: An
             pin_memory=any_test_loader.pin_memory,
         )
     # The validation set comes first, because torchreid's test() returns the rank-1 of the last test set.
-    datamanager.test_loader = {VALIDATION: loaders, **datamanager.test_loader}
-    datamanager.test_dataset = {VALIDATION: splits, **datamanager.test_dataset}
-    print(f"=> {number} of {len(pids)} training identities are held out to choose the best checkpoint")
+    datamanager.test_loader = {VALIDATION: loaders, **({} if alone else datamanager.test_loader)}
+    datamanager.test_dataset = {VALIDATION: splits, **({} if alone else datamanager.test_dataset)}
+    purpose = "be tested on" if alone else "choose the best checkpoint"
+    print(f"=> {number} of {len(pids)} training identities are held out to {purpose}")
