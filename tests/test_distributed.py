@@ -19,12 +19,14 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, multiprocessing, nn
 from torch.distributed import TCPStore
 from torch.utils.data import DataLoader
+from torchreid import losses
 
 from torchreid_snloss import IdentitySampler, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss, distributed
 from torchreid_snloss.checkpoint import save_checkpoint
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
 from torchreid_snloss.data.shards import shard_training
+from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import GlobalBatchLoss
 from torchreid_snloss.pml import PairwiseLoss
 from torchreid_snloss.record import read_features, read_record
@@ -37,7 +39,10 @@ CASES: dict[str, tuple[type[Any], dict[str, Any], int]] = {
     "sn": (ImageSNEngine, {"num_neighbors": 4}, 1),
     "hap2s alone": (ImageHAP2SEngine, {"weight_x": 0}, 1),
     "fidi": (ImageFIDIEngine, {}, 1),
-    "softmax alone": (ImageFIDIEngine, {"weight_m": 0}, 1),
+    "softmax beside fidi of weight 0": (ImageFIDIEngine, {"weight_m": 0}, 1),
+    "softmax": (MetricEngine, {"criterion": {}}, 2),
+    "softmax, micro-batches": (MetricEngine, {"criterion": {}, "micro_batch": 4}, 2),
+    "torchreid's triplet": (MetricEngine, {"criterion": losses.TripletLoss(), "weight_x": 0.5}, 2),
     "sn, micro-batches": (ImageSNEngine, {"micro_batch": 3}, 1),
     "hap2s, memory": (ImageHAP2SEngine, {"memory_size": 40}, 3),
     "fidi, micro-batches, memory": (ImageFIDIEngine, {"micro_batch": 4, "memory_size": 1000}, 3),
@@ -240,6 +245,15 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     assert [int(Path(path).name[:4]) for path in gallery.paths] == gallery.pids.tolist()
 
 
+def test_softmax_alone_trains_by_torchrun(reid_data: Path, tmp_path: Path) -> None:
+    code, output = torchrun(2, *options(reid_data, 1), "loss.name", "softmax", cwd=tmp_path)
+    assert code == 0, output
+    (line,) = re.findall(r"epoch: \[1/1\]\[3/3\].*", output)
+    assert "loss_x " in line
+    assert len(results_in(output)) == 6
+    assert (tmp_path / "log/model/model.pth.tar-1").is_file()
+
+
 def test_an_error_of_one_rank_is_told_once(reid_data: Path, tmp_path: Path) -> None:
     script = tmp_path / "on_one.py"
     how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *options(reid_data, 1)]
@@ -261,7 +275,7 @@ def test_an_error_of_one_rank_is_told_once(reid_data: Path, tmp_path: Path) -> N
     ("changes", "message"),
     [
         (["train.batch_size", 8], "train.batch_size 8 with 4 images .* is 2 identities, too few for 3 processes"),
-        (["loss.name", "triplet"], "training on 3 processes needs loss sn, hap2s, fidi or custom, got 'triplet'"),
+        (["loss.memory.size", 8, "loss.name", "triplet"], "loss.memory.size needs loss sn, hap2s, fidi or custom; got"),
         (["train.sync_batchnorm", True], "train.sync_batchnorm True needs GPUs"),
         (["train.micro_batch", -1], "train.micro_batch must be at least 0; got train.micro_batch -1"),
         (["loss.memory.size", -1], "loss.memory.size must be at least 0; got loss.memory.size -1"),

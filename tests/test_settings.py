@@ -119,7 +119,7 @@ def test_what_is_no_config_is_told() -> None:
 
 BROKEN = {
     "data.k_tfm": ["data.k_tfm", 2],
-    "train.nonfinite": ["train.nonfinite", "skip", "loss.name", "triplet"],
+    "loss.memory.size needs loss": ["loss.memory.size", 8, "loss.name", "triplet"],
     "train.amp bf16": ["train.amp", "bf16", "use_gpu", True],
     "train.compile": ["train.compile", True, "use_gpu", True],
     "train.lr_scheduler exponential": ["train.lr_scheduler", "exponential", "train.stepsize", [60]],
@@ -169,14 +169,23 @@ def test_engines_by_data_and_loss() -> None:
         ("video", "softmax"): "VideoSoftmaxEngine",
         ("video", "triplet"): "VideoTripletEngine",
     }
+    own = {"train.own_step": True, "train.amp": "bf16", "train.micro_batch": 8, "train.nonfinite": "skip"}
+    for option in own.items():
+        assert engine_class(config("loss.name", "softmax", *option)) is MetricEngine
+        assert engine_class(config("loss.name", "triplet", "data.type", "video", *option)) is VideoMetricEngine
     assert engine_class(config("loss.name", "sn")) is MetricEngine
     assert engine_class(config("loss.name", "sn+triplet", "data.type", "video")) is VideoMetricEngine
 
 
 def test_settings_are_checked_again_once_processes_were_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = resolve(config("loss.name", "triplet"))
+    settings = resolve(config("loss.name", "triplet", "train.batch_size", 8))
+    for_a_test = resolve(config("loss.name", "triplet", "test.evaluate", True))
+    assert engine_class(settings).__name__ == "ImageTripletEngine"
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="training on 2 processes needs loss sn, hap2s, fidi or custom"):
+    assert engine_class(settings) is MetricEngine
+    assert engine_class(for_a_test).__name__ == "ImageTripletEngine"
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="is 2 identities, too few for 3 processes"):
         resolve(settings)
 
 

@@ -119,10 +119,6 @@ def test_images_in_channels_last(cls: Any, datamanager: Any, batch: dict[str, An
     ("options", "words"),
     [
         (["train.amp", "half"], "train.amp must be one of off, bf16, fp16, got 'half'"),
-        (
-            ["train.amp", "bf16", "loss.name", "triplet"],
-            "train.amp bf16 needs loss sn, hap2s, fidi or custom, got 'triplet'",
-        ),
         (["train.channels_last", "yes"], "train.channels_last must be of type bool, as its default False, got 'yes'"),
         (["train.compile", "1"], "train.compile must be of type bool"),
         (["train.channels_last", "True", "model.name", "viewing"], "viewing does not take train.channels_last: view"),

@@ -156,7 +156,7 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
 def load_model(settings: Settings, num_classes: int) -> nn.Module:
     """Builds the model without checking it; each process runs the check itself."""
     register()
-    name, softmax, bnneck = settings.model_name, settings.loss_name == "softmax", settings.neck == "bnneck"
+    name, logits_only, bnneck = settings.model_name, settings.logits_only, settings.neck == "bnneck"
     with_head = bool(settings.embedding) or bnneck
     if name not in (known := vars(models)["__model_factory"]):
         raise ConfigError(f"model.name: Unknown model: {name}. Must be one of {list(known)}")
@@ -165,7 +165,7 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
             model: nn.Module = models.build_model(
                 name=name,
                 num_classes=num_classes,
-                loss="softmax" if softmax and not with_head else "triplet",  # "triplet" returns (logits, features)
+                loss="softmax" if logits_only and not with_head else "triplet",  # "triplet" returns (logits, features)
                 pretrained=settings.pretrained,
                 use_gpu=settings.use_gpu,
             )
@@ -173,7 +173,7 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
         if settings.last_stride:
             set_last_stride(model, settings.last_stride)
         if with_head:
-            model = ModelWithHead(model, num_classes, settings.embedding, bnneck, logits_only=softmax)
+            model = ModelWithHead(model, num_classes, settings.embedding, bnneck, logits_only=logits_only)
     except CheckpointError as error:
         raise ConfigError(f"the ImageNet weights of {name}: {error}") from error
     except (TypeError, ValueError) as error:
@@ -236,11 +236,13 @@ def _build_scheduler(settings: Settings, optimizer: torch.optim.Optimizer) -> An
 
 
 def engine_class(cfg: Config) -> type[TrainingLoop]:
-    """The engine class for `data.type` and `loss.name`; for softmax or triplet alone it is torchreid's own."""
+    """The engine class of a run; for softmax or triplet alone it is torchreid's own, unless the run asks for more.
+
+    `train.own_step`, mixed precision, micro-batches, skipped steps and several processes need a `MetricEngine`.
+    """
     settings = resolve(cfg)
-    theirs = _TORCHREIDS_ENGINES.get((settings.data_type, settings.loss_name))
-    if theirs is not None:
-        return with_training_loop(theirs)
+    if settings.torchreids_step:
+        return with_training_loop(_TORCHREIDS_ENGINES[settings.data_type, settings.loss_name])
     return VideoMetricEngine if settings.data_type == "video" else MetricEngine
 
 

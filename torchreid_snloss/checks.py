@@ -145,7 +145,7 @@ def check_model(cfg: Config, model: nn.Module) -> None:
     trial = copy.deepcopy(model).cpu().train()
     reid_utils.open_specified_layers(trial, opened)
     outputs = trial(_blank_images(settings, 2))
-    logits, features = (outputs, ()) if settings.loss_name == "softmax" else outputs
+    logits, features = (outputs, ()) if settings.logits_only else outputs
     metric, softmax = any(settings.metric_weights.values()), settings.softmax_weight > 0
     used = ([features] if metric else []) + ([logits] if softmax else [])
     if not any(tensor.requires_grad for output in used for tensor in _tensors(output)):

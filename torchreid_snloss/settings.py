@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from torchreid_snloss import distributed
 from torchreid_snloss.config import ConfigError, leaves, loss_names, metric_weights, softmax_weight, torchreid_keys
 from torchreid_snloss.config.check import check_config
-from torchreid_snloss.config.rules import torchreids_loss
+from torchreid_snloss.config.rules import torchreids_step
 from torchreid_snloss.data import IdentitySampler
 from torchreid_snloss.engine import TrainOptions
 
@@ -125,6 +125,16 @@ class Settings:
     def softmax_weight(self) -> float:
         """The weight of the softmax term."""
         return softmax_weight(self._cfg)
+
+    @property
+    def torchreids_step(self) -> bool:
+        """Whether torchreid's own engine trains the run, which has softmax or triplet alone then."""
+        return torchreids_step(dict(leaves(self._cfg)), self.processes)
+
+    @property
+    def logits_only(self) -> bool:
+        """Whether the model returns logits alone in training, as torchreid's engine for softmax expects."""
+        return self.loss_name == "softmax" and self.torchreids_step
 
     @property
     def values(self) -> dict[str, Any]:
@@ -255,9 +265,10 @@ def engine_kwargs(cfg: Config) -> dict[str, Any]:
     }
     if settings.data_type == "video":
         keys["pooling_method"] = "video.pooling_method"
-    if settings.loss_name == "triplet":
-        keys |= {name: f"loss.triplet.{name}" for name in ("margin", "weight_t", "weight_x")}
-    if not torchreids_loss(settings.loss_name):
+    if settings.torchreids_step:
+        if settings.loss_name == "triplet":
+            keys |= {name: f"loss.triplet.{name}" for name in ("margin", "weight_t", "weight_x")}
+    else:
         keys |= {name: f"train.{name}" for name in ("amp", "micro_batch", "sync_batchnorm")}
         keys |= {"memory_size": "loss.memory.size", "memory_start_epoch": "loss.memory.start_epoch"}
     return _pick(settings, keys)

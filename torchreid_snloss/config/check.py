@@ -19,7 +19,7 @@ from torchreid_snloss.config import (
     weight_key,
 )
 from torchreid_snloss.config.keys import all_keys
-from torchreid_snloss.config.rules import RULES, torchreids_loss
+from torchreid_snloss.config.rules import RULES
 from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.engine import check_weights
 from torchreid_snloss.engine.amp import check_amp
@@ -37,7 +37,6 @@ def check_config(cfg: CfgNode) -> None:
     values = dict(leaves(cfg))
     _check_values(values)
     _check_names(loss_names(cfg), cfg.loss.name)
-    _check_engine(values)
     for rule in RULES:
         rule.check(values)
     _check_batch(values)
@@ -76,23 +75,6 @@ def _check_names(names: list[str], given: str) -> None:
         _check_choice("loss.name", name, words if len(names) > 1 else ["softmax", *words])
     if len(set(names)) < len(names):
         raise ConfigError(f"loss.name must name each loss once, got {given!r}")
-
-
-def _check_engine(values: Mapping[str, Any]) -> None:
-    """Rejects options that torchreid's own engines do not support."""
-    if not torchreids_loss(values["loss.name"]):
-        return
-    processes = distributed.world_size()
-    wanted = {
-        f"train.amp {values['train.amp']}": values["train.amp"] != "off",
-        f"train.micro_batch {values['train.micro_batch']}": values["train.micro_batch"] != 0,
-        "train.sync_batchnorm True": values["train.sync_batchnorm"],
-        f"loss.memory.size {values['loss.memory.size']}": values["loss.memory.size"] != 0,
-        f"training on {processes} processes": processes > 1 and not values["test.evaluate"],
-    }
-    for what, is_wanted in wanted.items():
-        if is_wanted:
-            raise ConfigError(f"{what} needs loss {', '.join(LOSSES)} or custom, got {values['loss.name']!r}")
 
 
 def _check_batch(values: Mapping[str, Any]) -> None:

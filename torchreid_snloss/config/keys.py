@@ -53,6 +53,9 @@ OUR_KEYS: dict[str, Key] = {
         "what to do at a NaN or infinite loss or gradient: stop the run, or skip the step",
         Words(("stop", "skip")),
     ),
+    "train.own_step": Key(
+        False, "train softmax and triplet in this package's step too, as `train.amp` and the like do", Flag()
+    ),
     "train.amp": Key("off", "mixed precision", Words(("off", "bf16", "fp16"))),
     "train.channels_last": Key(False, "use the channels-last memory format", Flag()),
     "train.compile": Key(False, "compile the model with `torch.compile`", Flag()),

@@ -10,7 +10,7 @@ from torchreid_snloss import device, distributed
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 
-__all__ = ["RULES", "Rule", "torchreids_loss"]
+__all__ = ["RULES", "Rule", "torchreids_step"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,29 @@ class Rule:
             raise ConfigError(f"{self.message}; got " + ", ".join(f"{key} {value}" for key, value in given.items()))
 
 
-def torchreids_loss(name: str) -> bool:
-    """Whether `loss.name` is a single loss of torchreid's, which torchreid's own engines train."""
-    return name in ("softmax", "triplet")
+TORCHREIDS_LOSSES = ("softmax", "triplet")
+"""The losses that torchreid's own engines train, each alone."""
+
+
+def torchreids_step(values: Mapping[str, Any], processes: int) -> bool:
+    """Whether torchreid's own engine trains the run, rather than a `MetricEngine`.
+
+    Args:
+        values: the values of a config, by key.
+        processes: the number of processes.
+
+    Returns:
+        True for softmax or triplet alone, unless the run asks for something that torchreid's engines can't do.
+    """
+    more_than_torchreid = (
+        values["train.own_step"],
+        values["train.amp"] != "off",
+        values["train.micro_batch"] != 0,
+        values["train.nonfinite"] != "stop",
+        values["train.sync_batchnorm"],
+        processes > 1 and not values["test.evaluate"],
+    )
+    return values["loss.name"] in TORCHREIDS_LOSSES and not any(more_than_torchreid)
 
 
 def _one_gpu(use_gpu: bool) -> bool:
@@ -47,9 +67,9 @@ def _one_gpu(use_gpu: bool) -> bool:
 RULES = [
     Rule(("data.k_tfm",), lambda k_tfm: k_tfm == 1, "data.k_tfm must be 1, torchreid's engines do not support more"),
     Rule(
-        ("train.nonfinite", "loss.name"),
-        lambda nonfinite, name: nonfinite == "stop" or not torchreids_loss(name),
-        "train.nonfinite skip needs loss sn, hap2s, fidi or custom",
+        ("loss.memory.size", "loss.name"),
+        lambda size, name: size == 0 or name not in TORCHREIDS_LOSSES,
+        "loss.memory.size needs loss sn, hap2s, fidi or custom",
     ),
     Rule(
         ("train.amp", "use_gpu"),

@@ -49,6 +49,7 @@ _USED_BY = {  # sections, and keys, that only some choices use
     "adam.": ("train.optim", ("adam", "amsgrad", "radam")),
     "video.": ("data.type", ("video",)),
     "data.k_tfm": ("data.type", ("image",)),
+    "train.own_step": ("loss.name", ("softmax", "triplet")),
     "sampler.num_instances": ("sampler.train_sampler", ("IdentitySampler", "RandomIdentitySampler")),
     "sampler.num_cams": ("sampler.train_sampler", ("RandomDomainSampler",)),
     "sampler.num_datasets": ("sampler.train_sampler", ("RandomDatasetSampler",)),

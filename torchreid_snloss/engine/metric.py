@@ -46,7 +46,8 @@ class MetricEngine(TrainingLoop):
         optimizer: an optimizer over the model's parameters.
         criterion: the metric loss, called `criterion(features, pids)` with (batch, dimension) and (batch,), which
             returns a scalar: this package's, torchreid's, pytorch-metric-learning's, or a function; or a dictionary of
-            several, by name. If a criterion has parameters, the optimizer must contain them.
+            several, by name, which is empty for softmax alone. If a criterion has parameters, the optimizer must
+            contain them.
         weight_m: weight of the metric term, >= 0; a term of weight 0 is left out. For several criteria, weights by
             their names.
         weight_x: weight of the softmax term, >= 0; at 0 it is left out. The weights must not all be 0.
@@ -236,7 +237,9 @@ def _by_name(
     """The criteria and their weights, both by name; a single criterion is named `"m"`."""
     criteria = dict(criterion) if isinstance(criterion, Mapping) else {"m": criterion}
     weights = dict(weight_m) if isinstance(weight_m, Mapping) else {"m": weight_m}
-    if weights.keys() != criteria.keys() or not criteria:
+    if not criteria and not isinstance(weight_m, Mapping):
+        weights = {}  # softmax alone
+    if weights.keys() != criteria.keys():
         raise ValueError(f"weight_m must have the criteria's names {list(criteria)}, got {weight_m}")
     for name, value in criteria.items():
         if not name.isidentifier() or name == "x" or hasattr(nn.ModuleDict, name):
@@ -255,8 +258,8 @@ def check_weights(**weights: float) -> None:
         check_number(name, value)
     if min(weights.values()) < 0 or sum(weights.values()) == 0:
         given = ", ".join(f"{name}={value}" for name, value in weights.items())
-        all_of_them = "both" if len(weights) == 2 else "all"
-        raise ValueError(f"{' and '.join(weights)} must be at least 0 and not {all_of_them} 0, got {given}")
+        all_of_them = {1: "", 2: "both "}.get(len(weights), "all ")
+        raise ValueError(f"{' and '.join(weights)} must be at least 0 and not {all_of_them}0, got {given}")
 
 
 def _check_model(model: nn.Module, use_gpu: bool) -> None:

@@ -48,11 +48,13 @@ class GlobalBatchLoss(nn.Module):
         losses: the criteria, by name.
 
     Raises:
-        ValueError: for another reduction, and for a memory with a criterion that is not a `MetricLoss`.
+        ValueError: for another reduction, and for a memory without a criterion or with one that is not a `MetricLoss`.
     """
 
     def __init__(self, criteria: Mapping[str, Criterion], memory: Memory | None = None) -> None:
         super().__init__()
+        if memory is not None and not criteria:
+            raise ValueError("a memory needs a metric loss that compares features with it, got none")
         for criterion in criteria.values():
             if isinstance(criterion, MetricLoss) and criterion.reduction != "mean":
                 raise ValueError(f"over several batches the reduction must be 'mean', got {criterion.reduction!r}")
