@@ -102,7 +102,9 @@ def recorded_runs(tmp_path: Path) -> list[Run]:
                 if epoch:
                     recorder.add_epoch(epoch, {"loss": 1.5}, seconds=2.0 + seed)
                 for dataset in cfg.data.targets:
-                    ranking = Ranking(np.linspace(level, 1, 12, dtype=np.float32), level + seed / 100, level / 2)
+                    mean_ap = level + seed / 100
+                    curve = np.linspace(level, 1, 12, dtype=np.float32)
+                    ranking = Ranking(curve, mean_ap, level / 2, np.full(12, mean_ap))
                     sides = [
                         Features(rng.normal(size=(12, 8)).astype(np.float32), pids, camids, np.array([image] * 12))
                         for _ in ("query", "gallery")
@@ -153,6 +155,24 @@ def test_results_as_files(recorded_runs: list[Run], tmp_path: Path) -> None:
     assert [(one["loss"], one["seed"], one["dataset"]) for one in content["runs"]][:2] == [
         ("softmax", 1, "<b>one"), ("softmax", 1, "two&amp;"),
     ]  # fmt: skip
+
+
+def test_average_precisions_of_a_run_whose_record_has_none(recorded_runs: list[Run]) -> None:
+    """Records of 0.2 have features only."""
+    run = recorded_runs[0]
+    pids, kept = run.average_precisions("<b>one")  # type: ignore[misc]
+    np.testing.assert_allclose((pids, kept), (np.arange(12) % 4, np.full(12, 0.41)))
+    path = run.folder / "record/<b>one-after.npz"
+    arrays = dict(np.load(path))
+    # Every feature is that of its identity, so all matches come first.
+    level = {f"{split}_features": np.eye(4, 8, dtype=np.float32)[pids] for split in ("query", "gallery")}
+    del arrays["average_precisions"]
+    np.savez(path, **{**arrays, **level})
+    pids, computed = run.average_precisions("<b>one")  # type: ignore[misc]
+    np.testing.assert_array_equal((pids, computed), (np.arange(12) % 4, np.ones(12)))
+    cfg = get_default_config()
+    cfg.data.save_dir, cfg.test.rerank_in_training = str(run.folder), True
+    assert Run(run.loss, run.seed, resolve(cfg), []).average_precisions("<b>one") is None
 
 
 class _Tags(html.parser.HTMLParser):

@@ -77,6 +77,8 @@ def test_by_hand() -> None:
     assert ranking.cmc.dtype == np.float32
     assert ranking.mean_ap == pytest.approx(((1 / 2 + 2 / 5) / 2 + 1) / 2)
     assert ranking.mean_inp == pytest.approx((2 / 5 + 1) / 2)
+    assert ranking.average_precisions.dtype == np.float64
+    np.testing.assert_allclose(ranking.average_precisions, [(1 / 2 + 2 / 5) / 2, 1, np.nan])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,17 @@ def test_cuhk03_draws_as_torchreid_where_distances_are_equal() -> None:
     our_cmc, our_mean_ap = evaluate_rank(*args, 20, True)
     np.testing.assert_allclose(our_cmc, cmc, atol=1e-6)
     assert our_mean_ap == pytest.approx(mean_ap, abs=1e-6)
+
+
+@pytest.mark.parametrize("cuhk03", [False, True])
+def test_average_precisions_in_the_order_of_the_queries(cuhk03: bool) -> None:
+    distances, *labels = make(60, 150, 12)
+    ranking = rank_gallery(distances, *labels, use_metric_cuhk03=cuhk03)
+    found = ranking.average_precisions
+    assert np.flatnonzero(np.isnan(found)).tolist() == [3, 4]  # their identities are not in the gallery
+    _, _, precisions, _ = by_the_formula(distances, *labels)
+    np.testing.assert_allclose(found[~np.isnan(found)], precisions)
+    assert ranking.mean_ap == pytest.approx(np.nanmean(found))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -327,6 +340,7 @@ def test_a_compiled_evaluator_keeps_its_results_and_captures_minp() -> None:
     assert np.random.get_state()[2] == before  # capturing takes no random numbers
     assert [(ranking.cmc is given[0], ranking.mean_ap) for ranking in rankings] == [(True, 0.125)] * 2
     assert rankings[0].mean_inp == pytest.approx(0.7)
+    np.testing.assert_allclose(rankings[0].average_precisions, [0.45, 1, np.nan])
 
 
 PROBE = """

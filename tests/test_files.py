@@ -23,9 +23,10 @@ from torchreid import models, optim
 from torchreid_snloss import ImageSNEngine, load_weights
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from torchreid_snloss.checkpoint.optimizer_state import class_names
+from torchreid_snloss.compare.ranked import average_precisions
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.random_state import random_states
-from torchreid_snloss.record import RecordError, read_features, read_record
+from torchreid_snloss.record import RecordError, read_average_precisions, read_features, read_record
 
 WEIGHT = "convolution.weight"
 
@@ -680,6 +681,56 @@ def test_damaged_features_are_named(recorded: Path, tmp_path: Path) -> None:
         refused()
     path.unlink()
     refused("has lost '.*market1501-after.npz'")
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_a_record_holds_the_average_precision_of_each_query(datamanager: Any, rerank: bool, tmp_path: Path) -> None:
+    training = make_engine(ImageSNEngine, datamanager)
+    training.options.record = True
+    training.options.rerank = rerank
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    evaluations = read_record(tmp_path / "record").evaluations["market1501"]
+    for epoch, after in ((0, False), (1, True)):
+        pids, values = read_average_precisions(tmp_path / "record", "market1501", after)  # type: ignore[misc]
+        query, gallery = read_features(tmp_path / "record", "market1501", after)
+        np.testing.assert_array_equal(pids, query.pids)
+        assert np.nanmean(values) == pytest.approx(evaluations[epoch]["mAP"], abs=1e-12)
+        without = average_precisions(query, gallery, "euclidean")
+        assert np.allclose(values, without, atol=1e-6) == (not rerank)
+
+
+def test_damaged_average_precisions_are_named(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded / "record", tmp_path / "record")
+    path = tmp_path / "record" / "market1501-after.npz"
+    arrays = dict(np.load(path))
+    kept = arrays["average_precisions"]
+    partly = np.where(np.arange(len(kept)) == 0, np.nan, kept)  # a query without a match
+    np.savez(path, **{**arrays, "average_precisions": partly})
+    np.testing.assert_array_equal(read_average_precisions(path.parent, "market1501", after=True)[1], partly)  # type: ignore[index]
+    for other in (
+        kept[:-1],
+        kept[:, None],
+        kept * np.nan,
+        kept - 1,
+        kept + 1.01,
+        kept + np.inf,
+        kept.astype(np.float32),
+    ):
+        np.savez(path, **{**arrays, "average_precisions": other})
+        with pytest.raises(RecordError, match=r"damaged, in '.*market1501-after\.npz': its average precisions"):
+            read_average_precisions(path.parent, "market1501", after=True)
+    np.savez(path, **{**arrays, "average_precisions": np.array([None] * len(kept))})  # pickled
+    with pytest.raises(RecordError, match=r"damaged, in '.*market1501-after\.npz'"):
+        read_average_precisions(path.parent, "market1501", after=True)
+    del arrays["average_precisions"]  # as before 0.3
+    np.savez(path, **arrays)
+    assert read_average_precisions(path.parent, "market1501", after=True) is None
+    np.savez(path, **{**arrays, "query_pids": arrays["query_pids"][:-1]})
+    with pytest.raises(RecordError, match=r"damaged, in '.*market1501-after\.npz': its identities"):
+        read_average_precisions(path.parent, "market1501", after=True)
+    path.unlink()
+    with pytest.raises(RecordError, match=r"has lost '.*market1501-after\.npz'"):
+        read_average_precisions(path.parent, "market1501", after=True)
 
 
 def test_a_damaged_record_ends_a_resumed_run_before_it_trains(

@@ -45,11 +45,14 @@ class Ranking:
         mean_ap: mAP in [0, 1], the mean over queries of the average precision.
         mean_inp: mINP in [0, 1], the mean over queries of the number of matches divided by the rank of the last match
             (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
+        average_precisions: (queries,), float64 in [0, 1], the average precision of each query; NaN for a query without
+            a match.
     """
 
     cmc: NDArray[np.float32]
     mean_ap: float
     mean_inp: float
+    average_precisions: NDArray[np.float64]
 
 
 def evaluate_rank(
@@ -126,7 +129,7 @@ def rank_gallery(
         use_metric_cuhk03: Whether to use the metric of CUHK03 in place of that of Market-1501.
 
     Returns:
-        CMC, mAP and mINP.
+        CMC, mAP, mINP and the average precision of each query.
 
     Raises:
         ValueError: If shapes do not fit, there is no query or no gallery image, `max_rank` is below 1, a distance is
@@ -149,16 +152,20 @@ def rank_gallery(
     rank = _ranks_of_drawn_and_all_matches if use_metric_cuhk03 else _ranks_of_first_and_all_matches
     # Summed in float32, query by query, as torchreid does: its rounding can exceed 1e-6 in the metric of CUHK03.
     curves = np.zeros(max_rank, dtype=np.float32)
-    average_precisions, inverse_penalties = [], []
-    for first, matches in rank(rows, queries, gallery):
+    average_precisions, inverse_penalties = np.full(num_queries, np.nan), []
+    for query, ranks in enumerate(rank(rows, queries, gallery)):
+        if ranks is None:
+            continue
+        first, matches = ranks
         curve = np.bincount(first[first < max_rank], minlength=max_rank).cumsum() / len(first)
         curves += curve.astype(np.float32)
-        average_precisions.append(np.mean(np.arange(1, len(matches) + 1) / (matches + 1)))
+        average_precisions[query] = np.mean(np.arange(1, len(matches) + 1) / (matches + 1))
         inverse_penalties.append(len(matches) / (matches[-1] + 1))
-    if not average_precisions:
+    matched = average_precisions[~np.isnan(average_precisions)]
+    if not len(matched):
         raise ValueError(f"none of the {num_queries} queries has a gallery image of its identity under another camera")
-    cmc = curves / np.float32(len(average_precisions))
-    return Ranking(cmc, mean_ap=float(np.mean(average_precisions)), mean_inp=float(np.mean(inverse_penalties)))
+    cmc = curves / np.float32(len(matched))
+    return Ranking(cmc, float(np.mean(matched)), float(np.mean(inverse_penalties)), average_precisions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +175,8 @@ class _Labels:
 
 
 # For one query: the ranks of the first match in each draw (a single one in the metric of Market-1501), and the ranks of
-# all matches in ascending order. Ranks are counted from 0.
-_Ranks = tuple[NDArray[np.intp], NDArray[np.intp]]
+# all matches in ascending order. Ranks are counted from 0. None for a query without a match.
+_Ranks = tuple[NDArray[np.intp], NDArray[np.intp]] | None
 
 
 def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, gallery: _Labels) -> Iterator[_Ranks]:
@@ -197,8 +204,7 @@ def _ranks_of_first_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
         return np.sort(ranks)
 
     for matches in in_threads(ranks_of_matches, len(rows), "ranking"):
-        if len(matches):
-            yield matches[:1], matches
+        yield (matches[:1], matches) if len(matches) else None
 
 
 def _ranks_of_drawn_and_all_matches(rows: NDArray[Any], queries: _Labels, gallery: _Labels) -> Iterator[_Ranks]:
@@ -228,11 +234,13 @@ def _ranks_of_drawn_and_all_matches(rows: NDArray[Any], queries: _Labels, galler
         return ranks, starts[by_appearance], sizes[by_appearance], int(np.argmax(by_appearance == own_code))
 
     for ranked in in_threads(ranks_by_identity, len(rows), "ranking"):
-        if ranked is not None:
-            ranks, starts, sizes, own = ranked
-            # The same random numbers as np.random.choice for each identity in each draw, as torchreid calls it.
-            drawn = ranks[starts + np.random.randint(0, sizes, size=(_CUHK03_DRAWS, len(sizes)))]
-            yield np.sum(drawn < drawn[:, [own]], axis=1), ranks[starts[own] :][: sizes[own]]
+        if ranked is None:
+            yield None
+            continue
+        ranks, starts, sizes, own = ranked
+        # The same random numbers as np.random.choice for each identity in each draw, as torchreid calls it.
+        drawn = ranks[starts + np.random.randint(0, sizes, size=(_CUHK03_DRAWS, len(sizes)))]
+        yield np.sum(drawn < drawn[:, [own]], axis=1), ranks[starts[own] :][: sizes[own]]
 
 
 def _check_numbers(rows: NDArray[Any], query: int) -> None:
@@ -265,7 +273,7 @@ def capturing(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tu
 
     Returns:
         A function with the same results. In a `capture_rankings` block it also appends a `Ranking` with its CMC and
-        mAP, and the mINP of `rank_gallery`.
+        mAP, and the mINP and average precisions of `rank_gallery`.
     """
 
     @functools.wraps(evaluate_rank)
@@ -278,7 +286,7 @@ def capturing(evaluate_rank: Callable[..., tuple[Any, Any]]) -> Callable[..., tu
         cmc, mean_ap = evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, *args, **kwargs)
         captured = _CAPTURED.get()
         if captured is not None:
-            # mINP is the same in both metrics, and the metric of Market-1501 takes no random numbers.
+            # What is kept of it is the same in both metrics, and the metric of Market-1501 takes no random numbers.
             ranking = rank_gallery(distmat, q_pids, g_pids, q_camids, g_camids)
             captured.append(replace(ranking, cmc=np.asarray(cmc), mean_ap=float(mean_ap)))
         return cmc, mean_ap

@@ -1,13 +1,10 @@
-"""The record of a run for a report: the terms of each epoch, the evaluations, and the features of two of them."""
+"""The record of a run for a report: terms by epoch, evaluations, and features and average precisions of two of them."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +16,35 @@ from torchreid_snloss import device
 from torchreid_snloss.checkpoint.atomic import atomic_write, remove_unfinished
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.evaluation import Ranking
+from torchreid_snloss.record_schema import (
+    FORMAT_VERSION,
+    Features,
+    Record,
+    to_average_precisions,
+    to_record,
+    to_splits,
+)
 
 if sys.platform != "win32":
     import resource
 
-__all__ = ["Features", "Record", "RecordError", "Recorder", "has_record", "read_features", "read_record", "to_features"]
+__all__ = [
+    "Features",
+    "Record",
+    "RecordError",
+    "Recorder",
+    "has_record",
+    "read_average_precisions",
+    "read_features",
+    "read_record",
+    "to_features",
+]
 
 _FILE = "record.json"
-_FORMAT_VERSION = 1  # records of this package before 0.3 have none
 
 
 class RecordError(ValueError):
     """A file of a record is missing or damaged, or was written by a later version."""
-
-
-@dataclass(eq=False)
-class Record:
-    """What happened in a run, by epoch. Epochs are counted from 1; epoch 0 is the evaluation before training.
-
-    Attributes:
-        epochs: A dictionary for each trained epoch. `terms` holds the means of what the progress line shows. `seconds`
-            is None if the run was interrupted in this epoch, and `terms` then covers the steps after the interruption.
-            `memory` is the peak so far in MiB: what torch has allocated on a GPU, otherwise what the process used; it
-            is None on Windows without a GPU.
-        evaluations: By data set and epoch a dictionary with `mAP`, `mINP` and `cmc` (a list), in [0, 1].
-    """
-
-    epochs: dict[int, dict[str, Any]] = field(default_factory=dict)
-    evaluations: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """The features of one split of a test set, as the evaluation compares them.
-
-    Attributes:
-        features: (images, dimension), float32.
-        pids: (images,), the identities.
-        camids: (images,), the cameras.
-        paths: (images,), the image files; for a tracklet its first frame.
-    """
-
-    features: NDArray[np.float32]
-    pids: NDArray[np.int64]
-    camids: NDArray[np.int64]
-    paths: NDArray[np.str_]
 
 
 class Recorder:
@@ -93,7 +74,9 @@ class Recorder:
         self._write()
 
     def add_evaluation(self, epoch: int, dataset: str, ranking: Ranking, query: Features, gallery: Features) -> None:
-        """Records an evaluation. The features before training and those of the latest evaluation are kept.
+        """Records an evaluation.
+
+        The features and average precisions before training and those of the latest evaluation are kept.
 
         Args:
             epoch: How many epochs have been trained.
@@ -105,13 +88,14 @@ class Recorder:
         evaluation = {"mAP": ranking.mean_ap, "mINP": ranking.mean_inp, "cmc": [float(value) for value in ranking.cmc]}
         splits = {"query": query, "gallery": gallery}
         arrays = {f"{split}_{name}": value for split, x in splits.items() for name, value in vars(x).items()}
+        arrays["average_precisions"] = ranking.average_precisions
         path = _features_path(self._folder, dataset, after=epoch > 0)
         atomic_write(path, lambda stream: np.savez(stream, **arrays))
         self._record.evaluations.setdefault(dataset, {})[epoch] = evaluation
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps({"format_version": _FORMAT_VERSION, **vars(self._record)})
+        text = json.dumps({"format_version": FORMAT_VERSION, **vars(self._record)})
         atomic_write(self._folder / _FILE, lambda stream: stream.write(text.encode()))
 
 
@@ -132,12 +116,12 @@ def read_record(folder: str | Path) -> Record:
     path = Path(folder) / _FILE
     content = _read(path, lambda: json.loads(path.read_bytes()))
     version = content.get("format_version", 0) if isinstance(content, dict) else 0
-    if type(version) is int and version > _FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise RecordError(
             f"{str(path)!r} was written by a later version of torchreid-snloss, in format {version}; this one reads "
-            f"formats up to {_FORMAT_VERSION}"
+            f"formats up to {FORMAT_VERSION}"
         )
-    record: Record = _read(path, lambda: _to_record(content))
+    record: Record = _read(path, lambda: to_record(content))
     return record
 
 
@@ -153,8 +137,30 @@ def read_features(folder: str | Path, dataset: str, after: bool) -> tuple[Featur
         RecordError: If the file is missing or damaged, or does not hold features.
     """
     path = _features_path(Path(folder), dataset, after)
-    query, gallery = _read(path, lambda: _to_splits(path))
+    query, gallery = _read(path, lambda: to_splits(path))
     return query, gallery
+
+
+def read_average_precisions(
+    folder: str | Path, dataset: str, after: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    """Reads the average precision of each query, as the evaluation computed it, with re-ranking if the run re-ranks.
+
+    Args:
+        folder: The folder of the `Recorder`.
+        dataset: The name of the test set.
+        after: True for the last evaluation, False for the one before training.
+
+    Returns:
+        The identities of the queries, (queries,), and their average precisions, (queries,), in [0, 1], NaN for a query
+        without a match. None for a record of this package before 0.3, which has no average precisions.
+
+    Raises:
+        RecordError: If the file is missing or damaged, or does not hold what a `Recorder` writes.
+    """
+    path = _features_path(Path(folder), dataset, after)
+    found: tuple[NDArray[np.int64], NDArray[np.float64]] | None = _read(path, lambda: to_average_precisions(path))
+    return found
 
 
 def to_features(batches: Sequence[dict[str, Any]], items: Sequence[Any], normalize: bool) -> Features:
@@ -192,80 +198,8 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
         raise RecordError(f"the record of a run is damaged, in {str(path)!r}: {reason}; {again}") from error
 
 
-def _to_record(content: Any) -> Record:
-    """Makes a record from the content of its file.
-
-    Raises:
-        ValueError: If the content is anything else.
-    """
-    if not isinstance(content, dict) or not {"epochs", "evaluations"} <= set(content):
-        raise ValueError("it has no epochs and evaluations")
-    version = content.get("format_version", 0)
-    if type(version) is not int or version < 0:
-        raise ValueError(f"its format version must be an integer from 0 to {_FORMAT_VERSION}, got {version!r}")
-    epochs = _by_epoch(content["epochs"])
-    for epoch in epochs.values():
-        terms = _dictionary(epoch["terms"])
-        if not all(_is_number(value) for value in terms.values()):
-            raise ValueError("a term is not a finite number")
-        if not all(epoch[key] is None or (_is_number(epoch[key]) and epoch[key] >= 0) for key in ("seconds", "memory")):
-            raise ValueError("seconds or memory is not a finite number")
-    evaluations = {dataset: _by_epoch(found) for dataset, found in _dictionary(content["evaluations"]).items()}
-    for evaluation in (evaluation for found in evaluations.values() for evaluation in found.values()):
-        cmc = evaluation["cmc"]
-        if not isinstance(cmc, list) or not cmc:
-            raise ValueError("the CMC curve is not a list")
-        values = (evaluation["mAP"], evaluation["mINP"], *cmc)
-        if not all(_is_number(value) and 0 <= value <= 1 + 1e-6 for value in values):
-            raise ValueError("mAP, mINP or the CMC curve is not in [0, 1]")
-    return Record(epochs, evaluations)
-
-
-def _to_splits(path: Path) -> list[Features]:
-    """Reads and checks the features of queries and gallery.
-
-    Raises:
-        ValueError: If they are anything else.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"its part {damaged!r} does not match its checksum")
-    with np.load(path) as arrays:
-        splits = [
-            Features(*(arrays[f"{split}_{name}"] for name in Features.__dataclass_fields__))
-            for split in ("query", "gallery")
-        ]
-    for split in splits:
-        if split.features.ndim != 2 or split.features.dtype != np.float32 or not np.isfinite(split.features).all():
-            raise ValueError("its features are not a matrix of finite numbers")
-        for values, kinds in ((split.pids, "iu"), (split.camids, "iu"), (split.paths, "U")):
-            if values.shape != split.features.shape[:1] or values.dtype.kind not in kinds:
-                raise ValueError("its identities, cameras or paths do not match its features")
-    if splits[0].features.shape[1] != splits[1].features.shape[1]:
-        raise ValueError("the features of queries and gallery have different dimensions")
-    return splits
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _dictionary(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a dictionary, got a {type(value).__name__}")
-    return value
-
-
 def _features_path(folder: Path, dataset: str, after: bool) -> Path:
     return folder / f"{dataset}-{'after' if after else 'before'}.npz"
-
-
-def _by_epoch(values: Any) -> dict[int, Any]:
-    if not all(epoch.isdecimal() for epoch in _dictionary(values)):
-        raise ValueError("an epoch is not a number")
-    return {int(epoch): _dictionary(value) for epoch, value in _dictionary(values).items()}  # JSON's keys are strings
 
 
 def _up_to(last_epoch: int, values: dict[int, Any]) -> dict[int, Any]:

@@ -12,12 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from torchreid_snloss.checkpoint import atomic_write, remove_unfinished
+from torchreid_snloss.compare.ranked import average_precisions
 from torchreid_snloss.config import ConfigError, leaves, load_config, loss_names
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.engine.differences import NEUTRAL_KEYS
 from torchreid_snloss.engine.stopping import stop_signals
-from torchreid_snloss.record import Features, Record, has_record, read_features, read_record
+from torchreid_snloss.record import (
+    Features,
+    Record,
+    has_record,
+    read_average_precisions,
+    read_features,
+    read_record,
+)
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings, decide
 
@@ -63,6 +74,19 @@ class Run:
     def features(self, dataset: str, after: bool) -> tuple[Features, Features]:
         """Reads the features of queries and gallery, before or after training."""
         return read_features(self._records, dataset, after)
+
+    def average_precisions(self, dataset: str) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """Reads the identities of the queries and their average precisions after training.
+
+        Returns:
+            As `read_average_precisions` does. A record of this package before 0.3 has none; they are computed from its
+            features, unless the run re-ranked: then they are unknown, and None is returned.
+        """
+        found = read_average_precisions(self._records, dataset, after=True)
+        if found is None and not self.settings.rerank_in_training:
+            query, gallery = self.features(dataset, after=True)
+            return query.pids, average_precisions(query, gallery, self.settings.dist_metric)
+        return found
 
     def finished(self) -> bool:
         """Whether the run was evaluated after its last epoch."""
