@@ -6,11 +6,12 @@ import contextlib
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from torchreid_snloss import device as devices
 from torchreid_snloss.arguments import check_choice
 
-__all__ = ["Amp", "autocast", "check_amp", "grad_scaler"]
+__all__ = ["Amp", "autocast", "check_amp", "check_precision", "grad_scaler"]
 
 Amp = Literal["off", "bf16", "fp16"]
 
@@ -32,6 +33,30 @@ def check_amp(amp: str, device: str) -> None:
         raise ValueError(f"amp bf16 needs an Ampere or newer GPU; this is a {devices.name()}: use amp fp16")
     if amp == "fp16" and device == "cpu" and not hasattr(torch.amp, "GradScaler"):
         raise ValueError(f"amp fp16 on a CPU needs torch 2.3 or newer; this is {torch.__version__}")
+
+
+def check_precision(model: nn.Module, device: str, amp: Amp, micro_batch: int, sync_batchnorm: bool) -> None:
+    """Checks that the precision and the other ways to train a batch are available, alone and together.
+
+    Args:
+        model: the model.
+        device: `"cuda"` or `"cpu"`.
+        amp: see `check_amp`.
+        micro_batch: the maximum number of images that the model processes at a time; 0: all.
+        sync_batchnorm: whether batch norm normalises over all processes.
+
+    Raises:
+        ValueError: if one is not available, or two do not work together.
+    """
+    if sync_batchnorm and device == "cpu":
+        raise ValueError("sync_batchnorm needs GPUs, torch doesn't have it for a CPU")
+    check_amp(amp, device)
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        if amp == "bf16":
+            # Its threads inherit that autocast is enabled, but not the dtype, and would compute in float16.
+            raise ValueError("amp bf16 does not work with nn.DataParallel on several GPUs; fp16 does")
+        if micro_batch:
+            raise ValueError("micro_batch does not work with nn.DataParallel on several GPUs; start it with torchrun")
 
 
 def autocast(amp: Amp, device: str) -> contextlib.AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from torchreid_snloss.engine.options import CompileError
 
-__all__ = ["compile_in_place", "named_compile_errors", "to_channels_last"]
+__all__ = ["compile_in_place", "is_compiled", "named_compile_errors", "to_channels_last"]
 
 
 def to_channels_last(model: nn.Module) -> None:
@@ -38,6 +38,14 @@ def compile_in_place(model: nn.Module) -> None:
         model.compile()
     except RuntimeError as error:
         raise CompileError(f"torch.compile: {error}") from error
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model or a part of it is compiled, in place or by `torch.compile(model)`."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )
 
 
 @contextlib.contextmanager

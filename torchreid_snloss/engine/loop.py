@@ -25,6 +25,7 @@ from torchreid_snloss.engine.random_state import random_states
 from torchreid_snloss.engine.resumable_loader import ResumableLoader
 from torchreid_snloss.engine.saving import saving_what_is_trained
 from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
+from torchreid_snloss.engine.term_monitor import TermMonitor
 from torchreid_snloss.engine.testing import Testing, selecting_map
 from torchreid_snloss.engine.update import non_finite
 from torchreid_snloss.progress import above_bars
@@ -76,6 +77,7 @@ class TrainingLoop(engine.Engine):
         self.options = TrainOptions()
         self._stop = StopSignals()
         self._log = EpochLog()
+        self._terms = TermMonitor({})
         if distributed.world_size() > 1 and self.trains_on_several_processes:
             check_same_on_all_ranks(self.train_loader)
             self.train_loader = shard_training(self.train_loader)
@@ -132,7 +134,8 @@ class TrainingLoop(engine.Engine):
                 print(f"=> max_epoch is {max_epoch}, and {start_epoch} epochs are trained already: this run only tests")
             if self.options.record and first:
                 self._log.start_record(Path(save_dir) / "record", start_epoch)
-            self._learning.start_run(resumed=start_epoch > 0 or self.checkpointer.state.batch > 0)
+            for monitor in (self._learning, self._terms):
+                monitor.start_run(resumed=start_epoch > 0 or self.checkpointer.state.batch > 0)
             save = lambda: self.checkpointer.save(self._trained, self.options.keep)  # noqa: E731
             with saving_what_is_trained(self.checkpointer, self._learning, save):
                 self._train_and_test(save_dir, start_epoch, max_epoch, **kwargs)
@@ -167,6 +170,7 @@ class TrainingLoop(engine.Engine):
         state, loader = self.checkpointer.state, self.train_loader
         loader.start_epoch(state.seed, self.epoch, state.batch, self.checkpointer.restore_random_states)
         self._learning.start_epoch()
+        self._terms.start_epoch(len(loader) - loader.skipped)
         unit = "tracklet" if getattr(self.datamanager, "data_type", "image") == "video" else "image"
         try:
             with self._log.epoch(self.epoch + 1, self.max_epoch, len(loader), loader.skipped, loader.batch_size, unit):
@@ -175,6 +179,7 @@ class TrainingLoop(engine.Engine):
             loader.end_epoch()
         done = self.epoch + 1
         self._learning.end_epoch(done, is_last=done == self.max_epoch)
+        self._terms.end_epoch(done)
         self.checkpointer.epoch_trained()
         self._trained = done
         distributed.average_buffers(self.model)

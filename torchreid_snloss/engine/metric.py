@@ -14,11 +14,13 @@ from torchreid import metrics
 
 from torchreid_snloss import device as devices
 from torchreid_snloss import distributed
-from torchreid_snloss.engine.amp import Amp, autocast, check_amp, grad_scaler
+from torchreid_snloss.engine.amp import Amp, autocast, check_precision, grad_scaler
 from torchreid_snloss.engine.caching import cached_forward
+from torchreid_snloss.engine.compiling import is_compiled
 from torchreid_snloss.engine.loop import TrainingLoop
 from torchreid_snloss.engine.monitor import CollapseMonitor
 from torchreid_snloss.engine.parallel import ModelOutputs, Parallel, at_least_float32
+from torchreid_snloss.engine.term_monitor import TermMonitor
 from torchreid_snloss.engine.update import Update
 from torchreid_snloss.losses import Criterion, GlobalBatchLoss, Memory, MetricLoss, check_integer, check_number
 
@@ -104,7 +106,7 @@ class MetricEngine(TrainingLoop):
         self.memory = Memory(memory_size) if check_integer("memory_size", memory_size, at_least=0) else None
         _check_model(model, self.use_gpu)
         device = devices.type_of(self.use_gpu)
-        _check_precision(model, device, amp, micro_batch, sync_batchnorm)
+        check_precision(model, device, amp, micro_batch, sync_batchnorm)
         self.amp: Amp = amp
         # The conversion creates new modules but keeps the parameters, which the optimizer already contains.
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
@@ -123,6 +125,7 @@ class MetricEngine(TrainingLoop):
         self._parallel = Parallel(self._outputs)
         self._update = Update(optimizer)
         self._warn_of_collapse = CollapseMonitor()
+        self._terms = TermMonitor(criteria)
         self.checkpointer.criteria = self.criteria
         self.checkpointer.optional["memory"] = self.memory
         self.scaler = grad_scaler(amp, device)
@@ -169,6 +172,10 @@ class MetricEngine(TrainingLoop):
             summary["loss_x"] = self.compute_loss(self.criterion_x, logits, pids) * share
             loss = loss + self.weight_x * summary["loss_x"]
             summary["acc"] = metrics.accuracy(logits, pids)[0] * share
+        weighted = {name: self.weights[name] * value for name, value in terms.items()}
+        # A compiled model's backward pass can't be repeated.
+        softmax = self.weight_x * summary["loss_x"] if self.weight_x > 0 and not is_compiled(self.model) else None
+        summary |= self._terms.measure(weighted, softmax, outputs[1], features, self.scaler)
 
         check_gradients = self._parallel.check_gradients
         values = self._update(loss, summary, stat_totals, self.check_finite, backward_to_weights, check_gradients)
@@ -176,6 +183,7 @@ class MetricEngine(TrainingLoop):
             undo()
             return {}
         self._learning.overflowed += self._update.overflowed
+        self._terms.record(values)
         for name in [name for name in values if name == "spread" or name.endswith("_spread")]:
             self._warn_of_collapse(values.pop(name))
         return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -267,18 +275,6 @@ def _check_model(model: nn.Module, use_gpu: bool) -> None:
         raise ValueError("the model is on the CPU, but use_gpu is True: call model.cuda() first, or use_gpu=False")
     if getattr(getattr(model, "module", model), "loss", None) == "softmax":
         raise ValueError("the model was built with loss='softmax' and returns no features, build it with 'triplet'")
-
-
-def _check_precision(model: nn.Module, device: str, amp: Amp, micro_batch: int, sync_batchnorm: bool) -> None:
-    if sync_batchnorm and device == "cpu":
-        raise ValueError("sync_batchnorm needs GPUs, torch doesn't have it for a CPU")
-    check_amp(amp, device)
-    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
-        if amp == "bf16":
-            # Its threads inherit that autocast is enabled, but not the dtype, and would compute in float16.
-            raise ValueError("amp bf16 does not work with nn.DataParallel on several GPUs; fp16 does")
-        if micro_batch:
-            raise ValueError("micro_batch does not work with nn.DataParallel on several GPUs; start it with torchrun")
 
 
 def _check_trained(criteria: nn.Module, optimizer: torch.optim.Optimizer) -> None:
