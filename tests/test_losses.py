@@ -605,3 +605,25 @@ def test_bad_tensors(arguments: tuple[Any, ...], error: type[Exception], words: 
 def test_bad_hyper_parameters(loss: Any, options: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         loss(**options)
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["as in the paper", "an image is a positive of itself"])
+def test_hap2s_is_the_weighted_regularised_triplet_loss(itself: bool) -> None:
+    rng = np.random.default_rng(3)
+    x, pids = rng.normal(size=(12, 5)) * 3, np.repeat(range(4), 3)
+    total = 0.0
+    for i in range(12):
+        positives, negatives = [], []
+        for j in range(12):
+            distance = math.dist(x[i], x[j])
+            if pids[i] != pids[j]:
+                negatives.append(distance)
+            elif itself or i != j:
+                positives.append(distance)
+        positive = sum(math.exp(d) * d for d in positives) / sum(math.exp(d) for d in positives)
+        negative = sum(math.exp(-d) * d for d in negatives) / sum(math.exp(-d) for d in negatives)
+        total += math.log(1 + math.exp(positive - negative))
+    loss = HAP2SLoss(sigma=1.0, margin=None, normalize=False)
+    features, labels = torch.from_numpy(x), torch.from_numpy(pids)
+    value = loss(features, labels, features, labels) if itself else loss(features, labels)
+    assert value.item() == pytest.approx(total / 12, rel=1e-13)

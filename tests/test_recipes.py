@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from torchreid_snloss import build_model, build_optimizer, load_config, resolve
+from torchreid_snloss import HAP2SLoss, build_model, build_optimizer, load_config, resolve
 from torchreid_snloss.build import build_criteria
 
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -42,3 +42,10 @@ def test_the_papers_own_are_in_their_recipes() -> None:
 
     assert of("sn_resnet50_market1501.yaml").layer4[0].conv2.stride == (1, 1)
     assert of("hap2s_resnet50_market1501.yaml")(torch.zeros(1, 3, 256, 128)).shape == (1, 128)
+
+
+def test_the_recipe_of_wrt_has_its_settings() -> None:
+    cfg = load_config(str(ROOT / "configs/strong/wrt_resnet50.yaml"), ["use_gpu", False])
+    (loss,) = build_criteria(resolve(cfg)).values()
+    assert isinstance(loss, HAP2SLoss)
+    assert (loss.weighting, loss.sigma, loss.margin, loss.normalize) == ("exponential", 1.0, None, False)

@@ -32,6 +32,10 @@ class HAP2SLoss(MetricLoss):
     $w^- = (d + 1)^{-2 \alpha}$ (`"polynomial"`, HAP2S_P). Gradients flow through the weights. $\sigma \to 0$ is the
     batch-hard triplet loss, $\sigma \to \infty$ the plain mean.
 
+    `HAP2SLoss(sigma=1.0, margin=None, normalize=False)` is the weighted regularised triplet loss (WRT) of AGW (Ye et
+    al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2022, arXiv:2001.04193). In
+    fast-reid's form an image is also a positive of itself, at distance 0, as it is in `loss(x, pids, x, pids)`.
+
     Args:
         weighting: `"exponential"` (default) or `"polynomial"`.
         sigma: $\sigma$ > 0, for the exponential weighting, in the unit of the distances. Default is 0.5.
