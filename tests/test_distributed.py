@@ -210,7 +210,9 @@ def torchrun(processes: int, *options: str, cwd: Path) -> tuple[int, str]:
 
 
 def options(reid_data: Path, epochs: int) -> list[str]:
-    own = ["loss.name", "sn", "train.max_epoch", epochs, "train.lr_scheduler", "cosine", "test.normalize_feature", True]
+    # With such a beta FIDI has no gradient, which a line says.
+    own = ["loss.name", "sn+fidi", "loss.fidi.beta", 500]
+    own += ["train.max_epoch", epochs, "train.lr_scheduler", "cosine", "test.normalize_feature", True]
     return ["--root", str(reid_data), *process_options(*own)]
 
 
@@ -224,6 +226,7 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     code, output = torchrun(3, *options(reid_data, 2), cwd=tmp_path)
     assert code == 0, output
     assert output.count("epoch: [2/2][3/3]") == 1, "one process prints"
+    assert output.count("does nothing") == output.count("** loss_fidi does nothing in epoch 1: its value is ") == 1
     assert len(results_in(output)) == 6
     assert sorted(path.name for path in (tmp_path / "log" / "model").iterdir()) == [
         "model-best.pth.tar", "model.pth.tar-1", "model.pth.tar-2",

@@ -169,9 +169,11 @@ class TermMonitor:
                 print(f"=> loss_{name} no longer does anything from epoch {epoch} on, nothing is left to learn: {what}")
             term.satisfied = True
             return
-        begin = "no longer does anything from" if term.was_active else "does nothing in"
-        on = " on" if term.was_active else ""
-        print(f"** loss_{name} {begin} epoch {epoch}{on}: {what}. Try {_remedy(self._criteria[name], term)}")
+        what += f". Try {_remedy(self._criteria[name], term)}"
+        if term.was_active:
+            print(f"** loss_{name} no longer does anything from epoch {epoch} on: {what}")
+        else:
+            print(f"** loss_{name} does nothing in epoch {epoch}: {what}")
 
 
 def _squared_gradient(term: Tensor, features: Sequence[Tensor]) -> Tensor | None:
