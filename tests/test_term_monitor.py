@@ -55,8 +55,14 @@ def reports(
     """The lines on terms that do nothing in a run."""
     training = make_engine(ImageMetricEngine, datamanager, *args, **options)
     capsys.readouterr()
-    training.run(save_dir=str(folder), max_epoch=epochs, print_freq=100)
-    return [line for line in capsys.readouterr().out.splitlines() if re.match(r"(\*\*|=>) loss_", line)]
+    training.run(save_dir=str(folder), max_epoch=epochs, print_freq=1)
+    lines = capsys.readouterr().out.splitlines()
+    names = {
+        name for line in lines if line.startswith("epoch: [") for name in re.findall(r"([a-z_ ]+) [\d.]+ \(", line)
+    }
+    assert names >= {"time", "data"}
+    assert all(name.isidentifier() for name in names), "what is measured is not shown"
+    return [line for line in lines if re.match(r"(\*\*|=>) loss_", line)]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_two_terms_without_softmax(datamanager: Any, tmp_path: Path, capsys: pyt
     ],
     ids=str,
 )
-@pytest.mark.parametrize("options", [{}, {"weight_x": 0}, {"amp": "fp16"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"weight_x": 0}, {"weight_m": 0}, {"amp": "fp16"}], ids=str)
 def test_a_healthy_run(
     criterion: Any,
     options: dict[str, Any],
