@@ -60,7 +60,8 @@ setup(
         *torchreid_needs,
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "pytorch-metric-learning", "onnx", "onnxruntime"],
+        "tune": ["optuna>=4"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "pytorch-metric-learning", "onnx", "onnxruntime", "optuna>=4"],
         "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
         "docs": ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"],
         "dev": ["build", "mypy", "ruff", "twine", "types-PyYAML", "types-tqdm"],

@@ -22,9 +22,10 @@ from PIL import Image
 from torchreid_snloss import get_default_config, resolve
 from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.export import write_csv, write_json
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.ranked import Ranked, average_precisions
-from torchreid_snloss.compare.results import Results, write_csv, write_json
+from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.evaluation import Ranking
 from torchreid_snloss.record import Features, Recorder, RecordError, read_features, read_record
@@ -34,7 +35,7 @@ def _arguments(reid_data: Path, *options: str, flags: tuple[str, ...] = ("--seed
     config = str(ROOT / "configs/small.yaml")
     own = process_options("train.max_epoch", 6, "data.save_dir", "log", *options)
     data = ["--root", str(reid_data), "-s", "market1501", "-t", "market1501"]
-    return ["--config-file", config, *data, "--losses", "softmax", "sn", *flags, *own]
+    return ["--config-file", config, *data, "--losses", "softmax", "sn", "--baselines", "softmax", *flags, *own]
 
 
 COMPARE = ("-m", "torchreid_snloss.compare")
@@ -64,8 +65,13 @@ def test_the_table_is_what_torchreid_printed(compared: tuple[Path, Any]) -> None
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
     header, _, *rows = rows
     names = ["mAP", "mINP", "rank-1", "rank-5", "rank-10"]
-    assert header == ["dataset", "loss", "weight_x", "seeds", *names, "s/epoch", "peak MiB"]
-    assert [row[:4] for row in rows] == [["market1501", "softmax", "1", "1"], ["market1501", "sn", "1", "1"]]
+    columns = ["dataset", "variant", "trained with", "seeds", "mAP", "mAP - softmax", *names[1:], "s/epoch", "peak MiB"]
+    assert header == columns
+    assert [row[:4] for row in rows] == [
+        ["market1501", "softmax", "softmax, random batches", "1"],
+        ["market1501", "sn", "sn + softmax", "1"],
+    ]
+    differences = [row.pop(5) for row in rows]
     compare = folder / "log/compare/plain"
     with open(compare / "results.csv") as file:
         table = list(csv.DictReader(file))
@@ -77,9 +83,15 @@ def test_the_table_is_what_torchreid_printed(compared: tuple[Path, Any]) -> None
         assert row[4:9] == printed
         assert [f"{float(line[name]):.1f}" for name in names] == printed
         assert [f"{100 * one[name]:.1f}" for name in ("mAP", "mINP")] == printed[:2]
-        assert (one["loss"], one["seed"], line["seeds"], line["mAP sd"]) == (loss, 1, "1", "")
+        assert (one["variant"], one["seed"], line["seeds"], line["mAP sd"]) == (loss, 1, "1", "")
         assert 0 < float(row[9]) < 60
         assert 100 < float(row[10]) < 8000
+    mean, low, high = (float(text) for text in re.findall(r"[-+][\d.]+", differences[1]))
+    assert differences[0] == ""
+    assert low < mean < high
+    assert mean == pytest.approx(100 * (runs[1]["mAP"] - runs[0]["mAP"]), abs=0.06)
+    verdict = "no difference shown" if low <= 0 <= high else "ahead" if mean > 0 else "behind"
+    assert f"market1501: sn, mAP - softmax: {differences[1]}, {verdict} (one seed: " in done.stdout
 
 
 @pytest.fixture
@@ -97,6 +109,7 @@ def recorded_runs(tmp_path: Path) -> list[Run]:
             cfg.data.targets = ["<b>one", "two&amp;"]
             cfg.train.max_epoch = 2
             cfg.loss.name = loss
+            cfg.train.seed = seed
             recorder = Recorder(tmp_path / loss / str(seed) / "record")
             for epoch in (0, 2):
                 if epoch:
@@ -110,7 +123,7 @@ def recorded_runs(tmp_path: Path) -> list[Run]:
                         for _ in ("query", "gallery")
                     ]
                     recorder.add_evaluation(epoch, dataset, ranking, *sides)
-            runs.append(Run(loss, seed, resolve(cfg), []))
+            runs.append(Run(loss, resolve(cfg)))
     return runs
 
 
@@ -144,7 +157,7 @@ def test_results_as_files(recorded_runs: list[Run], tmp_path: Path) -> None:
     write_json(results, tmp_path / "results.json")
     with open(tmp_path / "results.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [(line["dataset"], line["loss"], line["seeds"]) for line in lines] == [
+    assert [(line["dataset"], line["variant"], line["seeds"]) for line in lines] == [
         ("<b>one", "softmax", "2"), ("<b>one", "sn", "2"), ("two&amp;", "softmax", "2"), ("two&amp;", "sn", "2"),
     ]  # fmt: skip
     line = lines[1]
@@ -152,7 +165,7 @@ def test_results_as_files(recorded_runs: list[Run], tmp_path: Path) -> None:
     content = json.loads((tmp_path / "results.json").read_text())
     figure = content["table"][1]["figures"]["mAP"]
     assert (round(figure["mean"], 6), round(figure["spread"], 6), figure["digits"]) == (61.5, 0.707107, 1)
-    assert [(one["loss"], one["seed"], one["dataset"]) for one in content["runs"]][:2] == [
+    assert [(one["variant"], one["seed"], one["dataset"]) for one in content["runs"]][:2] == [
         ("softmax", 1, "<b>one"), ("softmax", 1, "two&amp;"),
     ]  # fmt: skip
 
@@ -172,7 +185,7 @@ def test_average_precisions_of_a_run_whose_record_has_none(recorded_runs: list[R
     np.testing.assert_array_equal((pids, computed), (np.arange(12) % 4, np.ones(12)))
     cfg = get_default_config()
     cfg.data.save_dir, cfg.test.rerank_in_training = str(run.folder), True
-    assert Run(run.loss, run.seed, resolve(cfg), []).average_precisions("<b>one") is None
+    assert Run(run.variant, resolve(cfg)).average_precisions("<b>one") is None
 
 
 class _Tags(html.parser.HTMLParser):
@@ -259,8 +272,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     compared: tuple[Path, Any], reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*COMPARE, *_arguments(reid_data)]
-    command[command.index("softmax")] = "sn"  # alone
-    command.remove("sn")
+    command[command.index("--losses") + 1 : command.index("--baselines") + 2] = ["sn", "--baselines", "none"]
     process = start(*command, cwd=tmp_path)
     folder = tmp_path / "log/compare/plain/sn/seed-1"
     deadline = time.monotonic() + 120
@@ -278,7 +290,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     logs = sorted(folder.glob("train.log-*"), key=os.path.getmtime)
     assert "=> Resuming from" in logs[-1].read_text()
     results = [json.loads((place / "log/compare/plain/results.json").read_text()) for place in (compared[0], tmp_path)]
-    (whole,) = (one for one in results[0]["runs"] if one["loss"] == "sn")
+    (whole,) = (one for one in results[0]["runs"] if one["variant"] == "sn")
     (resumed,) = results[1]["runs"]
     for key in ("mAP", "mINP", "cmc"):
         assert resumed[key] == whole[key]
@@ -311,8 +323,8 @@ def test_noise_is_shown_beside_the_unchanged(compared: tuple[Path, Any], reid_da
         (["--train-fraction", "0"], "data.train_fraction must be above 0"),
         (["--seeds", "1", "loss.name", "sn"], "loss.name is set by --losses"),
         (["--seeds", "1", "train.seed", "4"], "train.seed is set by --seeds"),
-        (["--seeds", "1", "test.evaluate", "True"], "leave test.evaluate, model.resume and train.start_epoch out"),
-        (["--seeds", "1", "train.start_epoch", "1"], "leave test.evaluate, model.resume and train.start_epoch out"),
+        (["--seeds", "1", "test.evaluate", "True"], "leave test.evaluate, model.resume, train.start_epoch"),
+        (["--seeds", "1", "train.start_epoch", "1"], "leave test.evaluate, model.resume, train.start_epoch"),
         (["--seeds", "1", "data.outliers", "0.1"], "data.outliers is set by --outliers, leave it out"),
         (["--losses", "sn", "train.lr", "1"], "put `--` between the losses and the option train.lr"),
         (["--config-file", "nowhere.yaml"], "can't read the config file 'nowhere.yaml'"),
@@ -395,9 +407,8 @@ def test_a_damaged_record_is_named_before_any_run(
 
 def _settings_of(reid_data: Path, loss: str) -> str:
     """The config of a run of `_arguments`, as the comparison saves it."""
-    parser = _parser()
-    arguments = parser.parse_args(_arguments(reid_data))
-    return next(run.settings.cfg_text for run in _plan(arguments, {}) if run.loss == loss)
+    plan = _plan(_parser().parse_args(_arguments(reid_data)), {})
+    return next(run.settings.cfg_text for run in plan.runs() if run.variant == loss)
 
 
 def test_damaged_or_foreign_features_end_the_report_with_a_line(recorded_runs: list[Run], tmp_path: Path) -> None:

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from yacs.config import CfgNode
-
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, config_options
+from torchreid_snloss.compare.export import write_csv, write_json
+from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
 from torchreid_snloss.compare.page import write_page
-from torchreid_snloss.compare.results import Results, write_csv, write_json
+from torchreid_snloss.compare.plan import CHANGES, Found, Plan, check_base, load
+from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
-from torchreid_snloss.config import ConfigError, get_default_config, load_config
+from torchreid_snloss.compare.tuning import Tuning, check_available
+from torchreid_snloss.compare.variants import BASELINES, Variant, of_loss, read_variants
+from torchreid_snloss.config import ConfigError, get_default_config
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import WriteError
 from torchreid_snloss.record import RecordError
 from torchreid_snloss.run.entry import run_command
+from torchreid_snloss.run.lock import FolderInUseError, locked
 from torchreid_snloss.run.writable import check_replaceable
-from torchreid_snloss.settings import resolve
 
 __all__ = ["main"]
 
-_DESCRIPTION = """Train one config with several losses, with the same budget and the same seeds, and compare them: a
-table, results.csv, results.json and report.html. Finished runs are not repeated, and a run that was interrupted is
-resumed."""
+_DESCRIPTION = """Train one config with several losses, with the same budget and the same seeds, and compare them with
+softmax: a table with intervals, results.csv, results.json and report.html. Finished runs are not repeated, and runs
+that were interrupted are resumed."""
 
-_EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
-_MOST_SEEDS = 1000
-_CHANGES = ("label_noise", "outliers", "train_fraction")  # keys of the section data that have flags of their own
+_LOSSES = ["triplet", "sn", "hap2s", "fidi"]
+_MOST_SEEDS, _MOST_TRIALS = 1000, 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,79 +60,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _compare(args: argparse.Namespace, command: str) -> int:
-    default = get_default_config().data
-    changes = {key: value for key in _CHANGES if (value := getattr(args, key)) != default[key]}
-    runs = _plan(args, changes)
-    unchanged = _plan(args, {}) if changes else []
-    for run in runs:
-        if other := run.other_settings():
-            raise ConfigError(
-                f"{run.folder} holds a run with other settings ({'; '.join(other)}): "
-                "set another data.save_dir, or remove that folder"
-            )
-    for run in runs:  # a damaged record is told before the first run is made
-        run.finished()
-    folder = runs[0].folder.parent.parent
-    try:
-        check_replaceable(folder, ("results.csv", "results.json", "report.html"))
-    except OSError as error:
-        raise ConfigError(f"the results can't be written to {str(folder)!r}: {error}") from error
-    for line in _differences(runs):
-        print(f"=> {line}")
-    done, began = 0, time.monotonic()
-    for number, run in enumerate(runs, start=1):
-        name = f"run {number} of {len(runs)}: {run.loss}, seed {run.seed}"
-        if run.finished():
-            print(f"=> {name}: already finished")
-            continue
-        print(f"=> {name}, in {run.folder}", flush=True)
-        code = run.execute()
-        if code != 0:
-            stopped = code > 128
-            ended = "was interrupted; repeat the command to resume" if stopped else f"ended with exit code {code}"
-            print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr)
-            return code
-        done += 1
-        left = sum(not later.finished() for later in runs[number:])
-        minutes = (time.monotonic() - began) / done * left / 60
-        print(f"   {run.summary()}; {left} to go" + (f", about {minutes:.0f} min" if left else ""), flush=True)
-
-    results = Results.of(runs, unchanged if _usable(unchanged) else [])
-    print(f"\n{results.table()}\n", flush=True)
-    try:
-        write_csv(results, folder / "results.csv")
-        write_json(results, folder / "results.json")
-        write_page(results, runs, folder / "report.html", command, args.map)
-    except UnreadableImageError:
-        raise
-    except OSError as error:
-        raise WriteError(
-            f"can't write the results to {str(folder)!r}: {error}; the runs are kept; repeat the command"
-        ) from error
-    print(f"=> {folder}: results.csv, results.json, report.html")
-    return 0
-
-
-def _usable(unchanged: Sequence[Run]) -> bool:
-    """Whether the runs on the unchanged training set are all there. A printed line names one that can't be read."""
-    try:
-        return all(run.finished() and not run.other_settings() for run in unchanged)
-    except (ConfigError, RecordError) as error:
-        print(f"** Left out the runs on the unchanged training set: {error}")
-        return False
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchreid-snloss-compare", description=_DESCRIPTION)
     default = get_default_config().data
     parser.add_argument(
         "--losses",
         nargs="+",
-        default=["softmax", "triplet", "sn", "hap2s", "fidi"],
-        help="values of loss.name, separated by spaces; if options follow, put another flag or `--` before them",
+        help="values of loss.name, separated by spaces; if options follow, put another flag or `--` before them. "
+        f"Without --losses and --variants: {' '.join(_LOSSES)}",
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per loss, with train.seed 1 to N")
+    parser.add_argument("--variants", metavar="FILE", help="a YAML file of further rows: names with their options")
+    parser.add_argument(
+        "--baselines",
+        choices=["both", *BASELINES, "none"],
+        default="both",
+        help="the rows that the others are compared with: softmax on the same batches as the metric losses (control), "
+        "and on random batches (softmax); default: both",
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per row, with train.seed 1 to N")
+    parser.add_argument(
+        "--roots",
+        nargs="+",
+        default=[],
+        metavar="ROOT",
+        help="data roots in place of data.root, each with another split of the same data; all rows run on each",
+    )
+    parser.add_argument(
+        "--tune",
+        type=int,
+        default=0,
+        metavar="N",
+        help="first search for the best learning rate, weight and arguments of each row, in N trials that are judged "
+        "on the training identities that data.val_fraction holds out",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs side by side, each on a GPU or core")
     for flag, what in (("label-noise", "get another identity's label"), ("outliers", "are replaced by a patch")):
         parser.add_argument(
             f"--{flag}", type=_share, nargs="?", default=default[flag.replace("-", "_")], const=0.1, metavar="SHARE",
@@ -158,67 +118,151 @@ def _share(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}; before options put `--`") from None
 
 
-def _plan(args: argparse.Namespace, changes: dict[str, float]) -> list[Run]:
-    """Lists the runs, each with checked settings.
+def _compare(args: argparse.Namespace, command: str) -> int:
+    plan = _plan(
+        args, {key: value for key in CHANGES if (value := getattr(args, key)) != get_default_config().data[key]}
+    )
+    use_gpu = bool(plan.base.use_gpu)
+    check_jobs(args.jobs, use_gpu)
+    tunings = [Tuning(plan, variant, split) for variant in plan.variants for split in plan.splits if plan.trials]
+    runs = plan.runs()  # what can't be run with is told before the first trial, too
+    if not tunings:
+        for run in runs:
+            run.check()
+    try:
+        check_replaceable(plan.folder, ("results.csv", "results.json", "report.html"))
+    except OSError as error:
+        raise ConfigError(f"the results can't be written to {str(plan.folder)!r}: {error}") from error
+
+    if tunings:
+        if code := _tune(plan, tunings, args.jobs, use_gpu):
+            return code
+        runs = plan.runs(_found(plan, tunings))
+        for run in runs:
+            run.check()
+    if code := _execute(runs, args.jobs, use_gpu):
+        return code
+    unchanged = _plan(args, {}).runs() if plan.changes and not tunings else []
+    results = Results.of(runs, unchanged if _usable(unchanged) else [])
+    print("", results.table(), "", *results.findings, "", sep="\n", flush=True)
+    try:
+        write_csv(results, plan.folder / "results.csv")
+        write_json(results, plan.folder / "results.json", tunings)
+        write_page(results, runs, plan.folder / "report.html", command, args.map, tunings)
+    except UnreadableImageError:
+        raise
+    except OSError as error:
+        raise WriteError(
+            f"can't write the results to {str(plan.folder)!r}: {error}; the runs are kept; repeat the command"
+        ) from error
+    print(f"=> {plan.folder}: results.csv, results.json, report.html")
+    return 0
+
+
+def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
+    """The plan of the comparison.
 
     Args:
-        args: the parsed command line.
-        changes: the changes to the training set: keys in the section `data` and their values.
+        args: The parsed command line.
+        changes: The changes to the training set: keys in the section `data` and their values.
 
     Raises:
-        ConfigError: if a run could not start.
+        ConfigError: If a run could not start.
     """
     if "RANK" in os.environ:
-        raise ConfigError("runs are started one after the other, not with torchrun")
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
-    if args.seeds > _MOST_SEEDS:
-        raise ConfigError(f"--seeds must be at most {_MOST_SEEDS:,}, got {shown(args.seeds)}")
-    if len(set(args.losses)) < len(args.losses):
-        raise ConfigError(f"--losses must name each loss once, got {args.losses}")
-    if options := [loss for loss in args.losses if "." in loss]:
-        raise ConfigError(f"--losses got {args.losses}: put `--` between the losses and the option {options[0]}")
+        raise ConfigError("the runs are started by this one process, not with torchrun; --jobs runs several at a time")
+    for flag, number, least, most in (("seeds", args.seeds, 1, _MOST_SEEDS), ("tune", args.tune, 0, _MOST_TRIALS)):
+        if number < least:
+            raise ConfigError(f"--{flag} must be at least {least}, got {number}")
+        if number > most:
+            raise ConfigError(f"--{flag} must be at most {most:,}, got {shown(number)}")
     given = config_options(args)
-    for key, flag in (("loss.name", "--losses"), ("train.seed", "--seeds")):
-        if key in given[::2]:
-            raise ConfigError(f"{key} is set by {flag}, leave it out of the options")
-    base = _load(args.config_file, given)
-    for key in _CHANGES:
-        if base.data[key] != get_default_config().data[key]:
-            raise ConfigError(f"data.{key} is set by --{key.replace('_', '-')}, leave it out of config and options")
-    if base.test.evaluate or base.model.resume or base.train.start_epoch:
-        raise ConfigError(
-            "a comparison trains from the beginning, and resumes by itself: leave test.evaluate, model.resume and "
-            "train.start_epoch out"
-        )
-    condition = "+".join(f"{key.replace('_', '-')}-{value:g}" for key, value in changes.items()) or "plain"
-    folder = Path(base.data.save_dir) / "compare" / condition
-    common = [*given, *(item for key, value in changes.items() for item in (f"data.{key}", value))]
-    common += ["model.resume", "auto", "train.record", True, "train.keep", 1, "test.visrank", False]
-    if base.test.eval_freq < 1:
-        common += ["test.eval_freq", -(-base.train.max_epoch // _EVALUATIONS)]
-
-    runs = []
-    for loss in args.losses:
-        for seed in range(1, args.seeds + 1):
-            own = ["loss.name", loss, "train.seed", seed, "data.save_dir", str(folder / loss / f"seed-{seed}")]
-            settings = resolve(_load(args.config_file, [*common, *own]))
-            file = ["--config-file", args.config_file] if args.config_file else []
-            runs.append(Run(loss, seed, settings, [*file, *map(str, [*common, *own])]))
-    return runs
+    variants = _variants(args, load(args.config_file, given))
+    plan = Plan(args.config_file, given, variants, args.seeds, args.roots, changes, args.tune)
+    check_base(plan, given)
+    if plan.trials:
+        check_available()
+    return plan
 
 
-def _differences(runs: Sequence[Run]) -> list[str]:
-    """A line for each setting that the config leaves to the losses and that therefore differs between them."""
-    lines = []
-    for key in ("sampler.train_sampler", "test.normalize_feature"):
-        values = {run.loss: run.settings.values[key] for run in runs}
-        if len(set(values.values())) > 1:
-            each = ", ".join(f"{value} for {loss}" for loss, value in values.items())
-            lines.append(f"{key}: {each}; set the key to use the same value for all")
-    return lines
+def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
+    losses = args.losses or ([] if args.variants else _LOSSES)
+    if options := [loss for loss in losses if "." in loss]:
+        raise ConfigError(f"--losses got {losses}: put `--` between the losses and the option {options[0]}")
+    if len(set(losses)) < len(losses):
+        raise ConfigError(f"--losses must name each loss once, got {losses}")
+    names = list(BASELINES) if args.baselines == "both" else [args.baselines] if args.baselines != "none" else []
+    variants = [BASELINES[name] for name in names]
+    variants += [of_loss(loss, base) for loss in losses if loss not in names]
+    variants += read_variants(args.variants) if args.variants else []
+    for variant in variants:
+        if sum(other.name == variant.name for other in variants) > 1:
+            raise ConfigError(
+                f"two rows are named {variant.name!r}: the baselines ({' and '.join(BASELINES)}), the losses and the "
+                "variants must have different names"
+            )
+    return variants
 
 
-def _load(config_file: str, options: Sequence[Any]) -> CfgNode:
-    with contextlib.redirect_stdout(io.StringIO()):  # each run prints the same lines to its own log
-        return load_config(config_file, options)
+def _tune(plan: Plan, tunings: Sequence[Tuning], jobs: int, use_gpu: bool) -> int:
+    """Makes the trials that are missing, in turn for all variants. Returns the exit code."""
+    tasks = [tuning.execute for turn in range(plan.trials) for tuning in tunings if turn < tuning.left]
+    try:
+        with locked(plan.condition / "tuning"):
+            code = run_side_by_side(tasks, jobs, use_gpu)
+    except FolderInUseError as error:
+        raise ConfigError(f"{error}: another comparison makes its trials there") from error
+    if code:
+        ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
+        print(f"torchreid-snloss-compare: the tuning {ended}", file=sys.stderr)
+    return code
+
+
+def _found(plan: Plan, tunings: Sequence[Tuning]) -> Found:
+    """The values that the tunings have found, each also as a config file beside the trials."""
+    found = {}
+    for tuning in tunings:
+        best = tuning.best
+        path = plan.tuning_folder(tuning.variant, tuning.split) / f"best-of-{plan.trials}.yaml"
+        text = plan.config_of(tuning.variant, tuning.split, best.values)
+        atomic_write(path, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+        values = ", ".join(f"{key} {value}" for key, value in best.values.items())
+        print(f"=> {tuning.name}: {values} (mAP {best.mean_ap:.1%} on the held-out identities), in {path}")
+        found[tuning.variant.name, tuning.split] = best.values
+    return found
+
+
+def _execute(runs: Sequence[Run], jobs: int, use_gpu: bool) -> int:
+    """Makes the runs that are not finished. Returns the exit code."""
+    began, done = time.monotonic(), [run for run in runs if run.finished()]
+    finished_before = len(done)
+
+    def execute(number: int, run: Run, place: Place) -> int:
+        name = f"run {number} of {len(runs)}: {run.name}"
+        if run.finished():
+            print(f"=> {name}: already finished", flush=True)
+            return 0
+        print(f"=> {name}, in {run.folder}", flush=True)
+        code = run.execute(place)
+        if code != 0:
+            ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
+            print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr, flush=True)
+            return code
+        done.append(run)
+        left = len(runs) - len(done)
+        minutes = (time.monotonic() - began) / (len(done) - finished_before) * left / 60
+        about = f", about {minutes:.0f} min" if left else ""
+        print(f"   {run.name}: {run.summary()}; {left} to go{about}", flush=True)
+        return 0
+
+    tasks = [lambda place, n=n, run=run: execute(n, run, place) for n, run in enumerate(runs, start=1)]
+    return run_side_by_side(tasks, jobs, use_gpu)
+
+
+def _usable(unchanged: Sequence[Run]) -> bool:
+    """Whether the runs on the unchanged training set are all there. A printed line names one that can't be read."""
+    try:
+        return all(run.finished() and not run.other_settings() for run in unchanged)
+    except (ConfigError, RecordError) as error:
+        print(f"** Left out the runs on the unchanged training set: {error}")
+        return False

@@ -25,6 +25,7 @@ from torchreid_snloss.compare.ranked import (
 )
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
 from torchreid_snloss.record import RecordError
@@ -53,7 +54,7 @@ class _RankedImage:
 
 @dataclass(frozen=True)
 class _RankedList:
-    loss: str
+    variant: str
     average_precision: float
     images: list[_RankedImage]
 
@@ -65,29 +66,32 @@ class _Query:
     lists: list[_RankedList]
 
 
-def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, map_kind: str) -> None:
+def write_page(
+    results: Results, runs: Sequence[Run], path: Path, command: str, map_kind: str, tunings: Sequence[Tuning] = ()
+) -> None:
     """Writes the report. Charts and ranked lists are those of the first test set.
 
     Args:
         results: The results of the runs.
-        runs: The finished runs, those of one loss next to each other and in the order of their seeds.
+        runs: The finished runs, those of one variant next to each other and in the order of their seeds.
         path: The file to write.
         command: The command line to show.
         map_kind: How the map of features is made, `"tsne"` or `"pca"`.
+        tunings: The tunings that found the values of the runs; empty if they have those of the config.
 
     Raises:
         UnreadableImageError: If an image of a ranked list can't be read.
     """
-    by_loss: dict[str, list[Run]] = {}
+    by_variant: dict[str, list[Run]] = {}
     for run in runs:
-        by_loss.setdefault(run.loss, []).append(run)
-    first_seed = [of_loss[0] for of_loss in by_loss.values()]
+        by_variant.setdefault(run.variant, []).append(run)
+    first_seed = [own[0] for own in by_variant.values()]
     datasets = runs[0].datasets
     dataset = datasets[0]
     settings = runs[0].settings  # the page only shows settings that are the same for all runs
     metric = settings.dist_metric
     sections: dict[str, Callable[[], Any]] = {
-        "learning_charts": lambda: _learning_charts(by_loss, dataset),
+        "learning_charts": lambda: _learning_charts(by_variant, dataset),
         "term_charts": lambda: _term_charts(first_seed),
         "cmc_chart": lambda: charts.cmc_curves(_cmc_curves(results, dataset)),
         "histograms": lambda: [_histograms(run, dataset, metric) for run in first_seed],
@@ -104,7 +108,7 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
     )
     page = environment.get_template("report.html").render(
         results=results,
-        losses=list(by_loss),
+        variants=list(by_variant),
         datasets=datasets,
         dataset=dataset,
         settings=settings,
@@ -119,9 +123,9 @@ def write_page(results: Results, runs: Sequence[Run], path: Path, command: str, 
     atomic_write(path, lambda stream: stream.write(page.encode(errors="replace")))
 
 
-def _learning_charts(by_loss: dict[str, list[Run]], dataset: str) -> list[Markup]:
+def _learning_charts(by_variant: dict[str, list[Run]], dataset: str) -> list[Markup]:
     """The charts of mAP and of rank-1 by epoch."""
-    evaluations = {loss: [run.record().evaluations[dataset] for run in runs] for loss, runs in by_loss.items()}
+    evaluations = {name: [run.record().evaluations[dataset] for run in runs] for name, runs in by_variant.items()}
     metrics: dict[str, Callable[[dict[str, Any]], float]] = {
         "mAP, %": lambda evaluation: 100 * float(evaluation["mAP"]),
         "rank-1, %": lambda evaluation: 100 * float(evaluation["cmc"][0]),
@@ -129,9 +133,9 @@ def _learning_charts(by_loss: dict[str, list[Run]], dataset: str) -> list[Markup
     drawn = []
     for label, percent in metrics.items():
         curves = {}
-        for loss, of_seeds in evaluations.items():
+        for name, of_seeds in evaluations.items():
             epochs = sorted(set.intersection(*map(set, of_seeds)))
-            curves[loss] = [(epochs, [percent(by_epoch[epoch]) for epoch in epochs]) for by_epoch in of_seeds]
+            curves[name] = [(epochs, [percent(by_epoch[epoch]) for epoch in epochs]) for by_epoch in of_seeds]
         drawn.append(charts.learning_curves(curves, label))
     return drawn
 
@@ -146,7 +150,7 @@ def _term_charts(runs: Sequence[Run]) -> list[Markup]:
             raise RecordError(f"the record of the run in {str(run.folder)!r} holds no epochs; remove that folder")
         names = [name for name in by_epoch[epochs[-1]]["terms"] if name.startswith("loss")]
         terms = {name: (epochs, [by_epoch[epoch]["terms"].get(name, np.nan) for epoch in epochs]) for name in names}
-        drawn.append(charts.loss_curves(run.loss, terms))
+        drawn.append(charts.loss_curves(run.variant, terms))
     return drawn
 
 
@@ -156,13 +160,13 @@ def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
         if result.dataset == dataset:
             percent = [100 * value for value in result.cmc[:_CMC_RANKS]]
             ranks = [float(rank) for rank in range(1, len(percent) + 1)]
-            curves.setdefault(result.loss, []).append((ranks, percent))
+            curves.setdefault(result.variant, []).append((ranks, percent))
     return curves
 
 
 def _histograms(run: Run, dataset: str, metric: str) -> Markup:
     before, after = (DistanceHistograms.of(*run.features(dataset, after), metric) for after in (False, True))
-    return charts.histograms(run.loss, before, after)
+    return charts.histograms(run.variant, before, after)
 
 
 def _maps(runs: Sequence[Run], dataset: str, metric: str, kind: str) -> list[Markup]:
@@ -171,7 +175,7 @@ def _maps(runs: Sequence[Run], dataset: str, metric: str, kind: str) -> list[Mar
     pids = np.random.default_rng(0).permutation(np.intersect1d(query.pids, gallery.pids))
     shown = sorted(pids[:_NUM_MAP_IDENTITIES].tolist())
     before = charts.feature_map("before training", query, gallery, shown, metric, kind)
-    after = [charts.feature_map(run.loss, *run.features(dataset, after=True), shown, metric, kind) for run in runs]
+    after = [charts.feature_map(run.variant, *run.features(dataset, after=True), shown, metric, kind) for run in runs]
     return [before, *after]
 
 
@@ -201,7 +205,7 @@ def _queries(runs: Sequence[Run], dataset: str, metric: str) -> list[_Query]:
             _RankedImage(thumbnail(gallery.paths[index]), float(distance), bool(ranked.same[row, index]))
             for index, distance in zip(nearest, distances)
         ]
-        return _RankedList(run.loss, average_precision, images)
+        return _RankedList(run.variant, average_precision, images)
 
     return [
         _Query(

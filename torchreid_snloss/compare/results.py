@@ -1,25 +1,25 @@
-"""The results of a comparison: a table, CSV and JSON."""
+"""The results of a comparison, and its table."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from torchreid_snloss.checkpoint import atomic_write
+import numpy as np
+
+from torchreid_snloss.compare.bootstrap import Difference, Evaluation, difference
 from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.variants import BASELINES, describe
 from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.record import RecordError
 
-__all__ = ["MeanStd", "Result", "Results", "Row", "write_csv", "write_json"]
+__all__ = ["ROW_COLUMNS", "MeanStd", "Result", "Results", "Row"]
 
 __getattr__ = renamed(__name__, {"Figure": "torchreid_snloss.compare.results.MeanStd"})
 
-_ROW_COLUMNS = ("dataset", "loss", "weight_x", "seeds")
+ROW_COLUMNS = ("dataset", "variant", "trained with", "seeds")
+"""The columns before the metrics."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Result:
     """The last evaluation of a run on one test set.
 
     Attributes:
-        loss: The name of the loss.
+        variant: The name of the variant.
+        split: The number of the split, from 1; 0 if there is only one.
         seed: The seed of the run.
         dataset: The test set.
         mAP: mAP in [0, 1].
@@ -37,7 +38,8 @@ class Result:
         memory: The peak memory in MiB; None if it is unknown.
     """
 
-    loss: str
+    variant: str
+    split: int
     seed: int
     dataset: str
     mAP: float  # noqa: N815 - the name everyone uses
@@ -77,26 +79,28 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a loss on one test set.
+    """A row of the table: a variant on one test set.
 
     Attributes:
         dataset: The test set.
-        loss: The name of the loss.
-        weight_x: The weight of the softmax term beside the loss.
-        seeds: The number of runs.
+        variant: The name of the variant.
+        trained_with: What it was trained with: the losses with their weights, and for softmax alone the batches.
+        seeds: The number of runs, on each split.
         metrics: The metrics by the name of their column, in percent, seconds and MiB.
+        differences: The difference of mAP to each baseline, by the baseline's name; none to itself.
     """
 
     dataset: str
-    loss: str
-    weight_x: float
+    variant: str
+    trained_with: str
     seeds: int
     metrics: dict[str, MeanStd]
+    differences: dict[str, Difference]
 
     @property
     def names(self) -> list[str]:
         """The cells before the metrics, as the table shows them."""
-        return [self.dataset, self.loss, f"{self.weight_x:g}", str(self.seeds)]
+        return [self.dataset, self.variant, self.trained_with, str(self.seeds)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,38 +109,61 @@ class Results:
 
     Attributes:
         results: The result of each run on each test set.
-        rows: The rows of the table, in which the runs of a loss are averaged.
+        rows: The rows of the table, in which the runs of a variant are averaged.
+        baselines: The names of the variants that the others are compared with.
+        findings: A line for each difference to a baseline, which says in words what its interval shows.
     """
 
     results: list[Result]
     rows: list[Row]
+    baselines: list[str]
+    findings: list[str]
 
     @classmethod
     def of(cls, runs: Sequence[Run], unchanged: Sequence[Run] = ()) -> Results:
         """Reads the results of finished runs.
 
         Args:
-            runs: The runs.
+            runs: The runs, those of a variant next to each other.
             unchanged: The same runs on the unchanged training set, without label noise, outliers or a smaller number
                 of identities; empty if there are none.
         """
         results = [result for run in runs for result in _results(run)]
         without_change = [result for run in unchanged for result in _results(run)]
-        weights = {run.loss: run.settings.softmax_weight for run in runs}
-        rows = []
+        by_variant: dict[str, list[Run]] = {}
+        for run in runs:
+            by_variant.setdefault(run.variant, []).append(run)
+        baselines = [name for name in BASELINES if name in by_variant]
+        rows, findings = [], []
         for dataset in runs[0].datasets:
-            for loss, weight in weights.items():
+            for variant, own in by_variant.items():
                 of_row, reference = (
-                    [result for result in every if (result.dataset, result.loss) == (dataset, loss)]
+                    [result for result in every if (result.dataset, result.variant) == (dataset, variant)]
                     for every in (results, without_change)
                 )
-                rows.append(Row(dataset, loss, weight, len(of_row), _metrics(of_row, reference)))
-        return cls(results, rows)
+                differences = {}
+                for name in baselines:
+                    if name != variant:
+                        found = _difference(own, by_variant[name], dataset)
+                        if isinstance(found, Difference):
+                            differences[name] = found
+                            text = f"{found}, {found.verdict}"
+                        else:
+                            text = f"no interval, since {found}"
+                        findings.append(f"{dataset}: {variant}, mAP - {name}: {text}")
+                seeds = len({run.seed for run in own})
+                rows.append(Row(dataset, variant, _trained_with(own), seeds, _metrics(of_row, reference), differences))
+        return cls(results, rows, baselines, findings)
 
     @property
     def columns(self) -> list[str]:
         """The header of the table."""
-        return [*_ROW_COLUMNS, *self.rows[0].metrics]
+        return [*ROW_COLUMNS, "mAP", *(f"mAP - {name}" for name in self.baselines), *list(self.rows[0].metrics)[1:]]
+
+    def cells(self, row: Row) -> list[str]:
+        """The cells of a row, in the order of the columns."""
+        mean_ap, *others = map(str, row.metrics.values())
+        return [*row.names, mean_ap, *(str(row.differences.get(name, "")) for name in self.baselines), *others]
 
     def is_best(self, row: Row, name: str) -> bool:
         """Whether a row has the best mean of its test set. Times and memory have no best mean.
@@ -154,11 +181,34 @@ class Results:
 
     def table(self) -> str:
         """The table as text, which is Markdown too."""
-        lines = [self.columns, *([*row.names, *map(str, row.metrics.values())] for row in self.rows)]
+        lines = [self.columns, *map(self.cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines)]
         lines.insert(1, ["-" * width for width in widths])
         padded = ([cell.ljust(width) for cell, width in zip(line, widths)] for line in lines)
         return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def _trained_with(runs: Sequence[Run]) -> str:
+    """What the runs of a variant were trained with. A tuning may have found other weights for each split."""
+    descriptions = {describe(run.settings) for run in runs}
+    return descriptions.pop() if len(descriptions) == 1 else f"{describe(runs[0].settings, weights=False)}, tuned"
+
+
+def _difference(variant: Sequence[Run], baseline: Sequence[Run], dataset: str) -> Difference | str:
+    """The difference of mAP between two variants, or the reason why it has no interval."""
+    sides: list[list[Evaluation]] = []
+    for runs in (variant, baseline):
+        found = [(run, run.average_precisions(dataset)) for run in runs]
+        if lost := [run.folder for run, kept in found if kept is None]:
+            return f"the average precisions in {lost[0]} were not kept"
+        sides.append([Evaluation(run.seed, *kept, fold=str(run.split or "")) for run, kept in found if kept])
+    for run, one, other in zip(variant, *sides):
+        if not np.array_equal(one.pids, other.pids):
+            raise RecordError(f"the run in {str(run.folder)!r} and the {baseline[0].name} were tested on other images")
+    try:
+        return difference(sides[0], sides[1])
+    except ValueError as error:  # as of a test set with a single identity
+        return str(error)
 
 
 def _results(run: Run) -> list[Result]:
@@ -170,7 +220,8 @@ def _results(run: Run) -> list[Result]:
         last = record.evaluations[dataset][run.settings.max_epoch]
         results.append(
             Result(
-                loss=run.loss,
+                variant=run.variant,
+                split=run.split,
                 seed=run.seed,
                 dataset=dataset,
                 mAP=last["mAP"],
@@ -184,45 +235,23 @@ def _results(run: Run) -> list[Result]:
 
 
 def _metrics(results: Sequence[Result], unchanged: Sequence[Result]) -> dict[str, MeanStd]:
-    metrics = {
-        "mAP": MeanStd.of([100 * result.mAP for result in results]),
-        "mINP": MeanStd.of([100 * result.mINP for result in results]),
-    }
+    by_seed: dict[int, list[Result]] = {}
+    for result in results:
+        by_seed.setdefault(result.seed, []).append(result)
+
+    def over_seeds(value: Callable[[Result], float], digits: int = 1) -> MeanStd:
+        """Mean and standard deviation over seeds of the mean over splits."""
+        return MeanStd.of([statistics.fmean(map(value, own)) for own in by_seed.values()], digits)
+
+    metrics = {"mAP": over_seeds(lambda result: 100 * result.mAP), "mINP": over_seeds(lambda result: 100 * result.mINP)}
     for rank in (1, 5, 10):
         # The CMC curve of a smaller gallery is shorter, and ends at 1.
-        metrics[f"rank-{rank}"] = MeanStd.of([100 * result.cmc[min(rank, len(result.cmc)) - 1] for result in results])
+        metrics[f"rank-{rank}"] = over_seeds(
+            lambda result, rank=rank: 100 * result.cmc[min(rank, len(result.cmc)) - 1]  # type: ignore[misc]
+        )
     metrics["s/epoch"] = MeanStd.of([result.seconds for result in results], digits=2)
     metrics["peak MiB"] = MeanStd.of([result.memory for result in results], digits=0)
     if unchanged:
         metrics["mAP unchanged"] = MeanStd.of([100 * result.mAP for result in unchanged])
         metrics["mAP lost"] = MeanStd.of([100 * (old.mAP - new.mAP) for old, new in zip(unchanged, results)])
     return metrics
-
-
-def write_csv(results: Results, path: Path) -> None:
-    """Writes the table as CSV, with a column for each mean and one, `sd`, for its standard deviation."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_ROW_COLUMNS, *(column for name in results.rows[0].metrics for column in (name, f"{name} sd"))])
-    for row in results.rows:
-        numbers = [value for metric in row.metrics.values() for value in (metric.mean, metric.std)]
-        writer.writerow([*row.names, *("" if value is None else f"{value:.6g}" for value in numbers)])
-    atomic_write(path, lambda stream: stream.write(text.getvalue().encode()))
-
-
-def write_json(results: Results, path: Path) -> None:
-    """Writes the rows of the table and the result of every run as JSON."""
-    content: dict[str, Any] = {
-        "table": [_row_for_json(row) for row in results.rows],
-        "runs": [asdict(result) for result in results.results],
-    }
-    atomic_write(path, lambda stream: stream.write(json.dumps(content, indent=1).encode()))
-
-
-def _row_for_json(row: Row) -> dict[str, Any]:
-    """The row with the keys of the original file format, so that existing scripts can still read it."""
-    figures = {
-        name: {"mean": metric.mean, "spread": metric.std, "digits": metric.digits}
-        for name, metric in row.metrics.items()
-    }
-    return {"dataset": row.dataset, "loss": row.loss, "weight_x": row.weight_x, "seeds": row.seeds, "figures": figures}

@@ -7,20 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchreid_snloss.checkpoint import atomic_write, remove_unfinished
+from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.ranked import average_precisions
 from torchreid_snloss.config import ConfigError, leaves, load_config, loss_names
 from torchreid_snloss.config.ranges import shown
+from torchreid_snloss.data import VALIDATION
 from torchreid_snloss.engine.differences import NEUTRAL_KEYS
-from torchreid_snloss.engine.stopping import stop_signals
 from torchreid_snloss.record import (
     Features,
     Record,
@@ -35,23 +36,32 @@ from torchreid_snloss.settings import Settings, decide
 __all__ = ["Run"]
 
 _SETTINGS = "settings.yaml"
+_LONGEST = 4000  # characters of a failed run's messages that are passed on
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A training run with one loss and one seed.
+    """A training run of one variant.
 
     Attributes:
-        loss: The value of `loss.name`.
-        seed: The value of `train.seed`.
+        variant: The name of the variant.
         settings: The settings of the run.
-        arguments: Arguments of `torchreid-snloss` that give these settings.
+        split: The number of the data root, from 1; 0 if the comparison has only the config's.
     """
 
-    loss: str
-    seed: int
+    variant: str
     settings: Settings
-    arguments: list[str]
+    split: int = 0
+
+    @property
+    def seed(self) -> int:
+        """The value of `train.seed`."""
+        return self.settings.seed
+
+    @property
+    def name(self) -> str:
+        """What the run is called in messages."""
+        return f"{self.variant}, {f'split {self.split}, ' if self.split else ''}seed {self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -60,8 +70,8 @@ class Run:
 
     @property
     def datasets(self) -> list[str]:
-        """The test sets."""
-        return list(dict.fromkeys(self.settings.targets))
+        """The sets that it is tested on."""
+        return [VALIDATION] if self.settings.held_out_only else list(dict.fromkeys(self.settings.targets))
 
     @property
     def _records(self) -> Path:
@@ -95,6 +105,11 @@ class Run:
         evaluations = self.record().evaluations
         return all(self.settings.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
+    def mean_aps(self) -> dict[int, float]:
+        """The mAP on the first set by the number of epochs trained, as far as the run has come."""
+        evaluations = self.record().evaluations if has_record(self._records) else {}
+        return {epoch: found["mAP"] for epoch, found in evaluations.get(self.datasets[0], {}).items()}
+
     def other_settings(self) -> list[str]:
         """A line for each key in which an earlier run in the same folder differs; empty if there was no such run."""
         if not has_record(self._records):  # nothing of that run is used
@@ -110,74 +125,79 @@ class Run:
             reason = error if isinstance(error, ConfigError) else f"{str(path)!r} has a value that no run has: {error}"
             raise ConfigError(f"the settings of the run in {self.folder} are damaged: {reason}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
-        return [
-            f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in NEUTRAL_KEYS
-        ]
+        ignored = {*NEUTRAL_KEYS, "model.resume"}
+        return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in ignored]
 
-    def execute(self) -> int:
+    def check(self) -> None:
+        """Raises an error if the folder holds a run with other settings, or its record is damaged."""
+        if other := self.other_settings():
+            raise ConfigError(
+                f"{self.folder} holds a run with other settings ({'; '.join(other)}): "
+                "set another data.save_dir, or remove that folder"
+            )
+        self.finished()
+
+    def execute(self, place: Place, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Starts or resumes the run, and waits until it ends.
 
-        Ctrl-C, SIGTERM and a closed terminal make it write a checkpoint and stop.
+        A request to stop makes it write a checkpoint and end.
+
+        Args:
+            place: Where it runs.
+            may_go_on: Called about once a second; False ends the run as a request to stop does.
 
         Returns:
-            The exit code; 128 plus the signal's number if a signal came.
+            The exit code; 128 plus the signal's number after a signal.
 
         Raises:
             ConfigError: If another process is training in the folder.
         """
         # The run writes its output to a log. torchreid's warning is about an evaluator that is not used here.
-        command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss", *self.arguments]
-        if not has_record(self._records):
-            command += ["model.resume", ""]  # a record that starts in the middle of a run would be useless
+        command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss"]
+        command += ["--config-file", str(self.folder / _SETTINGS)]
+        if has_record(self._records):  # a record that starts in the middle of a run would be useless
+            command += ["model.resume", "auto"]
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.folder))
             except FolderInUseError as error:
                 raise ConfigError(str(error)) from error
-            noted = stack.enter_context(_signals())
             remove_unfinished(self.folder)
             atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
-            sent = 0
+            # The progress bars of several runs would overwrite each other.
+            messages = None if place.alone else stack.enter_context(tempfile.TemporaryFile())
             # It holds the lock even if this process is killed.
             variables, descriptors = pass_on(self.folder)
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.DEVNULL,
+                stderr=messages,
                 start_new_session=True,
-                env={**os.environ, **variables},
+                env={**os.environ, **place.variables, **variables},
                 pass_fds=descriptors,
             )
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    code = process.wait(timeout=0.05)
-                    if noted:
-                        return 128 + noted[0]
-                    return code if code >= 0 else 128 - code
-                while sent < len(noted):
-                    process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
-                    sent += 1
+            code = _wait(process, place.stop_requests, may_go_on)
+            if messages is not None and code != 0:
+                messages.seek(0)
+                print(messages.read()[-_LONGEST:].decode(errors="replace"), end="", file=sys.stderr, flush=True)
+            return code
 
     def summary(self) -> str:
         """The last results in one line."""
-        last = self.record().evaluations[self.datasets[0]][self.settings.max_epoch]
+        evaluations = self.record().evaluations[self.datasets[0]]
+        last = evaluations[max(evaluations)]
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Within it the list that this gives gets the signals that ask this process to end.
-
-    On Windows, where a console sends Ctrl-C to both processes, nothing.
-    """
-    noted: list[int] = []
-    numbers = [] if os.name == "nt" else stop_signals()
-
-    def note(number: int, _: Any) -> None:
-        noted.append(number)
-
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _wait(process: subprocess.Popen[bytes], stop_requests: Callable[[], int], may_go_on: Callable[[], bool]) -> int:
+    """Waits until a process ends, and passes requests to stop on to it."""
+    sent, ended, polls = 0, False, 0
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(timeout=0.05)
+            return code if code >= 0 else 128 - code
+        polls += 1
+        ended = ended or (polls % 20 == 0 and not may_go_on())
+        while sent < stop_requests() + ended:
+            process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
+            sent += 1

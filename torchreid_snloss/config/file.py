@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import yaml
 
 from torchreid_snloss.config.ranges import shown
 
-__all__ = ["read_yaml"]
+__all__ = ["read_yaml", "with_number"]
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _MOST_CHARACTERS = 100_000  # of a file, and of what its aliases make of it
 
 
@@ -55,6 +57,11 @@ def read_yaml(path: Path) -> Any:
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def with_number(value: Any) -> Any:
+    """The value, or the number if it is text such as 1e-1, which YAML takes for text."""
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _check_length(characters: int) -> None:

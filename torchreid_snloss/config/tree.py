@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from torchreid_snloss.config.file import read_yaml
+from torchreid_snloss.config.file import read_yaml, with_number
 from torchreid_snloss.config.keys import KEYWORD_KEYS, OLD_KEYS, all_keys
 from torchreid_snloss.config.ranges import shown
 
@@ -158,11 +158,8 @@ def _keywords(key: str, value: Any) -> CfgNode:
             value = ast.literal_eval(value)
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"{key} must hold keywords, as \"{{'gamma': 80}}\", got {shown(value)}")
-    # YAML parses 1e-1 as a string.
-    floats = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-    plain = {k: float(v) if isinstance(v, str) and floats.fullmatch(v) else v for k, v in value.items()}
     try:
-        return CfgNode(plain, new_allowed=True)
+        return CfgNode({name: with_number(given) for name, given in value.items()}, new_allowed=True)
     except (AssertionError, RecursionError) as error:
         raise ConfigError(f"{key} must hold numbers, text, lists and such, got {shown(value)}") from error
 

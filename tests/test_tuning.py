@@ -1,0 +1,177 @@
+"""`torchreid-snloss-compare --tune`: its trials, its interruption, and what it may not look at."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, process_options, run, start
+
+from torchreid_snloss import load_config
+from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.search import search_space
+from torchreid_snloss.compare.tuning import Tuning
+from torchreid_snloss.compare.variants import Variant
+from torchreid_snloss.losses import Interval
+
+pytest.importorskip("optuna")
+
+COMPARE = ("-m", "torchreid_snloss.compare")
+VARIANTS = """
+mild:
+  loss.name: hap2s
+  search: {train.lr: {low: 1e-4, high: 1e-2, log: true}, loss.hap2s.margin: [0.1, 0.3, null]}
+"""
+
+
+def _arguments(root: Path, folder: Path, trials: int = 3) -> list[str]:
+    (folder / "trial.yaml").write_text(VARIANTS)
+    flags = ["--variants", "trial.yaml", "--baselines", "control", "--seeds", "1", "--tune", str(trials)]
+    data = ["--root", str(root), "-s", "market1501", "-t", "market1501"]
+    own = ("data.val_fraction", 0.25, "data.save_dir", "log", "train.max_epoch", 3, "test.eval_freq", 1)
+    return ["--config-file", str(ROOT / "configs/small.yaml"), *data, *flags, *process_options(*own)]
+
+
+def _tuned(folder: Path) -> list[dict[str, Any]]:
+    content = json.loads((folder / "log/compare/plain/tuned-3/results.json").read_text())
+    return list(content["tuning"])
+
+
+@pytest.fixture(scope="module")
+def tuned(reid_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which a control and a variant were tuned with 3 trials each, and what was printed."""
+    folder = tmp_path_factory.mktemp("tuned")
+    done = run(*COMPARE, *_arguments(reid_data, folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.compare
+def test_each_variant_has_its_trials_and_runs_with_the_best(tuned: tuple[Path, str], reid_data: Path) -> None:
+    folder, out = tuned
+    control, mild = _tuned(folder)
+    assert [part["variant"] for part in (control, mild)] == ["control", "mild"]
+    assert set(control["trials"][0]["values"]) == {"train.lr"}
+    assert set(mild["trials"][0]["values"]) == {"train.lr", "loss.hap2s.margin"}
+    for part in (control, mild):
+        assert [trial["number"] for trial in part["trials"]] == [0, 1, 2]
+        assert part["trials"][0]["values"]["train.lr"] == 0.0015  # the config's own
+        ended = [trial for trial in part["trials"] if trial["state"] == "finished"]
+        best = max(ended, key=lambda trial: trial["curve"]["3"])
+        found = folder / "log/compare/plain/tuning" / part["variant"] / "best-of-3.yaml"
+        config, settings = (
+            load_config(str(path))
+            for path in (found, folder / "log/compare/plain/tuned-3" / part["variant"] / "seed-1/settings.yaml")
+        )
+        for key, value in best["values"].items():
+            section, name = key.rsplit(".", 1)
+            for cfg in (config, settings):
+                node = cfg
+                for part_of_key in section.split("."):
+                    node = node[part_of_key]
+                assert node[name] == value
+        assert config.data.val_fraction == 0.25
+        assert settings.data.val_fraction == 0  # all identities are trained on
+    # The config runs as it is.
+    done = run(
+        *("-m", "torchreid_snloss", "--config-file", str(found), "train.max_epoch", "1", "data.save_dir", "own"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.rglob("trial-*/model"))
+    logs = [path.read_text() for path in folder.glob("log/compare/plain/tuning/*/trial-*/train.log-*")]
+    assert logs
+    assert all(set(re.findall(r"Evaluating (\S+)", log)) == {"validation"} for log in logs)
+    assert out.count("on the held-out identities") + out.count("ended early") >= 6
+
+
+@pytest.mark.compare
+def test_a_tuning_that_was_interrupted_makes_the_same_trials(
+    tuned: tuple[Path, str], reid_data: Path, tmp_path: Path
+) -> None:
+    process = start(*COMPARE, *_arguments(reid_data, tmp_path), cwd=tmp_path)
+    second = tmp_path / "log/compare/plain/tuning/mild/trial-1"
+    deadline = time.monotonic() + 200
+    while not any("epoch: [1/3][" in log.read_text() for log in second.glob("train.log-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the tuning was interrupted; repeat the command to resume" in errors
+    done = run(*COMPARE, *_arguments(reid_data, tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "trial 1 of 3 of mild:" not in done.stdout
+    assert "trial 2 of 3 of mild:" in done.stdout
+    assert _tuned(tmp_path) == _tuned(tuned[0])
+
+
+@pytest.mark.compare
+def test_the_test_set_does_not_change_what_is_chosen(tuned: tuple[Path, str], reid_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "poisoned"
+    shutil.copytree(reid_data, root)
+    for folder in ("query", "bounding_box_test"):
+        (images,) = root.rglob(folder)
+        for number, path in enumerate(sorted(images.glob("*.jpg"))):  # the people of the test set become two
+            camera = re.search(r"_c(\d)", path.name)[1]  # type: ignore[index]
+            path.rename(images / f"{1499 + number % 2}_c{camera}s1_{number:06}_00.jpg")
+    done = run(*COMPARE, *_arguments(root, tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert _tuned(tmp_path) == _tuned(tuned[0])
+    results = [
+        json.loads((place / "log/compare/plain/tuned-3/results.json").read_text()) for place in (tmp_path, tuned[0])
+    ]
+    assert results[0]["runs"] != results[1]["runs"]
+
+
+def _tuning(folder: Path, variant: Variant, *options: str) -> Tuning:
+    plan = _plan(_parser().parse_args(["--tune", "3", "data.val_fraction", "0.25", "data.save_dir", str(folder)]), {})
+    return Tuning(plan, variant, 0)
+
+
+def test_what_is_searched(tmp_path: Path) -> None:
+    sn = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.scale": 20})).space
+    assert sn["train.lr"] == Interval(0.00006, 0.0015, log=True)
+    assert sn["loss.sn.weight_m"] == Interval(0.1, 5.0, log=True)
+    assert "loss.sn.scale" not in sn  # the variant sets it
+    assert {"loss.sn.num_neighbors", "loss.sn.squeeze_weight"} < set(sn)
+    alone = _tuning(tmp_path, Variant("alone", {"loss.name": "triplet"})).space
+    assert set(alone) == {"train.lr"}  # a weight beside nothing changes nothing but the learning rate
+    own = Variant("own", {"loss.name": "sn"}, {"loss.sn.num_neighbors": Interval(2, 8)})
+    assert _tuning(tmp_path, own).space == {"loss.sn.num_neighbors": Interval(2, 10)}  # with the config's own value
+
+
+def test_a_search_space_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
+    for search, message in (
+        ({"loss.sn.scale": Interval(-3, 2)}, "own: search: loss.sn: scale must be greater than 0"),
+        ({"loss.sn.squeeze": ("support", "none")}, "own: search: loss.sn: squeeze must be one of"),
+        ({"loss.sn.scales": (1, 2)}, "own: search: unknown config key loss.sn.scales"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _tuning(tmp_path, Variant("own", {"loss.name": "sn"}, search))
+
+
+def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Path) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    first = _tuning(tmp_path, variant)
+    first._open()
+    _tuning(tmp_path, variant)
+    with pytest.raises(ValueError, match=r"holds trials with other settings \(loss\.name was sn, is fidi"):
+        _tuning(tmp_path, Variant("own", {"loss.name": "fidi"}))
+    journal = tmp_path / "compare/plain/tuning/own/journal.log"
+    journal.write_text("{]\n" + journal.read_text())
+    with pytest.raises(ValueError, match=r"the journal of a tuning, '.*', is damaged"):
+        _tuning(tmp_path, variant)
+
+
+def test_the_space_is_extended_to_the_configs_own_value(tmp_path: Path) -> None:
+    settings = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.scale": 500}))._default
+    space = search_space(Variant("sn", {"loss.name": "sn"}), settings)
+    assert space["loss.sn.scale"].high == 500  # type: ignore[union-attr]

@@ -1,0 +1,211 @@
+"""The rows of a comparison: baselines, losses, a variants file; what is refused, and how runs share a machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_options
+
+from torchreid_snloss.build import build_datamanager
+from torchreid_snloss.compare import main
+from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.jobs import Place, run_side_by_side
+from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.variants import describe
+
+TRIAL = """
+wrt:
+  loss.name: hap2s
+  loss.hap2s.sigma: 1.0
+  loss.hap2s.margin: null
+  loss.hap2s.normalize: false
+sn_far:
+  loss: {name: sn, sn: {scale: 20, weight_m: 0.5}}
+alone:
+  loss.name: triplet
+pml:
+  loss.name: custom
+  loss.custom.target: pytorch_metric_learning.losses.CircleLoss
+  loss.custom.kwargs: {m: 0.4, gamma: 80}
+"""
+
+
+def _runs(*flags: str, options: tuple[str, ...] = ()) -> list[Run]:
+    return _plan(_parser().parse_args([*flags, "--", *tiny_options(*options)]), {}).runs()
+
+
+def _by_variant(*flags: str, options: tuple[str, ...] = ()) -> dict[str, Run]:
+    return {run.variant: run for run in _runs("--seeds", "1", *flags, options=options)}
+
+
+def test_the_baselines_differ_in_their_batches_alone(reid_data: Path, tiny_model: None) -> None:
+    runs = _by_variant("--losses", "hap2s", "--root", str(reid_data))
+    batches = {}
+    for name, run in runs.items():
+        loader = build_datamanager(run.settings).train_loader
+        batches[name] = [sorted(Counter(batch["pid"].tolist()).values()) for batch in loader]
+    assert list(batches) == ["control", "softmax", "hap2s"]
+    # 8 people of 4 images each; at random hardly ever.
+    assert batches["control"] == batches["hap2s"] == [[4] * 8] * len(batches["hap2s"])
+    assert all(sizes != [4] * 8 for sizes in batches["softmax"])
+    values = [runs[name].settings.values for name in ("control", "softmax")]
+    different = {key for key in values[0] if values[0][key] != values[1][key]}
+    assert different == {"sampler.train_sampler", "data.save_dir"}
+    assert [describe(run.settings) for run in runs.values()] == [
+        "softmax, P x 4 batches", "softmax, random batches", "hap2s + softmax",
+    ]  # fmt: skip
+
+
+def test_the_control_has_the_configs_own_identity_batches() -> None:
+    runs = _by_variant("--losses", "sn", options=("sampler.train_sampler", "RandomIdentitySampler"))
+    samplers = {name: run.settings.train_sampler for name, run in runs.items()}
+    assert samplers == {"control": "RandomIdentitySampler", "softmax": "RandomSampler", "sn": "RandomIdentitySampler"}
+
+
+def test_all_rows_are_tested_alike(tmp_path: Path) -> None:
+    assert {run.settings.normalize_feature for run in _runs("--losses", "triplet", "fidi", "sn")} == {True}
+    own = ("test.normalize_feature", "False")
+    assert {run.settings.normalize_feature for run in _runs("--losses", "sn", options=own)} == {False}
+
+
+def test_a_variants_file_makes_rows_with_folders_of_their_own(tmp_path: Path, tiny_model: None) -> None:
+    file = tmp_path / "trial.yaml"
+    file.write_text(TRIAL)
+    runs = _by_variant("--variants", str(file), options=("data.save_dir", "log", "loss.sn.weight_m", "2"))
+    assert list(runs) == ["control", "softmax", "wrt", "sn_far", "alone", "pml"]
+    assert [describe(run.settings) for run in runs.values()][2:] == [
+        "hap2s + softmax", "sn x 0.5 + softmax", "triplet", "custom + softmax",
+    ]  # fmt: skip
+    wrt = runs["wrt"].settings.values
+    assert [wrt[f"loss.hap2s.{key}"] for key in ("sigma", "margin", "normalize")] == [1.0, None, False]
+    assert runs["pml"].settings.values["loss.custom.kwargs"] == {"m": 0.4, "gamma": 80}
+    assert runs["wrt"].folder == Path("log/compare/plain/wrt/seed-1")
+    assert runs["control"].settings.values["loss.sn.weight_m"] == 2  # what the options set holds for the other rows
+    both = _by_variant("--variants", str(file), "--losses", "hap2s", "--baselines", "control")
+    assert list(both) == ["control", "hap2s", "wrt", "sn_far", "alone", "pml"]
+
+
+def test_triplet_is_compared_beside_softmax_unless_the_config_gives_a_weight() -> None:
+    assert _by_variant("--losses", "triplet")["triplet"].settings.softmax_weight == 1
+    given = ("loss.triplet.weight_x", "0.5")
+    assert _by_variant("--losses", "triplet", options=given)["triplet"].settings.softmax_weight == 0.5
+
+
+def test_each_split_has_runs_of_its_own(tmp_path: Path) -> None:
+    roots = [str(tmp_path / name) for name in "ab"]
+    for root in roots:
+        Path(root).mkdir()
+    runs = _runs("--losses", "sn", "--baselines", "none", "--seeds", "2", "--roots", *roots)
+    assert [(run.split, run.seed, run.settings.root) for run in runs] == [
+        (1, 1, roots[0]), (1, 2, roots[0]), (2, 1, roots[1]), (2, 2, roots[1]),
+    ]  # fmt: skip
+    assert len({run.folder for run in runs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wrt: {loss.name: hap2s, loss.hap2s.sigmaa: 1}", "wrt: unknown config key 'loss.hap2s.sigmaa', did you mean"),
+        ("wrt: {loss.name: hap2s, loss.hap2s.sigma: -1}", "wrt: loss.hap2s: sigma must be greater than 0, got -1"),
+        ("wrt: {loss.name: hap2s}\nwrt: {loss.name: sn}", "the key 'wrt' is there twice, in lines 1 and 2"),
+        ("sn: {loss.sn.scale: 20}\nhap2s: {loss.name: hap2s}", "two rows are named 'sn'"),
+        ("softmax: {loss.name: softmax}", "two rows are named 'softmax'"),
+        ("[1]", "must map names to options, got [1]"),
+        ("", "must map names to options, got None"),
+        ("a/b: {loss.name: sn}", "a name must consist of letters, digits and . _ + -, got 'a/b'"),
+        ("..: {loss.name: sn}", "a name must consist of letters"),
+        ("wrt: 3", "wrt must hold options, such as loss.name: hap2s, got 3"),
+        ("wrt: {data.save_dir: x}", "wrt: data.save_dir is the same for all variants, leave it out"),
+        ("wrt: {loss.name: sn, search: {loss.sn.scale: 3}}", "search: loss.sn.scale must be a list of two or more"),
+        ("wrt: {loss.name: sn, search: {loss.sn.scale: {low: 3, high: 2}}}", "search: loss.sn.scale: high must be"),
+        ("wrt: [", "can't read the variants file"),
+    ],
+)
+def test_a_broken_variants_file_is_one_line(
+    text: str, message: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("trial.yaml").write_text(text)
+    assert main(["--variants", "trial.yaml", "--losses", "sn", "--", "data.save_dir", "log"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not Path("log").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "nowhere.yaml"], "can't read the variants file 'nowhere.yaml'"),
+        (["--tune", "3"], "--tune judges its trials by training identities that are held out: set data.val_fraction"),
+        (["--tune", "-1"], "--tune must be at least 0, got -1"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--jobs", "5000"], "the number of CPU cores, got 5000"),
+        (["--roots", "nowhere", "--"], "--roots: there is no folder 'nowhere'"),
+        (["--losses", "sn", "--baselines", "none", "--", "test.held_out_only", "True"], "leave test.evaluate, model"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    arguments: list[str], message: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "use_gpu", "False", "data.save_dir", "log"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not Path("log").exists()
+
+
+def test_tasks_run_side_by_side_with_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    together, places = threading.Barrier(2), []
+
+    def task(place: Place) -> int:
+        together.wait(timeout=20)  # breaks unless two are here at a time
+        places.append(place)
+        return 0
+
+    assert run_side_by_side([task] * 4, 2, use_gpu=False) == 0
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    assert {place.variables["OMP_NUM_THREADS"] for place in places} == {str(max(1, cores // 2))}
+    assert not any(place.alone for place in places)
+
+
+def test_a_failure_stops_the_others_and_leaves_out_the_rest() -> None:
+    ended: list[str] = []
+
+    def waits(place: Place) -> int:
+        while not place.stop_requests():
+            time.sleep(0.01)
+        ended.append("stopped")
+        return 143
+
+    def fails(place: Place) -> int:
+        time.sleep(0.05)
+        ended.append("failed")
+        return 2
+
+    never: Any = lambda place: ended.append("ran")  # noqa: E731
+    assert run_side_by_side([waits, fails, never], 2, use_gpu=False) == 2
+    assert ended == ["failed", "stopped"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_signal_stops_all_tasks() -> None:
+    begun = threading.Barrier(3)
+
+    def task(place: Place) -> int:
+        begun.wait(timeout=20)
+        while not place.stop_requests():
+            time.sleep(0.01)
+        return 128 + signal.SIGTERM
+
+    threading.Thread(target=lambda: (begun.wait(timeout=20), os.kill(os.getpid(), signal.SIGINT))).start()
+    assert run_side_by_side([task] * 4, 2, use_gpu=False) == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,195 @@
+"""The runs of a comparison, each with checked settings."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.variants import CONTROL, Variant
+from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.config.ranges import shown
+from torchreid_snloss.config.rules import TORCHREIDS_LOSSES
+from torchreid_snloss.settings import Settings, resolve
+
+__all__ = ["CHANGES", "Found", "Plan", "check_base", "load"]
+
+CHANGES = ("label_noise", "outliers", "train_fraction")
+"""The keys of the section `data` that change the training set, and have flags of their own."""
+
+Found = Mapping[tuple[str, int], Mapping[str, Any]]
+"""The values that a tuning has found, by the name of the variant and the number of the split."""
+
+_EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a comparison is to run.
+
+    Attributes:
+        config_file: The path of the config; empty for none.
+        options: The options for all runs, keys and values in turn.
+        variants: The rows.
+        seeds: The number of runs of each variant, or of each variant on each split.
+        roots: The data roots, each with another split of the same data; empty for the config's root alone.
+        changes: The changes to the training set: keys in the section `data` and their values.
+        trials: The number of trials of a tuning; 0 for none.
+    """
+
+    config_file: str
+    options: Sequence[Any]
+    variants: Sequence[Variant]
+    seeds: int
+    roots: Sequence[str]
+    changes: Mapping[str, float]
+    trials: int = 0
+
+    @functools.cached_property
+    def base(self) -> Any:
+        """The config that all variants share."""
+        return load(self.config_file, self.options)
+
+    @property
+    def splits(self) -> list[int]:
+        """The numbers of the splits."""
+        return list(range(1, len(self.roots) + 1)) or [0]
+
+    @property
+    def condition(self) -> Path:
+        """The folder of everything that is trained on the same training set."""
+        name = "+".join(f"{key.replace('_', '-')}-{value:g}" for key, value in self.changes.items()) or "plain"
+        return Path(self.base.data.save_dir) / "compare" / name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the runs and the results."""
+        return self.condition / f"tuned-{self.trials}" if self.trials else self.condition
+
+    def runs(self, found: Found | None = None) -> list[Run]:
+        """The runs, those of a variant next to each other.
+
+        Args:
+            found: The values that a tuning has found; then no identities are held out any more.
+
+        Raises:
+            ConfigError: If a run could not start.
+        """
+        runs = []
+        for variant in self.variants:
+            for split in self.splits:
+                values = {} if found is None else {**found[variant.name, split], "data.val_fraction": 0.0}
+                for seed in range(1, self.seeds + 1):
+                    folder = _place(self.folder, variant, split) / f"seed-{seed}"
+                    settings = self.settings(variant, split, {**values, "train.seed": seed}, folder)
+                    runs.append(Run(variant.name, settings, split))
+        return runs
+
+    def trial(self, variant: Variant, split: int, number: int, values: Mapping[str, Any]) -> Run:
+        """A trial of a tuning, which is tested on the held-out identities alone.
+
+        Args:
+            variant: The variant.
+            split: The number of the split.
+            number: The number of the trial, from 0.
+            values: What the trial tries, by key.
+        """
+        folder = self.tuning_folder(variant, split) / f"trial-{number}"
+        return Run(variant.name, self.settings(variant, split, {**values, "test.held_out_only": True}, folder), split)
+
+    def tuning_folder(self, variant: Variant, split: int) -> Path:
+        """The folder of a variant's trials, which a tuning with more trials continues."""
+        return _place(self.condition / "tuning", variant, split)
+
+    def settings(self, variant: Variant, split: int, values: Mapping[str, Any], folder: Path) -> Settings:
+        """The settings of a run of the comparison.
+
+        Raises:
+            ConfigError: If it could not start; the message names a variant that is not only a loss.
+        """
+        own: dict[str, Any] = {
+            "train.record": True,
+            "train.keep": 1,
+            "test.visrank": False,
+            **{f"data.{key}": value for key, value in self.changes.items()},
+        }
+        base = self.base
+        if variant.options.get("loss.name", base.loss.name) in TORCHREIDS_LOSSES:
+            own["train.own_step"] = True  # the same step for all rows
+        if base.test.eval_freq < 1:
+            own["test.eval_freq"] = -(-base.train.max_epoch // _EVALUATIONS)
+        return self._resolved(variant, split, {**own, **values, "data.save_dir": str(folder)})
+
+    def config_of(self, variant: Variant, split: int, values: Mapping[str, Any]) -> str:
+        """The config of a variant with the values that a tuning has found, as YAML, for runs of one's own."""
+        folder = str(Path(self.base.data.save_dir) / variant.name)
+        return self._resolved(variant, split, {**values, "data.save_dir": folder}).cfg_text
+
+    def _resolved(self, variant: Variant, split: int, values: Mapping[str, Any]) -> Settings:
+        base = self.base
+        shared: dict[str, Any] = {}
+        if base.test.normalize_feature is None:  # one test for all rows, whatever each loss would choose for itself
+            shared["test.normalize_feature"] = True
+        own = dict(variant.options)
+        if variant.name == CONTROL and base.sampler.train_sampler != "RandomSampler":
+            own["sampler.train_sampler"] = base.sampler.train_sampler
+        root = {"data.root": self.roots[split - 1]} if split else {}
+        merged = {**shared, **own, **root, **values}
+        try:
+            cfg = load(self.config_file, [*self.options, *(item for pair in merged.items() for item in pair)])
+            return resolve(cfg)
+        except ConfigError as error:
+            if variant.options.keys() == {"loss.name"}:
+                raise
+            raise ConfigError(f"{variant.name}: {error}") from error
+
+
+def check_base(plan: Plan, given: Sequence[Any]) -> None:
+    """Checks what all runs share.
+
+    Args:
+        plan: The plan.
+        given: The options of the command line.
+
+    Raises:
+        ConfigError: For keys that the comparison sets itself, and for variants that clash.
+    """
+    for key, flag in (("loss.name", "--losses"), ("train.seed", "--seeds")):
+        if key in given[::2]:
+            raise ConfigError(f"{key} is set by {flag}, leave it out of the options")
+    base, default = plan.base, load("", ())
+    for key in CHANGES:
+        if base.data[key] != default.data[key]:
+            raise ConfigError(f"data.{key} is set by --{key.replace('_', '-')}, leave it out of config and options")
+    if base.test.evaluate or base.model.resume or base.train.start_epoch or base.test.held_out_only:
+        raise ConfigError(
+            "a comparison trains from the beginning, resumes by itself and tests on the test sets: leave "
+            "test.evaluate, model.resume, train.start_epoch and test.held_out_only out"
+        )
+    taken = {"data.save_dir", "data.root", "data.targets", "train.seed", "test.held_out_only", "train.record"}
+    for variant in plan.variants:
+        if keys := sorted(taken & {*variant.options, *(variant.search or ())}):
+            raise ConfigError(f"{variant.name}: {keys[0]} is the same for all variants, leave it out")
+    if plan.trials and base.data.val_fraction <= 0:
+        raise ConfigError(
+            "--tune judges its trials by training identities that are held out: set data.val_fraction, such as "
+            f"data.val_fraction 0.25, got {base.data.val_fraction}"
+        )
+    for root in plan.roots:
+        if not Path(root).is_dir():
+            raise ConfigError(f"--roots: there is no folder {shown(root)}")
+
+
+def _place(folder: Path, variant: Variant, split: int) -> Path:
+    return folder / variant.name / f"split-{split}" if split else folder / variant.name
+
+
+def load(config_file: str, options: Sequence[Any]) -> Any:
+    """`load_config` without the lines that it prints, which each run prints to its own log."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return load_config(config_file, options)

@@ -1,0 +1,55 @@
+"""What a tuning of a variant tries: the search space of its losses, its weights and its learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchreid_snloss.compare.variants import Variant
+from torchreid_snloss.config import weight_key
+from torchreid_snloss.losses import LOSSES, Interval
+from torchreid_snloss.losses.search import Choices, SearchSpace
+from torchreid_snloss.settings import Settings
+
+__all__ = ["rounded", "search_space"]
+
+_FACTOR = 5.0  # by which a tuning changes the learning rate at most
+_WEIGHTS = (0.1, 5.0)  # of a metric term, relative to the config's
+_DIGITS = 4  # of a number that is tried, so that a config can be read
+
+
+def search_space(variant: Variant, settings: Settings) -> SearchSpace:
+    """The values that a tuning tries, by key.
+
+    These are the learning rate, the weight of each metric term beside another term, and what the losses declare, except
+    for the keys that the variant sets itself; or what the variant's `search` states. An interval is extended to contain
+    the config's own value.
+    """
+    space: dict[str, Interval | Choices]
+    if variant.search is not None:
+        space = dict(variant.search)
+    else:
+        rate = settings.values["train.lr"]
+        space = {"train.lr": Interval(rounded(rate / _FACTOR), rounded(rate * _FACTOR), log=True)}
+        several = len(settings.metric_weights) + (settings.softmax_weight > 0) > 1
+        for name, weight in settings.metric_weights.items():
+            if several and weight > 0:
+                low, high = (rounded(factor * weight) for factor in _WEIGHTS)
+                space[f"loss.{name}.{weight_key(name)}"] = Interval(low, high, log=True)
+            if name in LOSSES:
+                space |= {f"loss.{name}.{key}": values for key, values in LOSSES[name].search_space.items()}
+        space = {key: values for key, values in space.items() if key not in variant.options}
+    known = settings.values
+    return {key: _extended(values, known[key]) if key in known else values for key, values in space.items()}
+
+
+def _extended(values: Interval | Choices, default: Any) -> Interval | Choices:
+    if isinstance(values, tuple):
+        return values if default in values else (*values, default)
+    if not isinstance(default, (int, float)) or isinstance(default, bool) or (values.log and default <= 0):
+        return values
+    return Interval(min(values.low, default), max(values.high, default), values.log)
+
+
+def rounded(value: float) -> float:
+    """The number with as many digits as a trial uses."""
+    return float(f"{value:.{_DIGITS}g}")

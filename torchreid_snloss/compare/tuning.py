@@ -1,0 +1,262 @@
+"""Tuning: trials of a variant, chosen by Optuna and judged by mAP on training identities that are held out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from torchreid_snloss.compare.jobs import Place
+from torchreid_snloss.compare.plan import Plan
+from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.search import rounded, search_space
+from torchreid_snloss.compare.variants import Variant
+from torchreid_snloss.config import ConfigError
+from torchreid_snloss.engine.differences import NEUTRAL_KEYS
+from torchreid_snloss.errors import text_of
+from torchreid_snloss.losses import Interval
+
+_optuna_is_there = importlib.util.find_spec("optuna") is not None
+if _optuna_is_there:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+__all__ = ["Trial", "Tuning", "check_available"]
+
+_JOURNAL, _PRUNED = "journal.log", "pruned"
+_SEED, _STARTUP_TRIALS = 1, 4  # the trials at random before TPE has enough to go by
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a tuning.
+
+    Attributes:
+        number: Its number, from 0, which is the trial with the config's own values.
+        values: What it tried, by key.
+        curve: The mAP on the held-out identities in [0, 1], by the number of epochs trained.
+        state: `"finished"`, `"pruned"` if it was ended early, since its mAP was below the median of the earlier trials,
+            `"failed"`, or `"running"`.
+    """
+
+    number: int
+    values: dict[str, Any]
+    curve: dict[int, float]
+    state: str
+
+    @property
+    def mean_ap(self) -> float | None:
+        """The last mAP in [0, 1]; None for a trial that was never evaluated."""
+        return self.curve[max(self.curve)] if self.curve else None
+
+
+def check_available() -> None:
+    """Raises ConfigError if Optuna is not installed."""
+    if not _optuna_is_there:
+        raise ConfigError("--tune needs Optuna: pip install 'torchreid-snloss[tune]'")
+
+
+class Tuning:
+    """The trials of one variant on one split. They are kept in a journal, from which an interrupted tuning goes on.
+
+    The first trial has the config's own values. Optuna's TPE sampler chooses the others, and its median pruner ends a
+    trial whose learning curve stays below the median of the earlier ones (Akiba et al., "Optuna: A Next-generation
+    Hyperparameter Optimization Framework", KDD 2019). Which values the trial of a number gets depends on the earlier
+    trials only, so that an interruption changes nothing.
+
+    Args:
+        plan: The plan of the comparison.
+        variant: The variant.
+        split: The number of the split.
+
+    Raises:
+        ConfigError: If a value of the search space can't be run with, the folder holds trials that were made with other
+            settings, or its journal is damaged.
+    """
+
+    def __init__(self, plan: Plan, variant: Variant, split: int) -> None:
+        self.variant, self.split = variant, split
+        self._plan = plan
+        self._folder = plan.tuning_folder(variant, split)
+        self._default = plan.trial(variant, split, 0, {}).settings
+        self.space = search_space(variant, self._default)
+        self._check_space()
+        self._asking = threading.Lock()
+        self._taken: set[int] = set()
+        self._study: Any = None
+        if (self._folder / _JOURNAL).exists():  # what is there is checked before the first run
+            self._open()
+
+    @property
+    def name(self) -> str:
+        """What the tuning is called in messages."""
+        return self.variant.name + (f", split {self.split}" if self.split else "")
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials so far, of those that the plan asks for."""
+        found = self._study.get_trials(deepcopy=False) if self._study is not None else []
+        return [_to_trial(trial) for trial in found if trial.number < self._plan.trials and trial.params]
+
+    @property
+    def left(self) -> int:
+        """The number of trials that are not finished."""
+        return self._plan.trials - sum(trial.state != "running" for trial in self.trials)
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the highest mAP among those that came to their end.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        finished = [trial for trial in self.trials if trial.state == "finished"]
+        if not finished:
+            raise ConfigError(f"{self.name}: no trial of the tuning came to its end, look at {self._folder}")
+        return max(finished, key=lambda trial: (trial.mean_ap or 0.0, -trial.number))
+
+    def execute(self, place: Place) -> int:
+        """Makes the next trial, or goes on with one that was interrupted.
+
+        Returns:
+            The exit code: 0 also for a pruned trial, and for one that failed in training, unless it is the first.
+        """
+        with self._asking:
+            self._open()
+            trial = self._next()
+            values = {key: self._suggest(trial, key) for key in self.space}
+        run = self._plan.trial(self.variant, self.split, trial.number, values)
+        run.check()
+        name = f"trial {trial.number + 1} of {self._plan.trials} of {self.name}"
+        shown = ", ".join(f"{key} {value}" for key, value in values.items())
+        print(f"=> {name}: {shown}", flush=True)
+        code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, run))
+        pruned = not self._report(trial, run)
+        if pruned:
+            self._study.tell(trial, state=TrialState.PRUNED)
+            ended = "below the median, ended early"
+        elif code == 0:
+            self._study.tell(trial, run.mean_aps()[run.settings.max_epoch])
+            ended = f"{run.summary()} on the held-out identities"
+        elif code == 1 and trial.number > 0:  # as with a learning rate at which the loss becomes NaN
+            self._study.tell(trial, state=TrialState.FAIL)
+            ended = "failed"
+        else:
+            self._taken.discard(trial.number)
+            return code
+        shutil.rmtree(run.folder / "model", ignore_errors=True)  # nobody needs the checkpoints of a trial
+        print(f"   {name}: {ended}", flush=True)
+        return 0
+
+    def _next(self) -> Any:
+        unfinished = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for frozen in unfinished:
+            if frozen.number not in self._taken:
+                self._taken.add(frozen.number)
+                return optuna.trial.Trial(self._study, frozen._trial_id)
+        # A new sampler for each trial: what it draws must not depend on how many trials this process has made.
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = _sampler(number)
+        if number == 0:
+            self._study.enqueue_trial(self._own_values())
+        trial = self._study.ask()
+        self._taken.add(trial.number)
+        return trial
+
+    def _own_values(self) -> dict[str, Any]:
+        own = {key: self._default.values[key] for key in self.space}
+        fits = {
+            key: value in values
+            if isinstance(values, tuple)
+            else isinstance(value, (int, float)) and values.low <= value <= values.high
+            for (key, values), value in zip(self.space.items(), own.values())
+        }
+        return {key: value for key, value in own.items() if fits[key]}
+
+    def _suggest(self, trial: Any, key: str) -> Any:
+        values = self.space[key]
+        if isinstance(values, tuple):
+            return trial.suggest_categorical(key, values)
+        if type(self._default.values[key]) is int:
+            return trial.suggest_int(key, int(values.low), int(values.high), log=values.log)
+        return rounded(trial.suggest_float(key, values.low, values.high, log=values.log))
+
+    def _report(self, trial: Any, run: Run) -> bool:
+        """Tells Optuna the mAP of the epochs that it does not know yet. Returns whether the trial may go on."""
+        frozen = self._study.get_trials(deepcopy=False)[trial.number]
+        if frozen.user_attrs.get(_PRUNED):
+            return False
+        for epoch, mean_ap in sorted(run.mean_aps().items()):
+            if epoch == 0 or epoch in frozen.intermediate_values:
+                continue
+            trial.report(mean_ap, epoch)
+            if epoch < run.settings.max_epoch and trial.should_prune():
+                trial.set_user_attr(_PRUNED, True)  # in the journal before the run is stopped
+                return False
+        return True
+
+    def _open(self) -> None:
+        if self._study is not None:
+            return
+        check_available()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        journal = self._folder / _JOURNAL
+        try:
+            study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+                study_name=self.variant.name,
+                direction="maximize",
+                pruner=optuna.pruners.MedianPruner(2, n_warmup_steps=self._default.max_epoch // 4),
+                load_if_exists=True,
+            )
+            if not study.user_attrs:
+                study.set_user_attr("made_with", self._made_with())
+            made_with = study.user_attrs["made_with"]
+        except Exception as error:  # a damaged journal raises nearly any class
+            raise ConfigError(f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}") from error
+        now = self._made_with()
+        if other := [f"{key} was {was}, is {now.get(key)}" for key, was in made_with.items() if was != now.get(key)]:
+            raise ConfigError(
+                f"{self._folder} holds trials with other settings ({'; '.join(other)}): set another data.save_dir, or "
+                "remove that folder"
+            )
+        self._study = study
+
+    def _made_with(self) -> dict[str, Any]:
+        """The settings and the search space, as JSON keeps them."""
+        settings = {k: v for k, v in self._default.values.items() if k not in NEUTRAL_KEYS and k not in self.space}
+        space = {f"search {key}": str(values) for key, values in self.space.items()}
+        made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space}))
+        return made_with
+
+    def _check_space(self) -> None:
+        for key, values in self.space.items():
+            ends: tuple[Any, ...] = values if isinstance(values, tuple) else (rounded(values.low), rounded(values.high))
+            if key not in self._default.values:
+                raise ConfigError(f"{self.variant.name}: search: unknown config key {key}")
+            whole = type(self._default.values[key]) is int and isinstance(values, Interval)
+            for value in ends:
+                values_of_trial = {key: round(value) if whole else value}
+                try:
+                    self._plan.trial(self.variant, self.split, 0, values_of_trial)
+                except ConfigError as error:
+                    raise ConfigError(f"{self.variant.name}: search: {error}") from error
+
+
+def _sampler(number: int) -> Any:
+    return optuna.samplers.TPESampler(seed=_SEED + number, n_startup_trials=_STARTUP_TRIALS)
+
+
+def _to_trial(frozen: Any) -> Trial:
+    states: dict[Any, str] = {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    values = {key: rounded(value) if isinstance(value, float) else value for key, value in frozen.params.items()}
+    return Trial(frozen.number, values, dict(frozen.intermediate_values), states.get(frozen.state, "running"))

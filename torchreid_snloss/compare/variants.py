@@ -1,0 +1,137 @@
+"""The rows of a comparison: each a name and the options by which it differs from the config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from torchreid_snloss.config import ConfigError, leaves
+from torchreid_snloss.config.file import read_yaml, with_number
+from torchreid_snloss.config.ranges import shown
+from torchreid_snloss.losses import Interval
+from torchreid_snloss.losses.search import Choices, SearchSpace
+from torchreid_snloss.settings import Settings
+
+__all__ = ["BASELINES", "CONTROL", "SOFTMAX", "Variant", "describe", "of_loss", "read_variants"]
+
+CONTROL, SOFTMAX = "control", "softmax"
+"""The names of the two baselines: softmax on the metric losses' batches, and on random batches."""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_INTERVAL = {"low", "high", "log"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a comparison.
+
+    Attributes:
+        name: The name of the row and of its folder.
+        options: Keys and values that are set on top of the config.
+        search: The values that a tuning of this row tries, by key; None for those that its losses declare.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    search: SearchSpace | None = None
+
+
+BASELINES = {
+    CONTROL: Variant(CONTROL, {"loss.name": "softmax", "sampler.train_sampler": "IdentitySampler"}),
+    SOFTMAX: Variant(SOFTMAX, {"loss.name": "softmax", "sampler.train_sampler": "RandomSampler"}),
+}
+"""What every loss is compared with. The control tells what the loss does, and softmax on random batches is what
+torchreid's users have."""
+
+
+def of_loss(name: str, base: CfgNode) -> Variant:
+    """The row of a loss with the values of the config.
+
+    Args:
+        name: A value of `loss.name`; `"softmax"` is the baseline on random batches.
+        base: The config.
+    """
+    if name == SOFTMAX:
+        return BASELINES[SOFTMAX]
+    options: dict[str, Any] = {"loss.name": name}
+    if name == "triplet" and base.loss.triplet.weight_x == 0:
+        # torchreid's triplet loss has no softmax term by default, while all the other losses have one.
+        options["loss.triplet.weight_x"] = 1.0
+    return Variant(name, options)
+
+
+def describe(settings: Settings, weights: bool = True) -> str:
+    """What a run is trained with, as `"sn x 0.5 + softmax"` or `"softmax, random batches"`.
+
+    Args:
+        settings: The settings of the run.
+        weights: Whether to give weights other than 1.
+    """
+    of_terms = {**settings.metric_weights, "softmax": settings.softmax_weight}
+    terms = [
+        name if weight == 1 or not weights else f"{name} x {weight:.3g}"
+        for name, weight in of_terms.items()
+        if weight > 0
+    ]
+    if len(terms) > 1 or "softmax" not in settings.losses:
+        return " + ".join(terms)
+    random = settings.train_sampler == "RandomSampler"
+    return "softmax, " + ("random batches" if random else f"P x {settings.num_instances} batches")
+
+
+def read_variants(path: str) -> list[Variant]:
+    """Reads a file of variants: a YAML mapping of names to options, and under `search` what a tuning is to try.
+
+    Args:
+        path: The path of the file. A value under `search` is a list of choices, or `low`, `high` and, for a
+            logarithmic scale, `log: true`.
+
+    Raises:
+        ConfigError: If the file can't be read, or holds anything else. Keys and values of the options are checked when
+            a config is made of them.
+    """
+    try:
+        content = read_yaml(Path(path))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"can't read the variants file {path!r}: {text}") from error
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError(f"the variants file {path!r} must map names to options, got {shown(content)}")
+    return [_variant(path, name, options) for name, options in content.items()]
+
+
+def _variant(path: str, name: Any, options: Any) -> Variant:
+    where = f"variants file {path!r}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a name must consist of letters, digits and . _ + -, got {shown(name)}")
+    if not isinstance(options, Mapping) or not options:
+        raise ConfigError(f"{where}: {name} must hold options, such as loss.name: hap2s, got {shown(options)}")
+    given = dict(options)
+    search = given.pop("search", None)
+    return Variant(name, dict(leaves(given)), None if search is None else _search(f"{where}: {name}", search))
+
+
+def _search(where: str, search: Any) -> SearchSpace:
+    if not isinstance(search, Mapping) or not search:
+        raise ConfigError(f"{where}: search must map keys to what is tried, got {shown(search)}")
+    return {str(key): _values(f"{where}: search: {key}", values) for key, values in search.items()}
+
+
+def _values(where: str, values: Any) -> Interval | Choices:
+    plain = (bool, int, float, str, type(None))
+    if isinstance(values, list) and len(values) > 1 and all(isinstance(value, plain) for value in values):
+        return tuple(map(with_number, values))
+    if isinstance(values, Mapping) and {"low", "high"} <= set(values) <= _INTERVAL:
+        try:
+            return Interval(**{key: with_number(value) for key, value in values.items()})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+    raise ConfigError(
+        f"{where} must be a list of two or more numbers, words or null, or low, high and log; got {shown(values)}"
+    )
