@@ -13,19 +13,19 @@ In simulations with normally distributed effects and 60 identities, this interva
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from torchreid_snloss.arguments import check_integer
 
 __all__ = ["Difference", "Evaluation", "difference"]
 
-_CONFIDENCE = 0.95
+_QUANTILE = 0.975  # of Student's t, for a 95 % interval
 _BLOCK_SIZE = 2**20  # how many weights of identities are held at a time
 
 
@@ -119,10 +119,10 @@ def difference(
     deviations = drawn - drawn.mean(axis=0)
     scale = identities / (identities - 1)  # the variance of a resampled mean is too small by this
     variance = scale * float(np.mean(deviations.mean(axis=(1, 2)) ** 2))
-    squared = _t_quantile(identities - 1) ** 2 * variance
+    squared = stats.t.ppf(_QUANTILE, identities - 1) ** 2 * variance
     if seeds > 1:
         between = _variance_between_seeds(runs) - scale * _variance_between_seeds(deviations)
-        squared += _t_quantile(folds * (seeds - 1)) ** 2 * max(0.0, between) / runs.size
+        squared += stats.t.ppf(_QUANTILE, folds * (seeds - 1)) ** 2 * max(0.0, between) / runs.size
     mean, half = float(runs.mean()), math.sqrt(squared)
     return Difference(mean, mean - half, mean + half, seeds)
 
@@ -197,16 +197,3 @@ def _resampled(
 def _variance_between_seeds(values: NDArray[np.float64]) -> float:
     """The variance between the seeds of a fold, averaged over everything else; seeds are the last axis."""
     return float(values.var(axis=-1, ddof=1).mean())
-
-
-@functools.cache
-def _t_quantile(degrees: int) -> float:
-    r"""The $t$ for which a Student's variable with $\nu$ degrees of freedom lies in $[-t, t]$ with `_CONFIDENCE`.
-
-    With $t = \sqrt{\nu} \tan\theta$ the density is proportional to $\cos^{\nu-1}\theta$, which is integrated by the
-    trapezoidal rule.
-    """
-    angles = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angles) ** (degrees - 1)
-    shares = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return float(math.sqrt(degrees) * np.tan(np.interp(_CONFIDENCE, shares / shares[-1], angles)))
