@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_options
+from conftest import ROOT, tiny_options
 
 from torchreid_snloss.build import build_datamanager
 from torchreid_snloss.compare import main
@@ -209,3 +209,9 @@ def test_a_signal_stops_all_tasks() -> None:
     threading.Thread(target=lambda: (begun.wait(timeout=20), os.kill(os.getpid(), signal.SIGINT))).start()
     assert run_side_by_side([task] * 4, 2, use_gpu=False) == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_shipped_variants_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    runs = _by_variant("--variants", "configs/variants/trial.yaml", "--losses", "hap2s", "--baselines", "none")
+    assert list(runs) == ["hap2s", "hap2s_p", "wrt", "circle", "multi_similarity"]

@@ -7,7 +7,7 @@ import os
 import queue
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,10 @@ def run_side_by_side(tasks: Sequence[Callable[[Place], int]], jobs: int, use_gpu
             finally:
                 places.put(place)
 
-        for future in [pool.submit(run, task) for task in tasks]:
+        futures = pending = {pool.submit(run, task) for task in tasks}
+        while pending:  # not without end, since Python handles signals in this thread only, and when it wakes up
+            pending = wait(pending, timeout=0.1).not_done
+        for future in futures:
             future.result()
         return halt.code
 

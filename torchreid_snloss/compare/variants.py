@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
 from torchreid_snloss.config import ConfigError, leaves
-from torchreid_snloss.config.file import read_yaml, with_number
+from torchreid_snloss.config.file import find_file, read_yaml, with_number
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.losses import Interval
 from torchreid_snloss.losses.search import Choices, SearchSpace
@@ -89,15 +88,15 @@ def read_variants(path: str) -> list[Variant]:
     """Reads a file of variants: a YAML mapping of names to options, and under `search` what a tuning is to try.
 
     Args:
-        path: The path of the file. A value under `search` is a list of choices, or `low`, `high` and, for a
-            logarithmic scale, `log: true`.
+        path: The path of the file, or of one that comes with the package, `configs/variants/...`. A value under `search`
+            is a list of choices, or `low`, `high` and, for a logarithmic scale, `log: true`.
 
     Raises:
         ConfigError: If the file can't be read, or holds anything else. Keys and values of the options are checked when
             a config is made of them.
     """
     try:
-        content = read_yaml(Path(path))
+        content = read_yaml(find_file(path))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"can't read the variants file {path!r}: {text}") from error

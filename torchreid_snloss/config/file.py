@@ -10,7 +10,7 @@ import yaml
 
 from torchreid_snloss.config.ranges import shown
 
-__all__ = ["read_yaml", "with_number"]
+__all__ = ["find_file", "read_yaml", "with_number"]
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _MOST_CHARACTERS = 100_000  # of a file, and of what its aliases make of it
@@ -35,6 +35,16 @@ class _Loader(yaml.SafeLoader):
 
 # Without the check that there is such a day.
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: Date(node.value))
+
+
+def find_file(name: str) -> Path:
+    """The path of a config file. Those of the package, `configs/...`, are also found where it is installed."""
+    path = Path(name)
+    installed = Path(__file__).parent.parent / path
+    if not path.exists() and path.parts[:1] == ("configs",) and installed.is_file():
+        print(f"=> {name} is the package's own, {installed}")
+        return installed
+    return path
 
 
 def read_yaml(path: Path) -> Any:

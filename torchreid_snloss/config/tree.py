@@ -9,13 +9,12 @@ import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
-from torchreid_snloss.config.file import read_yaml, with_number
+from torchreid_snloss.config.file import find_file, read_yaml, with_number
 from torchreid_snloss.config.keys import KEYWORD_KEYS, OLD_KEYS, all_keys
 from torchreid_snloss.config.ranges import shown
 
@@ -68,7 +67,7 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     cfg = get_default_config()
     if config_file:
         try:
-            changes = list(leaves(read_yaml(_found(config_file))))
+            changes = list(leaves(read_yaml(find_file(config_file))))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"can't read the config file {config_file!r}: {' '.join(str(error).split())}") from error
         except (AttributeError, RecursionError) as error:
@@ -93,15 +92,6 @@ def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str)
             print(f"=> config section {key} is empty")
         else:
             _set(cfg, key, value)
-
-
-def _found(config_file: str) -> Path:
-    path = Path(config_file)
-    installed = Path(__file__).parent.parent / path
-    if not path.exists() and path.parts[:1] == ("configs",) and installed.is_file():
-        print(f"=> {config_file} is the package's own, {installed}")
-        return installed
-    return path
 
 
 def leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
