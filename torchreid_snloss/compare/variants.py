@@ -88,8 +88,8 @@ def read_variants(path: str) -> list[Variant]:
     """Reads a file of variants: a YAML mapping of names to options, and under `search` what a tuning is to try.
 
     Args:
-        path: The path of the file, or of one that comes with the package, `configs/variants/...`. A value under `search`
-            is a list of choices, or `low`, `high` and, for a logarithmic scale, `log: true`.
+        path: The path of the file, or of one that comes with the package, `configs/variants/...`. A value under
+            `search` is a list of choices, or `low`, `high` and, for a logarithmic scale, `log: true`.
 
     Raises:
         ConfigError: If the file can't be read, or holds anything else. Keys and values of the options are checked when
