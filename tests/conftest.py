@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or the workers wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 import torch
 import torchreid
@@ -21,8 +22,12 @@ from torch import Tensor, nn
 from torchreid import data, models, optim, utils
 
 import torchreid_snloss
+from torchreid_snloss import get_default_config, resolve
 from torchreid_snloss.cli import main
+from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.data import make_pedestrians
+from torchreid_snloss.evaluation import Ranking
+from torchreid_snloss.record import Features, Recorder
 
 ROOT = Path(__file__).parent.parent
 
@@ -167,6 +172,43 @@ def command_line(
 def train(command_line: Callable[..., Done], reid_data: Path, tiny_model: None) -> Callable[..., Done]:
     """The command line in this process, with tiny options on the drawn people: `train(*options)`."""
     return lambda *options: command_line("--root", reid_data, *tiny_options(*options))
+
+
+def record_run(
+    folder: Path,
+    variant: str,
+    image: Path,
+    *options: object,
+    split: int = 0,
+    epochs: int = 2,
+    evaluate: Callable[[int, str], Ranking],
+) -> Run:
+    """A run as training leaves it: 12 queries of 4 identities, evaluated before and after training.
+
+    Args:
+        folder: The folder of the run.
+        variant: The name of the variant.
+        image: What all its images are.
+        options: Keys and values of its config.
+        split: The number of its split.
+        epochs: How many epochs it trained.
+        evaluate: Gives the evaluation after an epoch on a test set.
+    """
+    rng = np.random.default_rng(0)
+    pids, camids = np.arange(12) % 4, np.arange(12) % 3
+    cfg = get_default_config()
+    cfg.merge_from_list(["data.save_dir", str(folder), "train.max_epoch", epochs, *options])
+    recorder = Recorder(folder / "record")
+    for epoch in (0, epochs):
+        if epoch:
+            recorder.add_epoch(epoch, {"loss": 1.5}, seconds=2.0 + cfg.train.seed)
+        for dataset in cfg.data.targets:
+            sides = [
+                Features(rng.normal(size=(12, 8)).astype(np.float32), pids, camids, np.array([str(image)] * 12))
+                for _ in ("query", "gallery")
+            ]
+            recorder.add_evaluation(epoch, dataset, evaluate(epoch, dataset), *sides)
+    return Run(variant, resolve(cfg), split)
 
 
 def start(*command: str, cwd: Path | None = None, path: Path | None = None, **options: Any) -> subprocess.Popen[str]:

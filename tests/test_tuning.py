@@ -88,6 +88,11 @@ def test_each_variant_has_its_trials_and_runs_with_the_best(tuned: tuple[Path, s
     logs = [path.read_text() for path in folder.glob("log/compare/plain/tuning/*/trial-*/train.log-*")]
     assert logs
     assert all(set(re.findall(r"Evaluating (\S+)", log)) == {"validation"} for log in logs)
+    report = (folder / "log/compare/plain/tuned-3/report.html").read_text()
+    for part in (control, mild):
+        assert f"<summary>All 3 trials of {part['variant']}</summary>" in report
+        best = max((t for t in part["trials"] if t["state"] == "finished"), key=lambda trial: trial["curve"]["3"])
+        assert all(f">{key} {value}</code>" in report for key, value in best["values"].items())
     assert out.count("on the held-out identities") + out.count("ended early") >= 6
 
 

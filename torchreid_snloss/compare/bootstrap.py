@@ -69,10 +69,15 @@ class Difference:
         return self.low <= 0 <= self.high
 
     @property
+    def direction(self) -> str:
+        """Where the variant is: `"ahead"`, `"behind"` or, if the interval contains 0, `"no difference shown"`."""
+        return "no difference shown" if self.holds_zero else "ahead" if self.low > 0 else "behind"
+
+    @property
     def verdict(self) -> str:
-        """What the interval says of the variant, in words."""
-        word = "no difference shown" if self.holds_zero else "ahead" if self.low > 0 else "behind"
-        return word if self.seeds > 1 else f"{word} (one seed: the interval covers the choice of identities only)"
+        """What the interval says of the variant, in words, with what it does not cover."""
+        only = "" if self.seeds > 1 else " (one seed: the interval covers the choice of identities only)"
+        return self.direction + only
 
     def __str__(self) -> str:
         mean, low, high = (round(100 * value, 1) + 0.0 for value in (self.mean, self.low, self.high))  # no -0.0

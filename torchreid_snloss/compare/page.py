@@ -2,101 +2,70 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare import charts
-from torchreid_snloss.compare.ranked import (
-    DistanceHistograms,
-    Ranked,
-    average_precisions,
-    choose_queries,
-    unsquared,
-)
-from torchreid_snloss.compare.results import Results
+from torchreid_snloss.compare.queries import ranked_queries
+from torchreid_snloss.compare.ranked import DistanceHistograms
+from torchreid_snloss.compare.results import Result, Results
 from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.trial_charts import forest, trial_chart
 from torchreid_snloss.compare.tuning import Tuning
-from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
 from torchreid_snloss.record import RecordError
+from torchreid_snloss.settings import Settings
 
 __all__ = ["write_page"]
 
-_NUM_QUERIES = 8
-_LIST_LENGTH = 10
 _NUM_MAP_IDENTITIES = 16
 _CMC_RANKS = 20
-_THUMBNAIL_HEIGHT = 112  # pixels
+_MOST_NAMES = 4  # of variants in the title
 
-
-@dataclass(frozen=True)
-class _Thumbnail:
-    name: str  # of the image file
-    jpeg: str  # base64
-
-
-@dataclass(frozen=True)
-class _RankedImage:
-    thumbnail: _Thumbnail
-    distance: float
-    is_match: bool
-
-
-@dataclass(frozen=True)
-class _RankedList:
-    variant: str
-    average_precision: float
-    images: list[_RankedImage]
-
-
-@dataclass(frozen=True)
-class _Query:
-    pid: int
-    thumbnail: _Thumbnail
-    lists: list[_RankedList]
+_RunOrResult = TypeVar("_RunOrResult", Run, Result)
 
 
 def write_page(
     results: Results, runs: Sequence[Run], path: Path, command: str, map_kind: str, tunings: Sequence[Tuning] = ()
 ) -> None:
-    """Writes the report. Charts and ranked lists are those of the first test set.
+    """Writes the report.
+
+    The table, the differences and the learning curves are there for all test sets; the other charts and the ranked
+    lists show the first one. What shows a single run of each variant shows that with the first seed on the first split.
 
     Args:
         results: The results of the runs.
-        runs: The finished runs, those of one variant next to each other and in the order of their seeds.
+        runs: The finished runs, those of one variant next to each other and in the order of their splits and seeds.
         path: The file to write.
         command: The command line to show.
         map_kind: How the map of features is made, `"tsne"` or `"pca"`.
         tunings: The tunings that found the values of the runs; empty if they have those of the config.
 
     Raises:
+        RecordError: If a record is damaged, or the runs were tested on different images.
         UnreadableImageError: If an image of a ranked list can't be read.
     """
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
-    first_seed = [own[0] for own in by_variant.values()]
+    first_runs = [own[0] for own in by_variant.values()]
     datasets = runs[0].datasets
     dataset = datasets[0]
-    settings = runs[0].settings  # the page only shows settings that are the same for all runs
-    metric = settings.dist_metric
     sections: dict[str, Callable[[], Any]] = {
-        "learning_charts": lambda: _learning_charts(by_variant, dataset),
-        "term_charts": lambda: _term_charts(first_seed),
-        "cmc_chart": lambda: charts.cmc_curves(_cmc_curves(results, dataset)),
-        "histograms": lambda: [_histograms(run, dataset, metric) for run in first_seed],
-        "maps": lambda: _maps(first_seed, dataset, metric, map_kind),
-        "queries": lambda: _queries(first_seed, dataset, metric),
+        "forests": lambda: {name: _forests(results, name) for name in datasets},
+        "trial_charts": lambda: [trial_chart(tuning.name, tuning.trials) for tuning in tunings],
+        "learning_charts": lambda: {name: _learning_charts(by_variant, name) for name in datasets},
+        "term_charts": lambda: _term_charts(first_runs),
+        "cmc_chart": lambda: charts.cmc_curves(_cmc_curves(results, dataset), dataset),
+        "histograms": lambda: [_histograms(run, dataset) for run in first_runs],
+        "maps": lambda: _maps(first_runs, dataset, map_kind),
+        "queries": lambda: ranked_queries(first_runs, dataset),
     }
     drawn = {name: draw() for name, draw in progress("report", sections.items(), "section", len(sections))}
     environment = Environment(
@@ -106,26 +75,88 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    variants = list(by_variant)
+    names = ", ".join(variants) if len(variants) <= _MOST_NAMES else f"{len(variants)} variants"
     page = environment.get_template("report.html").render(
         results=results,
-        variants=list(by_variant),
+        verdicts={name: _verdicts(results, name) for name in datasets},
+        title=f"{names} on {', '.join(datasets)}",
+        facts=_facts(runs),
+        variants=variants,
         datasets=datasets,
         dataset=dataset,
-        settings=settings,
+        reranked=any(run.settings.rerank_in_training for run in runs),
         num_seeds=len({run.seed for run in runs}),
+        num_splits=len({run.split for run in runs}),
         seed=runs[0].seed,
         command=command,
         map_name={"tsne": "t-SNE", "pca": "PCA"}[map_kind],
         num_map_identities=_NUM_MAP_IDENTITIES,
+        tunings=tunings,
         **drawn,
     )
     # A path may contain bytes that are not valid UTF-8, which Python represents as lone surrogates.
     atomic_write(path, lambda stream: stream.write(page.encode(errors="replace")))
 
 
+def _facts(runs: Sequence[Run]) -> list[str]:
+    """What the runs were trained with and tested on. Where variants differ, all their values are named."""
+    of_run: list[Callable[[Settings], str]] = [
+        lambda s: s.model_name,
+        lambda s: f"{s.height} x {s.width}",
+        lambda s: f"{s.max_epoch} epochs",
+        lambda s: f"batch {s.batch_size}",
+        lambda s: f"trained on {', '.join(s.sources)}",
+        lambda s: f"tested on {', '.join(dict.fromkeys(s.targets))}",
+        lambda s: f"{s.label_noise:.0%} of the training images have another identity's label" if s.label_noise else "",
+        lambda s: f"{s.outliers:.0%} of the training images are outliers" if s.outliers else "",
+        lambda s: f"{s.train_fraction:.0%} of the training identities" if s.train_fraction < 1 else "",
+    ]
+    facts = [" or ".join(dict.fromkeys(text(run.settings) for run in runs)) for text in of_run]
+    return [fact for fact in facts if fact]
+
+
+def _verdicts(results: Results, dataset: str) -> dict[str, dict[str, list[str]]]:
+    """The variants that are ahead of each baseline, behind it or neither, by the baseline and the direction."""
+    rows = [row for row in results.rows if row.dataset == dataset]
+    verdicts: dict[str, dict[str, list[str]]] = {}
+    for baseline in results.baselines:
+        found: dict[str, list[str]] = {"ahead": [], "behind": [], "no difference shown": [], "no interval": []}
+        for row in rows:
+            if difference := row.differences.get(baseline):
+                found[difference.direction].append(row.variant)
+            elif baseline in row.unknown:
+                found["no interval"].append(f"{row.variant}, since {row.unknown[baseline]}")
+        verdicts[baseline] = {word: names for word, names in found.items() if names}
+    return {baseline: found for baseline, found in verdicts.items() if found}
+
+
+def _forests(results: Results, dataset: str) -> list[Markup]:
+    """A chart for each baseline, with the difference of every other variant to it."""
+    drawn = []
+    for baseline in results.baselines:
+        rows = [row for row in results.rows if row.dataset == dataset and row.variant != baseline]
+        if rows:
+            drawn.append(forest({row.variant: row.differences.get(baseline) for row in rows}, baseline, dataset))
+    return drawn
+
+
+def _mean_over_splits(
+    items: Sequence[_RunOrResult], values: Callable[[_RunOrResult], Sequence[float]]
+) -> list[list[float]]:
+    """The values of each seed, averaged over the splits."""
+    by_seed: dict[int, list[Sequence[float]]] = {}
+    for item in items:
+        by_seed.setdefault(item.seed, []).append(values(item))
+    return [np.mean(own, axis=0).tolist() for own in by_seed.values()]
+
+
 def _learning_charts(by_variant: dict[str, list[Run]], dataset: str) -> list[Markup]:
     """The charts of mAP and of rank-1 by epoch."""
-    evaluations = {name: [run.record().evaluations[dataset] for run in runs] for name, runs in by_variant.items()}
+    evaluations = {
+        name: {(run.split, run.seed): run.record().evaluations[dataset] for run in runs}
+        for name, runs in by_variant.items()
+    }
     metrics: dict[str, Callable[[dict[str, Any]], float]] = {
         "mAP, %": lambda evaluation: 100 * float(evaluation["mAP"]),
         "rank-1, %": lambda evaluation: 100 * float(evaluation["cmc"][0]),
@@ -133,10 +164,14 @@ def _learning_charts(by_variant: dict[str, list[Run]], dataset: str) -> list[Mar
     drawn = []
     for label, percent in metrics.items():
         curves = {}
-        for name, of_seeds in evaluations.items():
-            epochs = sorted(set.intersection(*map(set, of_seeds)))
-            curves[name] = [(epochs, [percent(by_epoch[epoch]) for epoch in epochs]) for by_epoch in of_seeds]
-        drawn.append(charts.learning_curves(curves, label))
+        for name, of_runs in evaluations.items():
+            epochs = sorted(set.intersection(*map(set, of_runs.values())))
+
+            def curve(run: Run, of_runs: Any = of_runs, epochs: Any = epochs, percent: Any = percent) -> list[float]:
+                return [percent(of_runs[run.split, run.seed][epoch]) for epoch in epochs]
+
+            curves[name] = [(epochs, values) for values in _mean_over_splits(by_variant[name], curve)]
+        drawn.append(charts.learning_curves(curves, label, dataset))
     return drawn
 
 
@@ -150,80 +185,41 @@ def _term_charts(runs: Sequence[Run]) -> list[Markup]:
             raise RecordError(f"the record of the run in {str(run.folder)!r} holds no epochs; remove that folder")
         names = [name for name in by_epoch[epochs[-1]]["terms"] if name.startswith("loss")]
         terms = {name: (epochs, [by_epoch[epoch]["terms"].get(name, np.nan) for epoch in epochs]) for name in names}
-        drawn.append(charts.loss_curves(run.variant, terms))
+        if terms:
+            drawn.append(charts.term_curves(run.variant, terms))
     return drawn
 
 
 def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
-    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for result in results.results:
-        if result.dataset == dataset:
-            percent = [100 * value for value in result.cmc[:_CMC_RANKS]]
-            ranks = [float(rank) for rank in range(1, len(percent) + 1)]
-            curves.setdefault(result.variant, []).append((ranks, percent))
+    curves = {}
+    own = [result for result in results.results if result.dataset == dataset]
+    ranks = max(min(len(result.cmc), _CMC_RANKS) for result in own)
+
+    def percent(result: Result) -> list[float]:
+        padded = [*result.cmc, *[1.0] * ranks]  # the curve of a smaller gallery is shorter, and ends at 1
+        return [100 * value for value in padded[:ranks]]
+
+    for variant in dict.fromkeys(result.variant for result in own):
+        of_variant = [result for result in own if result.variant == variant]
+        of_seeds = _mean_over_splits(of_variant, percent)
+        curves[variant] = [([float(rank) for rank in range(1, ranks + 1)], values) for values in of_seeds]
     return curves
 
 
-def _histograms(run: Run, dataset: str, metric: str) -> Markup:
+def _histograms(run: Run, dataset: str) -> Markup:
+    metric = run.settings.dist_metric
     before, after = (DistanceHistograms.of(*run.features(dataset, after), metric) for after in (False, True))
     return charts.histograms(run.variant, before, after)
 
 
-def _maps(runs: Sequence[Run], dataset: str, metric: str, kind: str) -> list[Markup]:
+def _maps(runs: Sequence[Run], dataset: str, kind: str) -> list[Markup]:
     """Maps of the features of some identities: before training, and after it for each run."""
     query, gallery = runs[0].features(dataset, after=False)
     pids = np.random.default_rng(0).permutation(np.intersect1d(query.pids, gallery.pids))
     shown = sorted(pids[:_NUM_MAP_IDENTITIES].tolist())
-    before = charts.feature_map("before training", query, gallery, shown, metric, kind)
-    after = [charts.feature_map(run.variant, *run.features(dataset, after=True), shown, metric, kind) for run in runs]
-    return [before, *after]
 
+    def feature_map(title: str, run: Run, after: bool) -> Markup:
+        return charts.feature_map(title, *run.features(dataset, after), shown, run.settings.dist_metric, kind)
 
-def _queries(runs: Sequence[Run], dataset: str, metric: str) -> list[_Query]:
-    """Some queries with the ranked list of each run."""
-    query, gallery = runs[0].features(dataset, after=True)
-    for run in runs:
-        others = run.features(dataset, after=True)
-        if not all(np.array_equal(one.pids, other.pids) for one, other in zip((query, gallery), others)):
-            raise RecordError(
-                f"the runs in {str(runs[0].folder)!r} and {str(run.folder)!r} were tested on other images"
-            )
-    precisions = np.array([average_precisions(*run.features(dataset, after=True), metric) for run in runs])
-    rows = choose_queries(precisions, _NUM_QUERIES)
-    rankings = [Ranked.of(*run.features(dataset, after=True), metric, rows) for run in runs]
-    thumbnails: dict[str, _Thumbnail] = {}  # an image may appear in several lists
-
-    def thumbnail(path: str) -> _Thumbnail:
-        if path not in thumbnails:
-            thumbnails[path] = _thumbnail(path)
-        return thumbnails[path]
-
-    def ranked_list(run: Run, ranked: Ranked, row: int, average_precision: float) -> _RankedList:
-        nearest = ranked.ranking(row)[:_LIST_LENGTH]
-        distances = unsquared(ranked.distances[row, nearest], metric)
-        images = [
-            _RankedImage(thumbnail(gallery.paths[index]), float(distance), bool(ranked.same[row, index]))
-            for index, distance in zip(nearest, distances)
-        ]
-        return _RankedList(run.variant, average_precision, images)
-
-    return [
-        _Query(
-            pid=int(query.pids[index]),
-            thumbnail=thumbnail(query.paths[index]),
-            lists=[
-                ranked_list(run, ranked, row, float(of_run[index]))
-                for run, ranked, of_run in zip(runs, rankings, precisions)
-            ],
-        )
-        for row, index in enumerate(rows)
-    ]
-
-
-def _thumbnail(path: str) -> _Thumbnail:
-    path = str(path)  # convert a NumPy string
-    image = read_image(path)
-    image.thumbnail((_THUMBNAIL_HEIGHT, _THUMBNAIL_HEIGHT), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=80)
-    return _Thumbnail(Path(path).name, base64.b64encode(stream.getvalue()).decode())
+    before = feature_map("before training", runs[0], after=False)
+    return [before, *(feature_map(run.variant, run, after=True) for run in runs)]

@@ -88,6 +88,7 @@ class Row:
         seeds: The number of runs, on each split.
         metrics: The metrics by the name of their column, in percent, seconds and MiB.
         differences: The difference of mAP to each baseline, by the baseline's name; none to itself.
+        unknown: Why there is no difference to a baseline, by the baseline's name.
     """
 
     dataset: str
@@ -96,6 +97,7 @@ class Row:
     seeds: int
     metrics: dict[str, MeanStd]
     differences: dict[str, Difference]
+    unknown: dict[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -141,7 +143,7 @@ class Results:
                     [result for result in every if (result.dataset, result.variant) == (dataset, variant)]
                     for every in (results, without_change)
                 )
-                differences = {}
+                differences, unknown = {}, {}
                 for name in baselines:
                     if name != variant:
                         found = _difference(own, by_variant[name], dataset)
@@ -149,10 +151,12 @@ class Results:
                             differences[name] = found
                             text = f"{found}, {found.verdict}"
                         else:
+                            unknown[name] = found
                             text = f"no interval, since {found}"
                         findings.append(f"{dataset}: {variant}, mAP - {name}: {text}")
                 seeds = len({run.seed for run in own})
-                rows.append(Row(dataset, variant, _trained_with(own), seeds, _metrics(of_row, reference), differences))
+                metrics = _metrics(of_row, reference)
+                rows.append(Row(dataset, variant, _trained_with(own), seeds, metrics, differences, unknown))
         return cls(results, rows, baselines, findings)
 
     @property

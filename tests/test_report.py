@@ -1,0 +1,265 @@
+"""The report of a trial with ten rows: its differences, its test sets and splits, its tuning."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import record_run
+from PIL import Image
+
+from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.page import write_page
+from torchreid_snloss.compare.results import Results
+from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.tuning import Tuning
+from torchreid_snloss.compare.variants import BASELINES, Variant
+from torchreid_snloss.evaluation import Ranking
+
+VARIANTS = {
+    "control": 0.0, "softmax": -0.2, "triplet": -0.3, "sn": 0.25, "hap2s": 0.3, "fidi": 0.0, "wrt": 0.01,
+    "a_variant_with_a_name_that_is_long_enough_for_two_lines": -0.02, "circle": 0.02, "sn+triplet": 0.1,
+}  # fmt: skip
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def _evaluation(level: float, rng: np.random.Generator, queries: int) -> Ranking:
+    precisions = np.clip(level + rng.normal(scale=0.05, size=queries), 0, 1)
+    return Ranking(np.linspace(level, 1, 12, dtype=np.float32), float(precisions.mean()), level / 2, precisions)
+
+
+def recorded_trial(
+    folder: Path, rows: int = 4, splits: tuple[int, ...] = (0,), targets: tuple[str, ...] = ("one",)
+) -> list[Run]:
+    """The first of the variants with two seeds each, of which some are far ahead of the control and some far behind."""
+    image = folder / "0001_c1.jpg"
+    Image.new("RGB", (64, 128)).save(image)
+    runs = []
+    for number, (variant, ahead) in enumerate([*VARIANTS.items()][:rows]):
+        for split in splits:
+            for seed in (1, 2):
+                rng = np.random.default_rng([number, split, seed])
+                options = ("data.targets", list(targets), "train.seed", seed)
+
+                def evaluate(epoch: int, dataset: str, rng: Any = rng, ahead: float = ahead, split: int = split) -> Any:
+                    return _evaluation(0.1 if epoch == 0 else 0.4 + ahead + 0.1 * split, rng, 12)
+
+                place = folder / variant / str(split) / str(seed)
+                runs.append(record_run(place, variant, image, *options, split=split, evaluate=evaluate))
+    return runs
+
+
+def _report(runs: list[Run], folder: Path, tunings: tuple[Tuning, ...] = ()) -> str:
+    write_page(Results.of(runs), runs, folder / "report.html", "", "pca", tunings)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ten_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
+    """The results of a trial with ten rows, and its report."""
+    folder = tmp_path_factory.mktemp("ten")
+    runs = recorded_trial(folder, rows=10)
+    return Results.of(runs), _report(runs, folder)
+
+
+def _charts(text: str, label: str) -> list[ElementTree.Element]:
+    """The charts whose text for screen readers begins with the label."""
+    charts = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    return [chart for chart in charts if chart.attrib["aria-label"].startswith(label)]
+
+
+def _intervals(chart: ElementTree.Element) -> list[tuple[float, float]]:
+    """The ends of the lines of a forest plot, in the chart's units."""
+    ends = []
+    for element in chart.iter(f"{SVG}g"):
+        if re.search(r"-interval-\d+$", element.get("id", "")):
+            (path,) = element.iter(f"{SVG}path")
+            start, end = re.findall(r"[ML] ([\d.]+) ", path.attrib["d"])
+            ends.append((float(start), float(end)))
+    return ends
+
+
+def test_the_forest_has_a_line_for_each_difference(ten_rows: tuple[Results, str]) -> None:
+    results, text = ten_rows
+    for baseline in ("control", "softmax"):
+        (chart,) = _charts(text, f"Difference of mAP to {baseline} on one")
+        found = [row.differences[baseline] for row in results.rows if row.variant != baseline]
+        values = np.array([(difference.low, difference.high) for difference in found])
+        drawn = np.array(_intervals(chart))
+        assert drawn.shape == values.shape == (9, 2)
+        # Places in the chart are values times a scale plus an offset.
+        scale, offset = np.polyfit(values.ravel(), drawn.ravel(), 1)
+        assert scale > 0
+        np.testing.assert_allclose(drawn, scale * values + offset, atol=0.01)
+        names = [element.text for element in chart.iter(f"{SVG}text")]
+        assert {*VARIANTS} - {baseline} - {*names} == {"a_variant_with_a_name_that_is_long_enough_for_two_lines"}
+        assert "a_variant_with…for_two_lines" in names
+
+
+def test_the_verdicts_are_those_of_the_intervals(ten_rows: tuple[Results, str]) -> None:
+    _, text = ten_rows
+    (control,) = re.findall(r"Compared with <em>control</em>:(.*?)</li>", text, re.DOTALL)
+    verdicts = dict(re.findall(r"([a-z ]+): ([^;.]+)[;.]", " ".join(control.split())))
+    words = {word.strip(): set(names.split(", ")) for word, names in verdicts.items()}
+    assert {"sn", "hap2s"} <= words["ahead"]
+    assert {"softmax", "triplet"} <= words["behind"]
+    assert "fidi" in words["no difference shown"]
+    cells = re.findall(
+        r'<td class="(ahead|behind|no-difference-shown)">([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\]</td>', text
+    )
+    assert len(cells) == 18
+    for word, mean, low, high in cells:
+        assert float(low) <= float(mean) <= float(high)
+        level = float(low) <= 0 <= float(high)
+        assert {"ahead": float(low) >= 0, "behind": float(high) <= 0, "no-difference-shown": level}[word]
+    assert "The interval covers two sources of chance" in text
+    assert text.count("10 variants on one") == 2  # title and heading
+
+
+def test_a_difference_without_an_interval_has_its_reason(tmp_path: Path) -> None:
+    runs = recorded_trial(tmp_path)
+    for run in runs:
+        if run.variant == "sn":  # as with a data set whose queries are of one identity
+            path = run.folder / "record/one-after.npz"
+            arrays = dict(np.load(path))
+            arrays["average_precisions"][np.arange(12) % 4 != 1] = np.nan
+            np.savez(path, **arrays)
+    text = _report(runs, tmp_path)
+    assert "no interval: sn, since queries of at least two identities must have a match" in " ".join(text.split())
+    (chart,) = _charts(text, "Difference of mAP to control")
+    assert len(_intervals(chart)) == 2
+    assert " no interval" in [element.text for element in chart.iter(f"{SVG}text")]
+
+
+def test_every_test_set_has_its_table_differences_and_curves(tmp_path: Path) -> None:
+    text = _report(recorded_trial(tmp_path, targets=("one", "two")), tmp_path)
+    for dataset in ("one", "two"):
+        assert len(_charts(text, f"Difference of mAP to control on {dataset}")) == 1
+        assert len(_charts(text, f"mAP, % by epochs trained on {dataset}")) == 1
+        assert f'<th scope="rowgroup" class="rowgroup" colspan="3">{dataset}</th>' in text
+    assert len(_charts(text, "queries with a match")) == 1
+    assert "one, the first test set; so are the distances, maps and ranked lists below" in " ".join(text.split())
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+
+
+def test_curves_of_several_splits_are_their_means(tmp_path: Path) -> None:
+    runs = recorded_trial(tmp_path, splits=(1, 2))
+    text = " ".join(_report(runs, tmp_path).split())
+    assert "2 splits" in text
+    assert "of the mean over the 2 splits" in text
+    assert "mean of 2 seeds, each averaged over the splits, with a band" in text
+    assert "with seed 1 on the first split" in text
+    # The last point of a curve stands where the table's mAP does: the places of all curves are affine in it.
+    (chart,) = _charts(text, "mAP, % by epochs trained")
+    lines = [
+        np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.attrib["d"]), dtype=float)
+        for group in chart.iter(f"{SVG}g")
+        if "-line2d_" in group.get("id", "")
+        for path in group.findall(f"{SVG}path")
+        if "clip-path" in path.attrib and "stroke-opacity" not in path.attrib["style"]
+    ]
+    ends = np.array([line[-1][1] for line in lines if len(line) == 2 and line[0][0] < line[1][0]][-4:])
+    values = np.array([row.metrics["mAP"].mean for row in Results.of(runs).rows], dtype=float)
+    slope, offset = np.polyfit(values, ends, 1)
+    assert slope < 0
+    np.testing.assert_allclose(ends, slope * values + offset, atol=0.05)
+
+
+def test_variants_that_differ_in_more_than_the_loss_are_told(tmp_path: Path) -> None:
+    runs = recorded_trial(tmp_path)[:2]
+    image = tmp_path / "0001_c1.jpg"
+    ranking = _evaluation(0.4, np.random.default_rng(0), 12)
+    own = ("data.targets", ["one"], "model.name", "osnet_x1_0", "test.dist_metric", "cosine")
+    runs.append(record_run(tmp_path / "own", "own", image, *own, epochs=3, evaluate=lambda *_: ranking))
+    text = " ".join(_report(runs, tmp_path).split())
+    assert "resnet50 or osnet_x1_0 · 256 x 128 · 2 epochs or 3 epochs · batch 32" in text
+
+
+class _Rows(html.parser.HTMLParser):
+    """The rows of all tables, as the text of their cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self._cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+            self.rows[-1][-1] = " ".join(self.rows[-1][-1].split())
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[-1][-1] += data
+
+
+def recorded_tuning(folder: Path, variant: Variant, trials: dict[int, list[float] | None]) -> Tuning:
+    """A tuning whose trials had these mAPs by epoch; None for one that failed, and a short curve was pruned."""
+    from optuna.trial import TrialState
+
+    flags = ["--tune", str(len(trials)), "data.val_fraction", "0.25", "data.save_dir", str(folder)]
+    tuning = Tuning(_plan(_parser().parse_args([*flags, "train.max_epoch", "3"]), {}), variant, 0)
+    tuning._open()
+    for curve in trials.values():
+        trial = tuning._next()
+        for key in tuning.space:
+            tuning._suggest(trial, key)
+        for epoch, mean_ap in enumerate(curve or [], start=1):
+            trial.report(mean_ap, epoch)
+        if curve is None:
+            tuning._study.tell(trial, state=TrialState.FAIL)
+        elif len(curve) < 3:
+            tuning._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            tuning._study.tell(trial, curve[-1])
+    return tuning
+
+
+def test_the_tuning_section_tells_what_was_found(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    trials: dict[int, list[float] | None] = {
+        0: [0.1, 0.2, 0.3], 1: [0.1, 0.3, 0.42], 2: [0.05], 3: None, 4: [0.1, 0.2, 0.25], 5: [0.01, 0.02],
+    }  # fmt: skip
+    tuning = recorded_tuning(tmp_path, Variant("hap2s", {"loss.name": "hap2s"}), trials)
+    other = recorded_tuning(tmp_path, BASELINES["control"], {0: [0.1, 0.2, 0.3]})
+    runs = [run for run in recorded_trial(tmp_path, rows=5) if run.variant in ("control", "hap2s")]
+    text = _report(runs, tmp_path, (tuning, other))
+    parsed = _Rows()
+    parsed.feed(text)
+    found = next(row for row in parsed.rows if row[0] == "hap2s" and "train.lr" in row[1])
+    assert found[2:] == ["30.0", "42.0", "1", "6", "2", "1"]
+    best = tuning.trials[1]
+    assert best.values != tuning.trials[0].values
+    for key, value in best.values.items():
+        own = tuning.trials[0].values[key]
+        assert f"{key} {value} {'as in the config' if value == own else f'instead of {own}'}" in found[1]
+    start = parsed.rows.index(["trial", "held-out mAP", "epochs", "state", *best.values])
+    rows = parsed.rows[start + 1 : start + 7]
+    assert [row[:4] for row in rows] == [
+        ["0", "30.0", "3", "finished"],
+        ["1", "42.0", "3", "finished"],
+        ["2", "5.0", "1", "ended early"],
+        ["3", "–", "0", "failed"],  # noqa: RUF001
+        ["4", "25.0", "3", "finished"],
+        ["5", "2.0", "2", "ended early"],
+    ]
+    assert [row[4:] for row in rows] == [[str(value) for value in trial.values.values()] for trial in tuning.trials]
+    assert text.count("<summary>All 6 trials of hap2s</summary>") == 1
+    (chart,) = _charts(text, "Trials of hap2s")
+    assert {"finished", "ended early", "failed", "best so far"} <= {e.text for e in chart.iter(f"{SVG}text")}
+    markers = [len(list(g.iter(f"{SVG}use"))) for g in chart.iter(f"{SVG}g") if "-line2d_" in g.get("id", "")]
+    assert [number for number in markers if number > 1] == [3, 2]  # finished, ended early
+    assert "<h2>Tuning</h2>" not in _report(runs, tmp_path)
