@@ -84,13 +84,15 @@ def cli_main(argv: list[str]) -> int:
 
 
 def compare_main(argv: list[str]) -> int:
-    """One seed in the place of several, and few losses."""
-    argv = [word for word in shrunk(argv) if word not in ("hap2s", "fidi")]
+    """One seed and two trials in the place of several, and few losses."""
+    argv = [word for word in shrunk(argv) if word not in ("triplet", "hap2s", "fidi")]
     if "--seeds" in argv:
         argv[argv.index("--seeds") + 1] = "1"
     else:
         argv = ["--seeds", "1", *argv]
-    if "--losses" not in argv:
+    if "--tune" in argv:
+        argv[argv.index("--tune") + 1] = "2"
+    if "--losses" not in argv and "--variants" not in argv:
         argv = ["--losses", "softmax", "sn", *argv]
     code = importlib.import_module("torchreid_snloss.compare").main(argv)
     return int(code)
@@ -232,6 +234,9 @@ class Runner:
             exec(compile("\n" * block.line + block.text, str(block.page), "exec"), self.names)
 
     def yaml(self, block: Block) -> None:
+        if named := re.fullmatch(r'title="(\w+\.yaml)"', block.info):  # a file for the commands that follow
+            (self.folder / named[1]).write_text(block.text, encoding="utf-8")
+            return
         if block.info:
             assert block.info == 'title="fast-reid"'
             self.fast_reid(block)
@@ -292,6 +297,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_pedestrians(root / "market1501", num_train_pids=16, num_test_pids=8)
     shutil.copytree(root / "market1501", root / SyntheticPedestrians.dataset_dir)
+    (query,) = (root / "market1501").rglob("query")
+    shutil.copytree(query.parent, root / "dukemtmc-reid/DukeMTMC-reID")
     make_pedestrians(root / SyntheticTracklets.dataset_dir, num_train_pids=8, num_test_pids=4, frames=2)
     return root
 
@@ -300,7 +307,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """A folder as a user has it: a clone's configs and examples, torchreid's config, data, a trained checkpoint."""
     monkeypatch.chdir(tmp_path)
-    for name in ("reid-data", "ROOT"):
+    for name in ("reid-data", "ROOT", "split-1", "split-2"):
         (tmp_path / name).symlink_to(drawn, target_is_directory=True)
     for name in ("configs", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
