@@ -22,7 +22,7 @@ ENGINES = [ImageSNEngine, ImageHAP2SEngine, ImageFIDIEngine]
 @pytest.mark.parametrize("weight_x", [0, 1])
 @pytest.mark.parametrize("cls", ENGINES)
 def test_trains_and_the_loss_falls(cls: type[LossEngine], weight_x: float, datamanager: Any) -> None:
-    options = {"beta": 0.1} if cls is ImageFIDIEngine else {}  # for features that are ten apart
+    options = {"beta": 0.1, "normalize": False} if cls is ImageFIDIEngine else {}  # features are ten apart
     training = make_engine(cls, datamanager, weight_x=weight_x, **options)
     batch = next(iter(datamanager.train_loader))
     steps = [training.forward_backward(batch) for _ in range(24)]
@@ -76,8 +76,9 @@ def test_several_outputs_go_through_deep_supervision(datamanager: Any, batch: di
     one, model = Tiny(), TwoHeads()
     model.load_state_dict(one.state_dict())
     features = one(batch["img"])[1]
-    pair = [FIDILoss()(scale * features, batch["pid"]).item() for scale in (1, 2)]
-    result = make_engine(ImageFIDIEngine, datamanager, model).forward_backward(batch)
+    options = {"beta": 0.1, "normalize": False}  # so that the two differ
+    pair = [FIDILoss(**options)(scale * features, batch["pid"]).item() for scale in (1, 2)]
+    result = make_engine(ImageFIDIEngine, datamanager, model, **options).forward_backward(batch)
     assert result["loss_m"] == pytest.approx(sum(pair) / 2, rel=1e-4)
 
 

@@ -84,7 +84,9 @@ def test_fidi_on_features_far_apart(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = reports(datamanager, tmp_path, capsys, 3, model(), criterion=FIDILoss(beta=1.5), lr=1e-3, **options)
+    found = reports(
+        datamanager, tmp_path, capsys, 3, model(), criterion=FIDILoss(beta=1.5, normalize=False), lr=1e-3, **options
+    )
     assert len(found) == 1
     # Every u is 0: each of an anchor's 3 positives adds C, each of its 28 negatives 0.
     value = math.log(1.05 / 0.05) * 3 / 31
@@ -102,7 +104,7 @@ def test_a_triplet_loss_at_its_margin(datamanager: Any, tmp_path: Path, capsys: 
 
 
 def test_two_terms_without_softmax(datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    criteria = {"triplet": losses.TripletLoss(), "fidi": FIDILoss(beta=50.0)}
+    criteria = {"triplet": losses.TripletLoss(), "fidi": FIDILoss(beta=50.0, normalize=False)}
     weights = {"triplet": 1e-6, "fidi": 1.0}  # weights do not count without softmax
     (found,) = reports(datamanager, tmp_path, capsys, 2, criterion=criteria, weight_m=weights, weight_x=0)
     assert found.startswith("** loss_fidi does nothing in epoch 1")
@@ -115,7 +117,7 @@ def test_two_terms_without_softmax(datamanager: Any, tmp_path: Path, capsys: pyt
         HAP2SLoss(),
         HAP2SLoss(sigma=1.0, margin=None, normalize=False),
         FIDILoss(),
-        FIDILoss(normalize=True),
+        FIDILoss(beta=0.1, normalize=False),
         losses.TripletLoss(),
     ],
     ids=str,

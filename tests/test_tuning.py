@@ -144,7 +144,7 @@ def _tuning(folder: Path, variant: Variant, *options: str) -> Tuning:
 def test_what_is_searched(tmp_path: Path) -> None:
     sn = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.scale": 20})).space
     assert sn["train.lr"] == Interval(0.00006, 0.0015, log=True)
-    assert sn["loss.sn.weight_m"] == Interval(0.1, 5.0, log=True)
+    assert sn["loss.sn.weight_m"] == Interval(0.01, 0.5, log=True)
     assert "loss.sn.scale" not in sn  # the variant sets it
     assert {"loss.sn.num_neighbors", "loss.sn.squeeze_weight"} < set(sn)
     alone = _tuning(tmp_path, Variant("alone", {"loss.name": "triplet"})).space

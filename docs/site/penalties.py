@@ -146,7 +146,7 @@ def hap2s_slope(axes: Axes) -> None:
 
 def fidi(axes: Axes, slope: bool) -> None:
     """Draws the term of a pair, or its slope, beside torchreid's hinge."""
-    d = numbers(0.0, 8.0)
+    d = numbers(0.0, 2.0)
     loss = FIDILoss()
     far = at(1e6)  # a negative so far away that it adds nothing
     same, same_slope = of_distances(loss, [d], [far])
@@ -155,7 +155,7 @@ def fidi(axes: Axes, slope: bool) -> None:
     axes.plot(d, other_slope[:, 1] if slope else other, color=ORANGE, label="negative (k = 0)")
     hinge = reid_losses.TripletLoss(margin=0.3).ranking_loss
     moving = d.clone().requires_grad_()
-    for colour, triplet in ((BLUE, lambda x: (at(3.0)[0], x)), (ORANGE, lambda x: (x, at(3.0)[0]))):
+    for colour, triplet in ((BLUE, lambda x: (at(1.0)[0], x)), (ORANGE, lambda x: (x, at(1.0)[0]))):
         terms = torch.stack([hinge(*(t[None] for t in triplet(x)), torch.ones(1)) for x in moving])
         (gradient,) = torch.autograd.grad(terms.sum(), moving)
         line = (gradient if slope else terms).detach()
@@ -165,8 +165,8 @@ def fidi(axes: Axes, slope: bool) -> None:
     else:
         bound = float(of_distances(loss, [at(1e6)], [far])[0][0])
         axes.axhline(bound, color=GREY, lw=1)
-        axes.text(2.2, bound + 0.04, f"C = {bound:.2f}", va="bottom", color=GREY, fontsize="small")
-    axes.set(title=f"FIDI: {'slope' if slope else 'term of a pair'}", xlabel="distance d", xlim=(0, 8),
+        axes.text(1.5, bound + 0.04, f"C = {bound:.2f}", va="bottom", color=GREY, fontsize="small")
+    axes.set(title=f"FIDI: {'slope' if slope else 'term of a pair'}", xlabel="distance d", xlim=(0, 2),
              ylabel="slope of the term" if slope else "term")  # fmt: skip
     if not slope:
         axes.set_ylim(0, 5)

@@ -11,7 +11,6 @@ from torchreid_snloss import device
 from torchreid_snloss.config.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shortened, shown
 from torchreid_snloss.config.torchreid_keys import BATCH, EPOCHS, WEIGHT, Key
 from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
-from torchreid_snloss.engine import MetricEngine
 from torchreid_snloss.losses import LOSSES
 
 __all__ = ["KEYWORD_KEYS", "OLD_KEYS", "OUR_KEYS", "SECTIONS", "WEIGHTS", "LossArgument", "all_keys", "loss_keys"]
@@ -151,16 +150,14 @@ _LARGEST = 1_000_000_000  # for the numbers of the losses, whose checks have no 
 
 
 def loss_keys() -> dict[str, Key]:
-    """The keys of SN, HAP2S and FIDI loss with the constructors' defaults; their texts come from the docstrings."""
-    weights = inspect.signature(MetricEngine).parameters
+    """The keys of SN, HAP2S and FIDI loss with the losses' own defaults; their texts come from the docstrings."""
     found: dict[str, Key] = {}
     for name, loss in LOSSES.items():
-        parameters = {**inspect.signature(loss).parameters, **{key: weights[key] for key in WEIGHTS}}
-        del parameters["reduction"]  # training needs the mean
-        found |= {
-            f"loss.{name}.{key}": Key(parameter.default, "", WEIGHT if key in WEIGHTS else LossArgument(name, key))
-            for key, parameter in parameters.items()
-        }
+        defaults = {key: parameter.default for key, parameter in inspect.signature(loss).parameters.items()}
+        del defaults["reduction"]  # training needs the mean
+        found |= {f"loss.{name}.{key}": Key(default, "", LossArgument(name, key)) for key, default in defaults.items()}
+        for key, default in (("weight_m", loss.default_weight), ("weight_x", 1.0)):
+            found[f"loss.{name}.{key}"] = Key(default, "", WEIGHT)
     return found
 
 

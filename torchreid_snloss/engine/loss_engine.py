@@ -23,14 +23,16 @@ _ENGINE_OPTIONS = {
 class LossEngine(MetricEngine):
     """A `MetricEngine` that builds its loss, `loss_class`, from the loss's own keywords.
 
-    A subclass only sets `loss_class`. Keywords that are not the engine's are passed to the loss, whose constructor
-    defines their defaults and checks them; `help()` shows the keywords of both.
+    A subclass only sets `loss_class`, whose `default_weight` is the default of `weight_m`. Keywords that are not the
+    engine's are passed to the loss, whose constructor defines their defaults and checks them; `help()` shows the
+    keywords of both.
     """
 
     loss_class: ClassVar[type[MetricLoss]]
 
     def __init__(self, datamanager: Any, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         own = {name: options.pop(name) for name in _ENGINE_OPTIONS if name in options}
+        own.setdefault("weight_m", self.loss_class.default_weight)
         super().__init__(datamanager, model, optimizer, criterion=self.loss_class(**options), **own)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -40,5 +42,6 @@ class LossEngine(MetricEngine):
         places = [p for p in inspect.signature(LossEngine.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         own = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY}
         loss = {name: p for name, p in inspect.signature(cls.loss_class).parameters.items() if name != "reduction"}
-        options = [p.replace(kind=p.KEYWORD_ONLY) for p in {**_ENGINE_OPTIONS, **own, **loss}.values()]
+        weight = {"weight_m": _ENGINE_OPTIONS["weight_m"].replace(default=cls.loss_class.default_weight)}
+        options = [p.replace(kind=p.KEYWORD_ONLY) for p in {**_ENGINE_OPTIONS, **weight, **own, **loss}.values()]
         cls.__signature__ = inspect.Signature([*places[1:], *options])

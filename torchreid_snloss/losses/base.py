@@ -60,6 +60,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
             computed again in the backward pass. 0: all at once up to $2^{22}$ distances, above that so many at a time.
 
     Attributes:
+        default_weight: of the class: the weight of the loss beside softmax where none is given. Default is 1.
         search_space: of the class: the values that a tuning tries for an argument, by its name, as an `Interval` or a
             tuple of choices. Default is none; other arguments keep their values.
         collect_statistics: whether a call in training mode collects statistics, at the cost of some passes over the
@@ -73,6 +74,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
         ValueError: for an argument out of its range.
     """
 
+    default_weight: ClassVar[float] = 1.0
     search_space: ClassVar[SearchSpace] = {}
 
     def __init__(self, normalize: bool, reduction: Reduction, block_size: int) -> None:

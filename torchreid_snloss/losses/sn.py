@@ -35,8 +35,8 @@ class SNLoss(MetricLoss):
 
     Args:
         num_neighbors: $K$, the size of the support, >= 1. Default is 10.
-        scale: $s$ > 0, per unit of distance. 50 suits a pretrained network on unit features; from scratch about 10
-            learns faster. Default is 50.
+        scale: $s$ > 0, per unit of distance. Default is 10 (our choice; the released code has 50, with which negatives
+            that are 0.1 farther than positives are hardly pushed any more).
         squeeze_weight: $\lambda$ >= 0. Default is 0.1.
         squeeze: `"support"` (default): the largest minus the smallest distance in $P$, or the distance itself if $P$
             has one member; `"all"`: the largest distance of all positives minus the smallest in $P$ (as in the
@@ -51,12 +51,13 @@ class SNLoss(MetricLoss):
 
     Examples:
         >>> import torch
-        >>> loss = SNLoss(num_neighbors=2, scale=10.0)
+        >>> loss = SNLoss(num_neighbors=2)
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
         >>> loss(features, torch.tensor([0, 0, 1, 1]))
         tensor(0.0986)
     """
 
+    default_weight: ClassVar[float] = 0.1  # the slope of a distance is up to `scale`, where a hinge's is 1
     search_space: ClassVar[SearchSpace] = {
         "scale": Interval(5.0, 100.0, log=True),
         "num_neighbors": (5, 10, 20, 32),
@@ -66,7 +67,7 @@ class SNLoss(MetricLoss):
     def __init__(
         self,
         num_neighbors: int = 10,
-        scale: float = 50.0,
+        scale: float = 10.0,
         squeeze_weight: float = 0.1,
         squeeze: Literal["support", "all", "nearest"] = "support",
         normalize: bool = True,
