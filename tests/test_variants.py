@@ -18,8 +18,12 @@ from torchreid_snloss.build import build_datamanager
 from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.jobs import Place, run_side_by_side
+from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import describe
+from torchreid_snloss.config import ConfigError
+from torchreid_snloss.record import Recorder
 
 TRIAL = """
 wrt:
@@ -110,6 +114,31 @@ def test_each_split_has_runs_of_its_own(tmp_path: Path) -> None:
     assert len({run.folder for run in runs}) == 4
 
 
+def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split(in_folder: Path) -> None:
+    pytest.importorskip("optuna")
+    for root in "abc":
+        Path(root).mkdir()
+
+    def plan(*roots: str) -> Plan:
+        flags = ["--losses", "sn", "--baselines", "none", "--tune", "3", "--roots", *roots, "--"]
+        return _plan(_parser().parse_args([*flags, "data.val_fraction", "0.25", "data.save_dir", "log"]), {})
+
+    first = plan("a", "b")
+    (variant,) = first.variants
+    run = first.runs()[0]
+    Recorder(run.folder / "record").add_epoch(1, {"loss": 1.0}, seconds=1.0)
+    (run.folder / "settings.yaml").write_text(run.settings.cfg_text)
+    Tuning(first, variant, 1)._open()
+
+    same, other = plan("./a/", "c"), plan("c", "b")
+    same.runs()[0].check()
+    Tuning(same, variant, 1)
+    with pytest.raises(ConfigError, match=r"other settings \(data\.root was a, is c\)"):
+        other.runs()[0].check()
+    with pytest.raises(ConfigError, match=r"other settings \(data\.root was a, is c\)"):
+        Tuning(other, variant, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -149,6 +178,7 @@ def test_a_broken_variants_file_is_one_line(
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--jobs", "5000"], "the number of CPU cores, got 5000"),
         (["--roots", "nowhere", "--"], "--roots: there is no folder 'nowhere'"),
+        (["--roots", ".", "./", "--"], "--roots must name each root once, got ['.', '.']"),
         (["--losses", "sn", "--baselines", "none", "--", "test.held_out_only", "True"], "leave test.evaluate, model"),
     ],
 )

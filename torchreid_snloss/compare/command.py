@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, config_options
@@ -178,7 +179,8 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
             raise ConfigError(f"--{flag} must be at most {most:,}, got {shown(number)}")
     given = config_options(args)
     variants = _variants(args, load(args.config_file, given))
-    plan = Plan(args.config_file, given, variants, args.seeds, args.roots, changes, args.tune)
+    roots = [str(Path(root)) for root in args.roots]
+    plan = Plan(args.config_file, given, variants, args.seeds, roots, changes, args.tune)
     check_base(plan, given)
     if plan.trials:
         check_available()

@@ -183,6 +183,8 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
     for root in plan.roots:
         if not Path(root).is_dir():
             raise ConfigError(f"--roots: there is no folder {shown(root)}")
+    if len({Path(root).resolve() for root in plan.roots}) < len(plan.roots):
+        raise ConfigError(f"--roots must name each root once, got {shown(list(plan.roots))}")
 
 
 def _place(folder: Path, variant: Variant, split: int) -> Path:

@@ -33,10 +33,19 @@ from torchreid_snloss.record import (
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings, decide
 
-__all__ = ["Run"]
+__all__ = ["Run", "neutral_keys"]
 
 _SETTINGS = "settings.yaml"
 _LONGEST = 4000  # characters of a failed run's messages that are passed on
+
+
+def neutral_keys(split: int) -> set[str]:
+    """The keys that may differ between a run and an earlier one in its folder.
+
+    Args:
+        split: The number of the split. With several splits the data root tells them apart; otherwise it may be moved.
+    """
+    return set(NEUTRAL_KEYS) - ({"data.root"} if split else set())
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +134,7 @@ class Run:
             reason = error if isinstance(error, ConfigError) else f"{str(path)!r} has a value that no run has: {error}"
             raise ConfigError(f"the settings of the run in {self.folder} are damaged: {reason}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
-        ignored = {*NEUTRAL_KEYS, "model.resume"}
+        ignored = {*neutral_keys(self.split), "model.resume"}
         return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in ignored]
 
     def check(self) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.plan import Plan
-from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.runs import Run, neutral_keys
 from torchreid_snloss.compare.search import rounded, search_space
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.engine.differences import NEUTRAL_KEYS
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.losses import Interval
 
@@ -229,7 +228,8 @@ class Tuning:
 
     def _made_with(self) -> dict[str, Any]:
         """The settings and the search space, as JSON keeps them."""
-        settings = {k: v for k, v in self._default.values.items() if k not in NEUTRAL_KEYS and k not in self.space}
+        left_out = neutral_keys(self.split) | set(self.space)
+        settings = {key: value for key, value in self._default.values.items() if key not in left_out}
         space = {f"search {key}": str(values) for key, values in self.space.items()}
         made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space}))
         return made_with
