@@ -199,10 +199,7 @@ def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
     variants += read_variants(args.variants) if args.variants else []
     for variant in variants:
         if sum(other.name == variant.name for other in variants) > 1:
-            raise ConfigError(
-                f"two rows are named {variant.name!r}: the baselines ({' and '.join(BASELINES)}), the losses and the "
-                "variants must have different names"
-            )
+            raise ConfigError(f"two rows are named {variant.name!r}: losses and variants must have different names")
     return variants
 
 

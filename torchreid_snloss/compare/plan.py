@@ -171,7 +171,9 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
             "a comparison trains from the beginning, resumes by itself and tests on the test sets: leave "
             "test.evaluate, model.resume, train.start_epoch and test.held_out_only out"
         )
-    taken = {"data.save_dir", "data.root", "data.targets", "train.seed", "test.held_out_only", "train.record"}
+    taken = {f"data.{key}" for key in ("save_dir", "root", "targets", *CHANGES)}
+    taken |= {f"train.{key}" for key in ("seed", "record", "keep", "own_step")}
+    taken |= {f"test.{key}" for key in ("held_out_only", "eval_freq", "visrank")}
     for variant in plan.variants:
         if keys := sorted(taken & {*variant.options, *(variant.search or ())}):
             raise ConfigError(f"{variant.name}: {keys[0]} is the same for all variants, leave it out")

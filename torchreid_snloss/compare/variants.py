@@ -109,6 +109,8 @@ def _variant(path: str, name: Any, options: Any) -> Variant:
     where = f"variants file {path!r}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: a name must consist of letters, digits and . _ + -, got {shown(name)}")
+    if name in BASELINES:
+        raise ConfigError(f"{where}: {name} is the name of a baseline, which --baselines adds")
     if not isinstance(options, Mapping) or not options:
         raise ConfigError(f"{where}: {name} must hold options, such as loss.name: hap2s, got {shown(options)}")
     given = dict(options)
