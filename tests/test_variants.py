@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,11 +20,11 @@ from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.jobs import Place, run_side_by_side
 from torchreid_snloss.compare.plan import Plan
-from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.runs import Run, _wait
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import describe
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.record import Recorder
+from torchreid_snloss.record import Recorder, RecordError
 
 TRIAL = """
 wrt:
@@ -243,6 +244,32 @@ def test_a_signal_stops_all_tasks() -> None:
     threading.Thread(target=lambda: (begun.wait(timeout=20), os.kill(os.getpid(), signal.SIGINT))).start()
     assert run_side_by_side([task] * 4, 2, use_gpu=False) == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_trial_that_is_ended_early_has_no_message_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PROGRAM"\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PROGRAM", "import sys, time; print('stopped', file=sys.stderr, flush=True); time.sleep(60)")
+    (run,) = _runs("--losses", "sn", "--baselines", "none", "--seeds", "1", options=("data.save_dir", str(tmp_path)))
+    beside_others = Place({}, alone=False, stop_requests=lambda: 0)
+    assert run.execute(beside_others, lambda: False) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_run_ends_if_its_results_can_not_be_read() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+
+        def fails() -> bool:
+            raise RecordError("damaged")
+
+        with pytest.raises(RecordError, match="damaged"):
+            _wait(process, lambda: 0, fails)
+        assert process.returncode == -signal.SIGTERM
 
 
 def test_the_shipped_variants_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ class Run:
                 env={**os.environ, **place.variables, **variables},
                 pass_fds=descriptors,
             )
-            code = _wait(process, place.stop_requests, may_go_on)
-            if messages is not None and code != 0:
+            code, ended_early = _wait(process, place.stop_requests, may_go_on)
+            if messages is not None and code != 0 and not ended_early:
                 messages.seek(0)
                 print(messages.read()[-_LONGEST:].decode(errors="replace"), end="", file=sys.stderr, flush=True)
             return code
@@ -198,15 +198,26 @@ class Run:
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
 
 
-def _wait(process: subprocess.Popen[bytes], stop_requests: Callable[[], int], may_go_on: Callable[[], bool]) -> int:
-    """Waits until a process ends, and passes requests to stop on to it."""
+def _wait(
+    process: subprocess.Popen[bytes], stop_requests: Callable[[], int], may_go_on: Callable[[], bool]
+) -> tuple[int, bool]:
+    """Waits until a process ends, and passes requests to stop on to it.
+
+    Returns:
+        The exit code, and whether `may_go_on` ended the process.
+    """
     sent, ended, polls = 0, False, 0
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(timeout=0.05)
-            return code if code >= 0 else 128 - code
-        polls += 1
-        ended = ended or (polls % 20 == 0 and not may_go_on())
-        while sent < stop_requests() + ended:
-            process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
-            sent += 1
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=0.05)
+                return code if code >= 0 else 128 - code, ended
+            polls += 1
+            ended = ended or (polls % 20 == 0 and not may_go_on())
+            while sent < stop_requests() + ended:
+                process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
+                sent += 1
+    except BaseException:  # as of a record that can't be read
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
