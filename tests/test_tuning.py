@@ -149,6 +149,8 @@ def test_what_is_searched(tmp_path: Path) -> None:
     assert {"loss.sn.num_neighbors", "loss.sn.squeeze_weight"} < set(sn)
     alone = _tuning(tmp_path, Variant("alone", {"loss.name": "triplet"})).space
     assert set(alone) == {"train.lr"}  # a weight beside nothing changes nothing but the learning rate
+    off = {"loss.name": "hap2s+sn", "loss.hap2s.weight_m": 0}
+    assert not [key for key in _tuning(tmp_path, Variant("off", off)).space if key.startswith("loss.hap2s")]
     own = Variant("own", {"loss.name": "sn"}, {"loss.sn.num_neighbors": Interval(2, 8)})
     assert _tuning(tmp_path, own).space == {"loss.sn.num_neighbors": Interval(2, 10)}  # with the config's own value
 
@@ -157,10 +159,26 @@ def test_a_search_space_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
     for search, message in (
         ({"loss.sn.scale": Interval(-3, 2)}, "own: search: loss.sn: scale must be greater than 0"),
         ({"loss.sn.squeeze": ("support", "none")}, "own: search: loss.sn: squeeze must be one of"),
+        ({"loss.sn.num_neighbors": Interval(0.5, 20, log=True)}, "num_neighbors needs whole numbers as ends, got 0.5"),
         ({"loss.sn.scales": (1, 2)}, "own: search: unknown config key loss.sn.scales"),
     ):
         with pytest.raises(ValueError, match=message):
             _tuning(tmp_path, Variant("own", {"loss.name": "sn"}, search))
+
+
+def test_a_trial_that_was_interrupted_before_it_had_values_gets_the_same(tmp_path: Path) -> None:
+    variant, values = Variant("sn", {"loss.name": "sn"}), []
+    for folder, is_interrupted in (("whole", False), ("interrupted", True)):
+        tuning = _tuning(tmp_path / folder, variant)
+        tuning._open()
+        for _ in range(2):
+            trial = tuning._next()
+            if is_interrupted:
+                tuning = _tuning(tmp_path / folder, variant)
+                trial = tuning._next()
+            values.append({key: tuning._suggest(trial, key) for key in tuning.space})
+            tuning._study.tell(trial, 0.5)
+    assert values[:2] == values[2:]
 
 
 def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
     else:
         rate = settings.values["train.lr"]
         space = {"train.lr": Interval(rounded(rate / _FACTOR), rounded(rate * _FACTOR), log=True)}
-        several = len(settings.metric_weights) + (settings.softmax_weight > 0) > 1
-        for name, weight in settings.metric_weights.items():
-            if several and weight > 0:
+        weights = {name: weight for name, weight in settings.metric_weights.items() if weight > 0}
+        several = len(weights) + (settings.softmax_weight > 0) > 1
+        for name, weight in weights.items():
+            if several:
                 low, high = (rounded(factor * weight) for factor in _WEIGHTS)
                 space[f"loss.{name}.{weight_key(name)}"] = Interval(low, high, log=True)
             if name in LOSSES:

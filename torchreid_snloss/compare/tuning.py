@@ -156,6 +156,7 @@ class Tuning:
         for frozen in unfinished:
             if frozen.number not in self._taken:
                 self._taken.add(frozen.number)
+                self._study.sampler = _sampler(frozen.number)
                 return optuna.trial.Trial(self._study, frozen._trial_id)
         # A new sampler for each trial: what it draws must not depend on how many trials this process has made.
         number = len(self._study.get_trials(deepcopy=False))
@@ -241,9 +242,10 @@ class Tuning:
                 raise ConfigError(f"{self.variant.name}: search: unknown config key {key}")
             whole = type(self._default.values[key]) is int and isinstance(values, Interval)
             for value in ends:
-                values_of_trial = {key: round(value) if whole else value}
+                if whole and not float(value).is_integer():
+                    raise ConfigError(f"{self.variant.name}: search: {key} needs whole numbers as ends, got {value}")
                 try:
-                    self._plan.trial(self.variant, self.split, 0, values_of_trial)
+                    self._plan.trial(self.variant, self.split, 0, {key: int(value) if whole else value})
                 except ConfigError as error:
                     raise ConfigError(f"{self.variant.name}: search: {error}") from error
 
