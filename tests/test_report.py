@@ -37,6 +37,7 @@ def recorded_trial(
     folder: Path, rows: int = 4, splits: tuple[int, ...] = (0,), targets: tuple[str, ...] = ("one",)
 ) -> list[Run]:
     """The first of the variants with two seeds each, of which some are far ahead of the control and some far behind."""
+    folder.mkdir(exist_ok=True)
     image = folder / "0001_c1.jpg"
     Image.new("RGB", (64, 128)).save(image)
     runs = []
@@ -146,6 +147,27 @@ def test_every_test_set_has_its_table_differences_and_curves(tmp_path: Path) -> 
     assert "one, the first test set; so are the distances, maps and ranked lists below" in " ".join(text.split())
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(ids)) == len(ids)
+
+
+def test_standard_deviations_are_those_over_seeds_of_the_mean_over_splits(tmp_path: Path) -> None:
+    runs, unchanged = (recorded_trial(tmp_path / name, rows=2, splits=(1, 2)) for name in ("changed", "unchanged"))
+    for row in Results.of(runs, unchanged).rows:
+        # Both are the same, and far from one split to the other.
+        assert row.metrics["mAP unchanged"] == row.metrics["mAP"]
+        assert str(row.metrics["mAP lost"]) == "0.0 ± 0.0"
+        assert row.metrics["s/epoch"].std == pytest.approx(0.5**0.5)  # 3 s and 4 s with the two seeds
+
+
+def test_each_run_is_read_once_for_all_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, average_precisions = [], Run.average_precisions
+
+    def noted(run: Run, dataset: str) -> Any:
+        read.append((run.folder, dataset))
+        return average_precisions(run, dataset)
+
+    monkeypatch.setattr(Run, "average_precisions", noted)
+    Results.of(recorded_trial(tmp_path, rows=4, targets=("one", "two")))
+    assert len(read) == len(set(read)) == 4 * 2 * 2
 
 
 def test_curves_of_several_splits_are_their_means(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchreid_snloss.compare.bootstrap import Difference, Evaluation, difference
 from torchreid_snloss.compare.runs import Run
@@ -138,6 +139,8 @@ class Results:
         baselines = [name for name in BASELINES if name in by_variant]
         rows, findings = [], []
         for dataset in runs[0].datasets:
+            # Read once, since each run is compared several times and its features may take gigabytes.
+            precisions = {run: run.average_precisions(dataset) for run in runs} if baselines else {}
             for variant, own in by_variant.items():
                 of_row, reference = (
                     [result for result in every if (result.dataset, result.variant) == (dataset, variant)]
@@ -146,7 +149,7 @@ class Results:
                 differences, unknown = {}, {}
                 for name in baselines:
                     if name != variant:
-                        found = _difference(own, by_variant[name], dataset)
+                        found = _difference(own, by_variant[name], precisions)
                         if isinstance(found, Difference):
                             differences[name] = found
                             text = f"{found}, {found.verdict}"
@@ -198,11 +201,21 @@ def _trained_with(runs: Sequence[Run]) -> str:
     return descriptions.pop() if len(descriptions) == 1 else f"{describe(runs[0].settings, weights=False)}, tuned"
 
 
-def _difference(variant: Sequence[Run], baseline: Sequence[Run], dataset: str) -> Difference | str:
-    """The difference of mAP between two variants, or the reason why it has no interval."""
+def _difference(
+    variant: Sequence[Run],
+    baseline: Sequence[Run],
+    precisions: Mapping[Run, tuple[NDArray[np.int64], NDArray[np.float64]] | None],
+) -> Difference | str:
+    """The difference of mAP between two variants, or the reason why it has no interval.
+
+    Args:
+        variant: The runs of the variant.
+        baseline: The runs of the baseline, with the same splits and seeds in the same order.
+        precisions: The identities and average precisions of each run's queries on one test set.
+    """
     sides: list[list[Evaluation]] = []
     for runs in (variant, baseline):
-        found = [(run, run.average_precisions(dataset)) for run in runs]
+        found = [(run, precisions[run]) for run in runs]
         if lost := [run.folder for run, kept in found if kept is None]:
             return f"the average precisions in {lost[0]} were not kept"
         sides.append([Evaluation(run.seed, *kept, fold=str(run.split or "")) for run, kept in found if kept])
@@ -239,23 +252,24 @@ def _results(run: Run) -> list[Result]:
 
 
 def _metrics(results: Sequence[Result], unchanged: Sequence[Result]) -> dict[str, MeanStd]:
-    by_seed: dict[int, list[Result]] = {}
-    for result in results:
-        by_seed.setdefault(result.seed, []).append(result)
+    def over_seeds(values: Iterable[float | None], digits: int = 1) -> MeanStd:
+        """Mean and standard deviation over seeds of the mean over splits, of a value for each result."""
+        by_seed: dict[int, list[float]] = {}
+        for result, value in zip(results, values):
+            if value is not None:
+                by_seed.setdefault(result.seed, []).append(value)
+        return MeanStd.of([statistics.fmean(own) for own in by_seed.values()], digits)
 
-    def over_seeds(value: Callable[[Result], float], digits: int = 1) -> MeanStd:
-        """Mean and standard deviation over seeds of the mean over splits."""
-        return MeanStd.of([statistics.fmean(map(value, own)) for own in by_seed.values()], digits)
-
-    metrics = {"mAP": over_seeds(lambda result: 100 * result.mAP), "mINP": over_seeds(lambda result: 100 * result.mINP)}
+    metrics = {
+        "mAP": over_seeds(100 * result.mAP for result in results),
+        "mINP": over_seeds(100 * result.mINP for result in results),
+    }
     for rank in (1, 5, 10):
         # The CMC curve of a smaller gallery is shorter, and ends at 1.
-        metrics[f"rank-{rank}"] = over_seeds(
-            lambda result, rank=rank: 100 * result.cmc[min(rank, len(result.cmc)) - 1]  # type: ignore[misc]
-        )
-    metrics["s/epoch"] = MeanStd.of([result.seconds for result in results], digits=2)
-    metrics["peak MiB"] = MeanStd.of([result.memory for result in results], digits=0)
-    if unchanged:
-        metrics["mAP unchanged"] = MeanStd.of([100 * result.mAP for result in unchanged])
-        metrics["mAP lost"] = MeanStd.of([100 * (old.mAP - new.mAP) for old, new in zip(unchanged, results)])
+        metrics[f"rank-{rank}"] = over_seeds(100 * result.cmc[min(rank, len(result.cmc)) - 1] for result in results)
+    metrics["s/epoch"] = over_seeds((result.seconds for result in results), digits=2)
+    metrics["peak MiB"] = over_seeds((result.memory for result in results), digits=0)
+    if unchanged:  # a result for each of the others, in the same order
+        metrics["mAP unchanged"] = over_seeds(100 * old.mAP for old in unchanged)
+        metrics["mAP lost"] = over_seeds(100 * (old.mAP - new.mAP) for old, new in zip(unchanged, results))
     return metrics
