@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,11 @@ def test_a_failure_stops_the_others_and_leaves_out_the_rest() -> None:
     never: Any = lambda place: ended.append("ran")  # noqa: E731
     assert run_side_by_side([waits, fails, never], 2, use_gpu=False) == 2
     assert ended == ["failed", "stopped"]
+
+
+def test_tasks_run_in_another_thread_than_the_main_one() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_side_by_side, [lambda place: 0], 1, use_gpu=False).result() == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
 
 from torchreid_snloss import device
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.engine.stopping import stop_signals
+from torchreid_snloss.engine.stopping import handling_signals
 
 __all__ = ["Place", "check_jobs", "run_side_by_side"]
 
@@ -77,7 +75,10 @@ def run_side_by_side(tasks: Sequence[Callable[[Place], int]], jobs: int, use_gpu
     Returns:
         The exit code: 0; that of the first task that failed; 128 plus the signal's number if a signal came.
     """
-    with _noted_signals() as signals, ThreadPoolExecutor(jobs) as pool:
+    signals: list[int] = []
+    # A console of Windows sends Ctrl-C to all its processes, so that nothing is to be passed on.
+    noting = contextlib.nullcontext() if os.name == "nt" else handling_signals(signals.append)
+    with noting, ThreadPoolExecutor(jobs) as pool:
         halt = _Halt(signals)
         places: queue.SimpleQueue[Place] = queue.SimpleQueue()
         for variables in _shares(jobs, use_gpu):
@@ -95,9 +96,9 @@ def run_side_by_side(tasks: Sequence[Callable[[Place], int]], jobs: int, use_gpu
             finally:
                 places.put(place)
 
-        futures = pending = {pool.submit(run, task) for task in tasks}
-        while pending:  # not without end, since Python handles signals in this thread only, and when it wakes up
-            pending = wait(pending, timeout=0.1).not_done
+        futures = [pool.submit(run, task) for task in tasks]
+        while wait(futures, timeout=0.1).not_done:  # Python handles signals in this thread only, when it wakes up
+            pass
         for future in futures:
             future.result()
         return halt.code
@@ -123,23 +124,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Within it the list that this gives gets the signals that ask this process to end.
-
-    On Windows, where a console sends Ctrl-C to all its processes, nothing.
-    """
-    noted: list[int] = []
-    numbers = [] if os.name == "nt" else stop_signals()
-
-    def note(number: int, _: Any) -> None:
-        noted.append(number)
-
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from torchreid_snloss import distributed
 __all__ = [
     "SignalInterrupt",
     "StopSignals",
+    "handling_signals",
     "ignore_signals",
     "interrupting_signals",
     "leave_signals_to_the_parent",
@@ -42,7 +43,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def _handled(handle: Callable[[int], None]) -> Iterator[None]:
+def handling_signals(handle: Callable[[int], None]) -> Iterator[None]:
     """Within it a signal calls `handle`. Python lets no other thread than the main one set handlers."""
     process = os.getpid()
 
@@ -77,7 +78,7 @@ def interrupting_signals() -> Iterator[list[int]]:
         received.append(number)
         raise SignalInterrupt(number)
 
-    with _handled(interrupt):
+    with handling_signals(interrupt):
         yield received
 
 
@@ -101,7 +102,7 @@ class StopSignals:
         """
         self._received = 0
         try:
-            with _handled(self._receive):
+            with handling_signals(self._receive):
                 yield
             if self._received:
                 raise SignalInterrupt(self._received)
