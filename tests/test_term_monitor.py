@@ -160,6 +160,18 @@ def test_weights_and_random_states_are_the_same_to_the_bit(
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
+def test_softmax_that_overflows_makes_no_term_look_small(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = TermMonitor({"m": HAP2SLoss()})
+    monitor.start_epoch(1)
+    features = torch.randn(8, 4, requires_grad=True)
+    measured = monitor.measure({"m": features.square().sum()}, 1e30 * features.sum(), features, features, None)
+    values = {"loss_m": 1.0, **{name: float(value) for name, value in measured.items()}}
+    monitor.record(values)
+    monitor.end_epoch(1)
+    assert set(values) == {"loss_m"}
+    assert capsys.readouterr().out == ""
+
+
 def test_command_line_and_a_resumed_run(train: Callable[..., Done]) -> None:
     dead = ("loss.name", "fidi", "loss.fidi.beta", 50, "test.ranks", "[1]")
     code, out, err = train(*dead, "train.max_epoch", 2)

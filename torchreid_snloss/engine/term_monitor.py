@@ -132,6 +132,8 @@ class TermMonitor:
         softmax = values.pop(_SOFTMAX, 0.0)
         for name in names:
             gradient, value = math.sqrt(values.pop(_GRADIENT + name)), abs(values.pop(_VALUE + name))
+            if not math.isfinite(softmax):  # it overflowed in float16
+                continue
             if softmax > 0:
                 effect = gradient / math.sqrt(softmax)
             else:
