@@ -113,8 +113,8 @@ def test_a_tuning_that_was_interrupted_makes_the_same_trials(
     assert "the tuning was interrupted; repeat the command to resume" in errors
     done = run(*COMPARE, *_arguments(reid_data, tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "trial 1 of 3 of mild:" not in done.stdout
-    assert "trial 2 of 3 of mild:" in done.stdout
+    assert "mild, trial 0 (1 of 3):" not in done.stdout
+    assert "mild, trial 1 (2 of 3):" in done.stdout
     assert _tuned(tmp_path) == _tuned(tuned[0])
 
 

@@ -15,7 +15,7 @@ from torchreid_snloss.cli import add_config_arguments, config_options
 from torchreid_snloss.compare.export import write_csv, write_json
 from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
 from torchreid_snloss.compare.page import write_page
-from torchreid_snloss.compare.plan import CHANGES, Found, Plan, check_base, load
+from torchreid_snloss.compare.plan import CHANGES, Plan, TunedValues, check_base, load
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning, check_available
@@ -126,7 +126,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     use_gpu = bool(plan.base.use_gpu)
     check_jobs(args.jobs, use_gpu)
     tunings = [Tuning(plan, variant, split) for variant in plan.variants for split in plan.splits if plan.trials]
-    runs = plan.runs()  # what can't be run with is told before the first trial, too
+    runs = plan.runs()  # reports an invalid setting before the first trial, too
     if not tunings:
         for run in runs:
             run.check()
@@ -138,7 +138,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     if tunings:
         if code := _tune(plan, tunings, args.jobs, use_gpu):
             return code
-        runs = plan.runs(_found(plan, tunings))
+        runs = plan.runs(_tuned_values(plan, tunings))
         for run in runs:
             run.check()
     if code := _execute(runs, args.jobs, use_gpu):
@@ -217,7 +217,7 @@ def _tune(plan: Plan, tunings: Sequence[Tuning], jobs: int, use_gpu: bool) -> in
     return code
 
 
-def _found(plan: Plan, tunings: Sequence[Tuning]) -> Found:
+def _tuned_values(plan: Plan, tunings: Sequence[Tuning]) -> TunedValues:
     """The values that the tunings have found, each also as a config file beside the trials."""
     found = {}
     for tuning in tunings:

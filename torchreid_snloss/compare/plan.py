@@ -17,12 +17,12 @@ from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.config.rules import TORCHREIDS_LOSSES
 from torchreid_snloss.settings import Settings, resolve
 
-__all__ = ["CHANGES", "Found", "Plan", "check_base", "load"]
+__all__ = ["CHANGES", "Plan", "TunedValues", "check_base", "load"]
 
 CHANGES = ("label_noise", "outliers", "train_fraction")
 """The keys of the section `data` that change the training set, and have flags of their own."""
 
-Found = Mapping[tuple[str, int], Mapping[str, Any]]
+TunedValues = Mapping[tuple[str, int], Mapping[str, Any]]
 """The values that a tuning has found, by the name of the variant and the number of the split."""
 
 _EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
@@ -71,11 +71,11 @@ class Plan:
         """The folder of the runs and the results."""
         return self.condition / f"tuned-{self.trials}" if self.trials else self.condition
 
-    def runs(self, found: Found | None = None) -> list[Run]:
+    def runs(self, tuned: TunedValues | None = None) -> list[Run]:
         """The runs, those of a variant next to each other.
 
         Args:
-            found: The values that a tuning has found; then no identities are held out any more.
+            tuned: The values that a tuning has found; then no identities are held out any more.
 
         Raises:
             ConfigError: If a run could not start.
@@ -83,9 +83,9 @@ class Plan:
         runs = []
         for variant in self.variants:
             for split in self.splits:
-                values = {} if found is None else {**found[variant.name, split], "data.val_fraction": 0.0}
+                values = {} if tuned is None else {**tuned[variant.name, split], "data.val_fraction": 0.0}
                 for seed in range(1, self.seeds + 1):
-                    folder = _place(self.folder, variant, split) / f"seed-{seed}"
+                    folder = _folder_of(self.folder, variant, split) / f"seed-{seed}"
                     settings = self.settings(variant, split, {**values, "train.seed": seed}, folder)
                     runs.append(Run(variant.name, settings, split))
         return runs
@@ -104,7 +104,7 @@ class Plan:
 
     def tuning_folder(self, variant: Variant, split: int) -> Path:
         """The folder of a variant's trials, which a tuning with more trials continues."""
-        return _place(self.condition / "tuning", variant, split)
+        return _folder_of(self.condition / "tuning", variant, split)
 
     def settings(self, variant: Variant, split: int, values: Mapping[str, Any], folder: Path) -> Settings:
         """The settings of a run of the comparison.
@@ -189,7 +189,7 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
         raise ConfigError(f"--roots must name each root once, got {shown(list(plan.roots))}")
 
 
-def _place(folder: Path, variant: Variant, split: int) -> Path:
+def _folder_of(folder: Path, variant: Variant, split: int) -> Path:
     return folder / variant.name / f"split-{split}" if split else folder / variant.name
 
 

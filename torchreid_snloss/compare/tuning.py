@@ -130,7 +130,7 @@ class Tuning:
             values = {key: self._suggest(trial, key) for key in self.space}
         run = self._plan.trial(self.variant, self.split, trial.number, values)
         run.check()
-        name = f"trial {trial.number + 1} of {self._plan.trials} of {self.name}"
+        name = f"{self.name}, trial {trial.number} ({trial.number + 1} of {self._plan.trials})"
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
         print(f"=> {name}: {shown}", flush=True)
         code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, run))

@@ -36,10 +36,9 @@ class FIDILoss(MetricLoss):
     Args:
         alpha: $\alpha$ > 1. Default is 1.05.
         beta: $\beta$ > 0, per unit of distance. Default is 3.0, which suits unit features: the term of a negative falls
-            from $C$ = 3.04 at $d$ = 0 to 0.04 at $\sqrt 2$. With 0.5 it would
-            never fall below 1.12.
-        normalize: L2-normalise features. Default is True (our choice; whether the paper does is not known to us). On
-            raw features with distances near 30, a $\beta$ of 0.5 leaves gradients of about 1e-6, which do nothing.
+            from $C$ = 3.04 at $d$ = 0 to 0.04 at $\sqrt 2$. With 0.5 it would never fall below 1.12.
+        normalize: L2-normalise features. Default is True (our choice; we don't know whether the paper does). On raw
+            features with distances near 30, a $\beta$ of 0.5 leaves gradients of about 1e-6, which do nothing.
         reduction: `"mean"` over pairs (default), `"sum"`, or `"none"`: one value per anchor, the sum over its pairs.
         block_size: see `MetricLoss`.
 
