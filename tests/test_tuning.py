@@ -18,6 +18,7 @@ from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import Variant
+from torchreid_snloss.config import ConfigError
 from torchreid_snloss.losses import Interval
 
 pytest.importorskip("optuna")
@@ -192,6 +193,16 @@ def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Pat
     journal.write_text("{]\n" + journal.read_text())
     with pytest.raises(ValueError, match=r"the journal of a tuning, '.*', is damaged"):
         _tuning(tmp_path, variant)
+
+
+def test_the_first_trial_has_the_configs_own_values(tmp_path: Path) -> None:
+    settings = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.squeeze_weight": 0.0}))._default
+    space = search_space(Variant("sn", {"loss.name": "sn"}), settings)
+    assert "loss.sn.squeeze_weight" not in space  # no logarithmic scale has a 0
+    assert "loss.sn.scale" in space
+    options = {"loss.name": "hap2s", "loss.hap2s.margin": None}
+    with pytest.raises(ConfigError, match=r"own: search: loss\.hap2s\.margin is None in the config, which the first"):
+        _tuning(tmp_path, Variant("own", options, {"loss.hap2s.margin": Interval(0.1, 0.5)}))
 
 
 def test_the_space_is_extended_to_the_configs_own_value(tmp_path: Path) -> None:

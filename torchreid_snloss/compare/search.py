@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchreid_snloss.compare.variants import Variant
-from torchreid_snloss.config import weight_key
+from torchreid_snloss.config import ConfigError, weight_key
 from torchreid_snloss.losses import LOSSES, Interval
 from torchreid_snloss.losses.search import Choices, SearchSpace
 from torchreid_snloss.settings import Settings
@@ -21,14 +21,25 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
     """The values that a tuning tries, by key.
 
     These are the learning rate, the weight of each metric term beside another term, and what the losses declare, except
-    for the keys that the variant sets itself; or what the variant's `search` states. An interval is extended to contain
-    the config's own value.
+    for the keys that the variant sets itself; or what the variant's `search` states. All contain the config's own
+    value: an interval is extended to it, and what a loss declares is left out where no interval can hold it, such as 0
+    on a logarithmic scale.
+
+    Raises:
+        ConfigError: If no interval of the variant's `search` can hold the config's own value.
     """
     space: dict[str, Interval | Choices]
+    known = settings.values
     if variant.search is not None:
         space = dict(variant.search)
+        for key, values in space.items():
+            if key in known and not _can_hold(values, known[key]):
+                raise ConfigError(
+                    f"{variant.name}: search: {key} is {known[key]!r} in the config, which the first trial has and no "
+                    "interval can hold: give a list of choices, or set another value"
+                )
     else:
-        rate = settings.values["train.lr"]
+        rate = known["train.lr"]
         space = {"train.lr": Interval(rounded(rate / _FACTOR), rounded(rate * _FACTOR), log=True)}
         weights = {name: weight for name, weight in settings.metric_weights.items() if weight > 0}
         several = len(weights) + (settings.softmax_weight > 0) > 1
@@ -38,17 +49,22 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
                 space[f"loss.{name}.{weight_key(name)}"] = Interval(low, high, log=True)
             if name in LOSSES:
                 space |= {f"loss.{name}.{key}": values for key, values in LOSSES[name].search_space.items()}
-        space = {key: values for key, values in space.items() if key not in variant.options}
-    known = settings.values
+        space = {
+            key: values for key, values in space.items() if key not in variant.options and _can_hold(values, known[key])
+        }
     return {key: _extended(values, known[key]) if key in known else values for key, values in space.items()}
 
 
-def _extended(values: Interval | Choices, default: Any) -> Interval | Choices:
+def _can_hold(values: Interval | Choices, own: Any) -> bool:
     if isinstance(values, tuple):
-        return values if default in values else (*values, default)
-    if not isinstance(default, (int, float)) or isinstance(default, bool) or (values.log and default <= 0):
-        return values
-    return Interval(min(values.low, default), max(values.high, default), values.log)
+        return True
+    return isinstance(own, (int, float)) and not isinstance(own, bool) and (own > 0 or not values.log)
+
+
+def _extended(values: Interval | Choices, own: Any) -> Interval | Choices:
+    if isinstance(values, tuple):
+        return values if own in values else (*values, own)
+    return Interval(min(values.low, own), max(values.high, own), values.log)
 
 
 def rounded(value: float) -> float:

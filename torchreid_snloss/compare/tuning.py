@@ -162,20 +162,10 @@ class Tuning:
         number = len(self._study.get_trials(deepcopy=False))
         self._study.sampler = _sampler(number)
         if number == 0:
-            self._study.enqueue_trial(self._own_values())
+            self._study.enqueue_trial({key: self._default.values[key] for key in self.space})
         trial = self._study.ask()
         self._taken.add(trial.number)
         return trial
-
-    def _own_values(self) -> dict[str, Any]:
-        own = {key: self._default.values[key] for key in self.space}
-        fits = {
-            key: value in values
-            if isinstance(values, tuple)
-            else isinstance(value, (int, float)) and values.low <= value <= values.high
-            for (key, values), value in zip(self.space.items(), own.values())
-        }
-        return {key: value for key, value in own.items() if fits[key]}
 
     def _suggest(self, trial: Any, key: str) -> Any:
         values = self.space[key]
