@@ -195,6 +195,15 @@ def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Pat
         _tuning(tmp_path, variant)
 
 
+def test_trials_with_other_values_or_another_space_are_named(tmp_path: Path) -> None:
+    options = {"loss.name": "hap2s"}
+    _tuning(tmp_path, Variant("own", options, {"loss.hap2s.margin": (0.1, 0.3)}))._open()
+    with pytest.raises(ConfigError, match=r"\(loss\.hap2s\.margin was 0\.3, is 0\.1\)"):
+        _tuning(tmp_path, Variant("own", {**options, "loss.hap2s.margin": 0.1}, {"loss.hap2s.margin": (0.1, 0.3)}))
+    with pytest.raises(ConfigError, match=r"\(search loss\.hap2s\.sigma was None, is \(0\.5, 1\.0\)\)"):
+        _tuning(tmp_path, Variant("own", options, {"loss.hap2s.margin": (0.1, 0.3), "loss.hap2s.sigma": (0.5, 1.0)}))
+
+
 def test_the_first_trial_has_the_configs_own_values(tmp_path: Path) -> None:
     settings = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.squeeze_weight": 0.0}))._default
     space = search_space(Variant("sn", {"loss.name": "sn"}), settings)

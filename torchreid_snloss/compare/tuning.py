@@ -26,7 +26,7 @@ if _optuna_is_there:
 
 __all__ = ["Trial", "Tuning", "check_available"]
 
-_JOURNAL, _PRUNED = "journal.log", "pruned"
+_JOURNAL, _PRUNED, _SEARCH = "journal.log", "pruned", "search "
 _SEED, _STARTUP_TRIALS = 1, 4  # the trials at random before TPE has enough to go by
 
 
@@ -210,7 +210,10 @@ class Tuning:
         except Exception as error:  # a damaged journal raises nearly any class
             raise ConfigError(f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}") from error
         now = self._made_with()
-        if other := [f"{key} was {was}, is {now.get(key)}" for key, was in made_with.items() if was != now.get(key)]:
+        keys = dict.fromkeys([*made_with, *(key for key in now if key.startswith(_SEARCH))])
+        if other := [
+            f"{key} was {made_with.get(key)}, is {now.get(key)}" for key in keys if made_with.get(key) != now.get(key)
+        ]:
             raise ConfigError(
                 f"{self._folder} holds trials with other settings ({'; '.join(other)}): set another data.save_dir, or "
                 "remove that folder"
@@ -219,9 +222,9 @@ class Tuning:
 
     def _made_with(self) -> dict[str, Any]:
         """The settings and the search space, as JSON keeps them."""
-        left_out = neutral_keys(self.split) | set(self.space)
-        settings = {key: value for key, value in self._default.values.items() if key not in left_out}
-        space = {f"search {key}": str(values) for key, values in self.space.items()}
+        neutral = neutral_keys(self.split)
+        settings = {key: value for key, value in self._default.values.items() if key not in neutral}
+        space = {f"{_SEARCH}{key}": str(values) for key, values in self.space.items()}
         made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space}))
         return made_with
 
