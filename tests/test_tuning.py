@@ -180,3 +180,35 @@ def test_the_space_is_extended_to_the_configs_own_value(tmp_path: Path) -> None:
     settings = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.scale": 500}))._default
     space = search_space(Variant("sn", {"loss.name": "sn"}), settings)
     assert space["loss.sn.scale"].high == 500  # type: ignore[union-attr]
+
+
+def test_a_journal_whose_last_line_was_cut_off_goes_on(tmp_path: Path) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    first = _tuning(tmp_path, variant)
+    first._open()
+    for _ in range(2):
+        trial = first._next()
+        values = {key: first._suggest(trial, key) for key in first.space}
+    journal = tmp_path / "compare/plain/tuning/own/journal.log"
+    complete = journal.read_bytes()
+    for cut in (20, 2000):
+        journal.write_bytes(complete[:-cut])
+        again = _tuning(tmp_path, variant)
+        assert journal.read_bytes().endswith(b"}\n")
+        assert again.trials
+        again._taken.add(0)
+        trial = again._next()
+        assert trial.number == 1
+        assert {key: again._suggest(trial, key) for key in again.space}.keys() == values.keys()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    variant = Variant("own", {"loss.name": "sn"})
+    _tuning(Path("log"), variant)._open()
+    lock = Path("log/compare/plain/tuning/own/journal.log.lock")
+    lock.symlink_to("log/compare/plain/tuning/own/journal.log")  # relative to another folder, as Optuna makes it
+    began = time.monotonic()
+    _tuning(Path("log"), variant)
+    assert time.monotonic() - began < 20
+    assert not lock.is_symlink()

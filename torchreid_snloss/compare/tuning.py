@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchreid_snloss.compare.jobs import Place
+from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.search import rounded, search_space
@@ -157,6 +158,7 @@ class Tuning:
         for frozen in unfinished:
             if frozen.number not in self._taken:
                 self._taken.add(frozen.number)
+                self._study.sampler = _sampler(frozen.number)  # for what it was not given before the interruption
                 return optuna.trial.Trial(self._study, frozen._trial_id)
         # A new sampler for each trial: what it draws must not depend on how many trials this process has made.
         number = len(self._study.get_trials(deepcopy=False))
@@ -205,8 +207,9 @@ class Tuning:
         check_available()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._folder.mkdir(parents=True, exist_ok=True)
-        journal = self._folder / _JOURNAL
+        journal = (self._folder / _JOURNAL).absolute()  # Optuna waits without end for a lock on a relative path
         try:
+            mend(journal, self._plan.condition / "tuning")
             study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
                 study_name=self.variant.name,
