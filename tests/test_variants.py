@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from torchreid_snloss.build import build_datamanager
 from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.jobs import Place, run_side_by_side
-from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.runs import Run, _wait
 from torchreid_snloss.compare.variants import describe
 
 TRIAL = """
@@ -126,6 +127,22 @@ def test_each_split_has_runs_of_its_own(tmp_path: Path) -> None:
         ("wrt: {data.save_dir: x}", "wrt: data.save_dir is the same for all variants, leave it out"),
         ("wrt: {loss.name: sn, search: {loss.sn.scale: 3}}", "search: loss.sn.scale must be a list of two or more"),
         ("wrt: {loss.name: sn, search: {loss.sn.scale: {low: 3, high: 2}}}", "search: loss.sn.scale: high must be"),
+        ("Sn: {loss.name: hap2s}", "two rows are named 'sn' and 'Sn', the same folder on some systems"),
+        ("sn.: {loss.name: hap2s}", "two rows are named 'sn' and 'sn.', the same folder"),
+        ("Tuning: {loss.name: hap2s}", "Tuning is what a comparison names a file or folder of its own"),
+        ("tuned-3: {loss.name: hap2s}", "tuned-3 is what a comparison names a file or folder of its own"),
+        ("results.csv: {loss.name: hap2s}", "results.csv is what a comparison names a file or folder of its own"),
+        (f"{'w' * 101}: {{loss.name: hap2s}}", "a name must have at most 100 characters, got 'www"),
+        ("wrt: {loss.name: sn, loss: {name: hap2s}}", "wrt sets 'loss.name' more than once"),
+        ("wrt: &a {loss.name: sn, loss: *a}", "can't read the variants file 'trial.yaml': an alias refers to what"),
+        ("wrt: {loss.name: sn, test.evaluate: true}", "wrt: test.evaluate is the same for all variants, leave it out"),
+        ("wrt: {loss.name: sn, model.resume: x}", "wrt: model.resume is the same for all variants, leave it out"),
+        ("wrt: {loss.name: sn, search: {train.max_epoch: [1, 2]}}", "wrt: search: train.max_epoch is the same for all"),
+        ("wrt: {loss.name: sn, search: {data.val_fraction: [0.1, 0.2]}}", "search: data.val_fraction is the same for"),
+        (
+            "wrt: {loss.name: sn, search: {test.rerank: [true, false]}}",
+            "search: test.rerank is the same for all trials",
+        ),
         ("wrt: [", "can't read the variants file"),
     ],
 )
@@ -149,6 +166,7 @@ def test_a_broken_variants_file_is_one_line(
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--jobs", "5000"], "the number of CPU cores, got 5000"),
         (["--roots", "nowhere", "--"], "--roots: there is no folder 'nowhere'"),
+        (["--roots", ".", "./", "--"], "--roots must name each folder once, got ['.', './']"),
         (["--losses", "sn", "--baselines", "none", "--", "test.held_out_only", "True"], "leave test.evaluate, model"),
     ],
 )
@@ -215,3 +233,14 @@ def test_the_shipped_variants_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(ROOT)
     runs = _by_variant("--variants", "configs/variants/trial.yaml", "--losses", "hap2s", "--baselines", "none")
     assert list(runs) == ["hap2s", "hap2s_p", "wrt", "circle", "multi_similarity"]
+
+
+def test_a_run_does_not_go_on_alone_if_its_trial_can_not_be_judged() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def fail() -> bool:
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        _wait(process, lambda: 0, fail)
+    assert process.poll() is not None

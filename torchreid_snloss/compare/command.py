@@ -195,12 +195,17 @@ def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
     variants = [BASELINES[name] for name in names]
     variants += [of_loss(loss, base) for loss in losses if loss not in names]
     variants += read_variants(args.variants) if args.variants else []
-    for variant in variants:
-        if sum(other.name == variant.name for other in variants) > 1:
+    by_folder: dict[str, str] = {}
+    for name in (variant.name for variant in variants):
+        folder = name.casefold().rstrip(".")  # some systems know no capitals, or no dot at the end
+        if folder in by_folder:
+            other = by_folder[folder]
+            named = f"{name!r}" if other == name else f"{other!r} and {name!r}, the same folder on some systems"
             raise ConfigError(
-                f"two rows are named {variant.name!r}: the baselines ({' and '.join(BASELINES)}), the losses and the "
+                f"two rows are named {named}: the baselines ({' and '.join(BASELINES)}), the losses and the "
                 "variants must have different names"
             )
+        by_folder[folder] = name
     return variants
 
 

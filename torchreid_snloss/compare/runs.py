@@ -192,12 +192,17 @@ class Run:
 def _wait(process: subprocess.Popen[bytes], stop_requests: Callable[[], int], may_go_on: Callable[[], bool]) -> int:
     """Waits until a process ends, and passes requests to stop on to it."""
     sent, ended, polls = 0, False, 0
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(timeout=0.05)
-            return code if code >= 0 else 128 - code
-        polls += 1
-        ended = ended or (polls % 20 == 0 and not may_go_on())
-        while sent < stop_requests() + ended:
-            process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
-            sent += 1
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=0.05)
+                return code if code >= 0 else 128 - code
+            polls += 1
+            ended = ended or (polls % 20 == 0 and not may_go_on())
+            while sent < stop_requests() + ended:
+                process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
+                sent += 1
+    except BaseException:  # as of a record or a journal that can't be read any more; the run must not go on alone
+        process.terminate()
+        process.wait()
+        raise
