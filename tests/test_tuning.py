@@ -15,9 +15,12 @@ from conftest import ROOT, process_options, run, start
 
 from torchreid_snloss import load_config
 from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.jobs import Place
+from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import Variant
+from torchreid_snloss.config import ConfigError
 from torchreid_snloss.losses import Interval
 
 pytest.importorskip("optuna")
@@ -212,3 +215,30 @@ def test_the_lock_of_a_process_that_was_killed_is_removed(tmp_path: Path, monkey
     _tuning(Path("log"), variant)
     assert time.monotonic() - began < 20
     assert not lock.is_symlink()
+
+
+def test_a_row_without_anything_to_try_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fixed: --tune has nothing to try"):
+        _tuning(tmp_path, Variant("fixed", {"loss.name": "softmax", "train.lr": 0.01}))
+
+
+def test_values_that_do_not_fit_together_are_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning = _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
+    tuning._open()
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("batch_size must be a multiple of num_instances")
+
+    monkeypatch.setattr(Plan, "trial", refuse)
+    assert tuning.execute(Place({}, True, lambda: 0)) == 0
+    assert [trial.state for trial in tuning.trials] == ["failed"]
+    assert tuning.left == 2
+    assert "trial 1 of 3 of own: failed, batch_size must be a multiple" in capsys.readouterr().out
+
+
+def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "compare/plain/tuning/own/journal.log").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"can't use the journal of a tuning, .*: .*Is a directory"):
+        _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))

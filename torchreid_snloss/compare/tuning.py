@@ -85,6 +85,10 @@ class Tuning:
         self._folder = plan.tuning_folder(variant, split)
         self._default = plan.trial(variant, split, 0, {}).settings
         self.space = search_space(variant, self._default)
+        if not self.space:
+            raise ConfigError(
+                f"{variant.name}: --tune has nothing to try, since the row sets train.lr itself: add a search"
+            )
         self._check_space()
         self._asking = threading.Lock()
         self._taken: set[int] = set()
@@ -130,11 +134,16 @@ class Tuning:
             self._open()
             trial = self._next()
             values = {key: self._suggest(trial, key) for key in self.space}
-        run = self._plan.trial(self.variant, self.split, trial.number, values)
-        run.check()
         name = f"trial {trial.number + 1} of {self._plan.trials} of {self.name}"
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
         print(f"=> {name}: {shown}", flush=True)
+        try:
+            run = self._plan.trial(self.variant, self.split, trial.number, values)
+        except ConfigError as error:  # each value alone is possible, but not together
+            self._study.tell(trial, state=TrialState.FAIL)
+            print(f"   {name}: failed, {error}", flush=True)
+            return 0
+        run.check()
         code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, run))
         pruned = not self._report(trial, run)
         if pruned:
@@ -220,6 +229,8 @@ class Tuning:
             if not study.user_attrs:
                 study.set_user_attr("made_with", self._made_with())
             made_with = study.user_attrs["made_with"]
+        except OSError as error:
+            raise ConfigError(f"can't use the journal of a tuning, {str(journal)!r}: {error}") from error
         except Exception as error:  # a damaged journal raises nearly any class
             raise ConfigError(f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}") from error
         now = self._made_with()
