@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -244,3 +245,18 @@ def test_a_run_does_not_go_on_alone_if_its_trial_can_not_be_judged() -> None:
     with pytest.raises(OSError, match="no space"):
         _wait(process, lambda: 0, fail)
     assert process.poll() is not None
+
+
+def test_a_disk_that_becomes_full_between_two_runs_is_one_line(
+    reid_data: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "settings.yaml")
+
+    monkeypatch.setattr("torchreid_snloss.compare.command.run_side_by_side", fail)
+    assert main(["--losses", "sn", "--root", str(reid_data), "--", "use_gpu", "False", "data.save_dir", "log"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "can't write the results to 'log/compare/plain': [Errno 28] No space left on device" in errors
+    assert "the runs are kept; repeat the command" in errors
+    assert "traceback" not in errors
