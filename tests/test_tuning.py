@@ -17,6 +17,7 @@ from torchreid_snloss import load_config
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.plan import Plan
+from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import Variant
@@ -242,3 +243,32 @@ def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) ->
     (tmp_path / "compare/plain/tuning/own/journal.log").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"can't use the journal of a tuning, .*: .*Is a directory"):
         _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
+
+
+@pytest.mark.parametrize(
+    ("log", "failed"),
+    [
+        ("epoch: 1\nerror: after 1 epochs 3 weights are not finite, a among them, and not saved\n", True),
+        ("epoch: 1\nTraceback\nerror: ValueError: no pairs\n", True),
+        ("epoch: 1\nerror: can't write the checkpoint 'x': [Errno 28] No space left on device\n", False),
+        ("epoch: 1\nerror: can't read the image 'x'\n", False),
+        ("epoch: 1\n", False),  # there was no room for the line
+    ],
+)
+def test_a_trial_that_lacked_room_is_made_again(
+    log: str, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
+
+    def fail(run: Run, *_: Any) -> int:
+        run.folder.mkdir(parents=True)
+        (run.folder / "train.log-1").write_text(log)
+        return 1
+
+    monkeypatch.setattr(Run, "execute", fail)
+    tuning._open()
+    first = tuning._next()
+    for key in tuning.space:
+        tuning._suggest(first, key)
+    assert tuning.execute(Place({}, True, lambda: 0)) == (0 if failed else 1)
+    assert [trial.state for trial in tuning.trials] == ["running", "failed" if failed else "running"]

@@ -152,7 +152,9 @@ class Tuning:
         elif code == 0:
             self._study.tell(trial, run.mean_aps()[run.settings.max_epoch])
             ended = f"{run.summary()} on the held-out identities"
-        elif code == 1 and trial.number > 0:  # as with a learning rate at which the loss becomes NaN
+        elif (
+            code == 1 and trial.number > 0 and run.failed_in_training()
+        ):  # as with a learning rate at which the loss becomes NaN
             self._study.tell(trial, state=TrialState.FAIL)
             ended = "failed"
         else:
