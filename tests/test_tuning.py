@@ -15,6 +15,9 @@ from conftest import ROOT, process_options, run, start
 
 from torchreid_snloss import load_config
 from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.jobs import Place
+from torchreid_snloss.compare.plan import Plan
+from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import Variant
@@ -218,3 +221,91 @@ def test_the_space_is_extended_to_the_configs_own_value(tmp_path: Path) -> None:
     settings = _tuning(tmp_path, Variant("sn", {"loss.name": "sn", "loss.sn.scale": 500}))._default
     space = search_space(Variant("sn", {"loss.name": "sn"}), settings)
     assert space["loss.sn.scale"].high == 500  # type: ignore[union-attr]
+
+
+def test_a_journal_whose_last_line_was_cut_off_goes_on(tmp_path: Path) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    first = _tuning(tmp_path, variant)
+    first._open()
+    for _ in range(2):
+        trial = first._next()
+        values = {key: first._suggest(trial, key) for key in first.space}
+    journal = tmp_path / "compare/plain/tuning/own/journal.log"
+    complete = journal.read_bytes()
+    for cut in (20, 2000):
+        journal.write_bytes(complete[:-cut])
+        again = _tuning(tmp_path, variant)
+        assert journal.read_bytes().endswith(b"}\n")
+        assert again.trials
+        again._taken.add(0)
+        trial = again._next()
+        assert trial.number == 1
+        assert {key: again._suggest(trial, key) for key in again.space}.keys() == values.keys()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    variant = Variant("own", {"loss.name": "sn"})
+    _tuning(Path("log"), variant)._open()
+    lock = Path("log/compare/plain/tuning/own/journal.log.lock")
+    lock.symlink_to("log/compare/plain/tuning/own/journal.log")  # relative to another folder, as Optuna makes it
+    began = time.monotonic()
+    _tuning(Path("log"), variant)
+    assert time.monotonic() - began < 20
+    assert not lock.is_symlink()
+
+
+def test_a_row_without_anything_to_try_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fixed: --tune has nothing to try"):
+        _tuning(tmp_path, Variant("fixed", {"loss.name": "softmax", "train.lr": 0.01}))
+
+
+def test_values_that_do_not_fit_together_are_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning = _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
+    tuning._open()
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("batch_size must be a multiple of num_instances")
+
+    monkeypatch.setattr(Plan, "trial", refuse)
+    assert tuning.execute(Place({}, True, lambda: 0)) == 0
+    assert [trial.state for trial in tuning.trials] == ["failed"]
+    assert tuning.left == 2
+    assert "own, trial 0 (1 of 3): failed, batch_size must be a multiple" in capsys.readouterr().out
+
+
+def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "compare/plain/tuning/own/journal.log").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"can't use the journal of a tuning, .*: .*Is a directory"):
+        _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
+
+
+@pytest.mark.parametrize(
+    ("log", "failed"),
+    [
+        ("epoch: 1\nerror: after 1 epochs 3 weights are not finite, a among them, and not saved\n", True),
+        ("epoch: 1\nTraceback\nerror: ValueError: no pairs\n", True),
+        ("epoch: 1\nerror: can't write the checkpoint 'x': [Errno 28] No space left on device\n", False),
+        ("epoch: 1\nerror: can't read the image 'x'\n", False),
+        ("epoch: 1\n", False),  # there was no room for the line
+    ],
+)
+def test_a_trial_that_lacked_room_is_made_again(
+    log: str, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
+
+    def fail(run: Run, *_: Any) -> int:
+        run.folder.mkdir(parents=True)
+        (run.folder / "train.log-1").write_text(log)
+        return 1
+
+    monkeypatch.setattr(Run, "execute", fail)
+    tuning._open()
+    first = tuning._next()
+    for key in tuning.space:
+        tuning._suggest(first, key)
+    assert tuning.execute(Place({}, True, lambda: 0)) == (0 if failed else 1)
+    assert [trial.state for trial in tuning.trials] == ["running", "failed" if failed else "running"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -161,6 +162,22 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
         ("wrt: {train.keep: 3}", "wrt: train.keep is the same for all variants"),
         ("wrt: {loss.name: sn, search: {loss.sn.scale: 3}}", "search: loss.sn.scale must be a list of two or more"),
         ("wrt: {loss.name: sn, search: {loss.sn.scale: {low: 3, high: 2}}}", "search: loss.sn.scale: high must be"),
+        ("Sn: {loss.name: hap2s}", "two rows are named 'sn' and 'Sn', the same folder on some systems"),
+        ("sn.: {loss.name: hap2s}", "two rows are named 'sn' and 'sn.', the same folder"),
+        ("Tuning: {loss.name: hap2s}", "Tuning is what a comparison names a file or folder of its own"),
+        ("tuned-3: {loss.name: hap2s}", "tuned-3 is what a comparison names a file or folder of its own"),
+        ("results.csv: {loss.name: hap2s}", "results.csv is what a comparison names a file or folder of its own"),
+        (f"{'w' * 101}: {{loss.name: hap2s}}", "a name must have at most 100 characters, got 'www"),
+        ("wrt: {loss.name: sn, loss: {name: hap2s}}", "wrt sets 'loss.name' more than once"),
+        ("wrt: &a {loss.name: sn, loss: *a}", "can't read the variants file 'trial.yaml': an alias refers to what"),
+        ("wrt: {loss.name: sn, test.evaluate: true}", "wrt: test.evaluate is the same for all variants, leave it out"),
+        ("wrt: {loss.name: sn, model.resume: x}", "wrt: model.resume is the same for all variants, leave it out"),
+        ("wrt: {loss.name: sn, search: {train.max_epoch: [1, 2]}}", "wrt: search: train.max_epoch is the same for all"),
+        ("wrt: {loss.name: sn, search: {data.val_fraction: [0.1, 0.2]}}", "search: data.val_fraction is the same for"),
+        (
+            "wrt: {loss.name: sn, search: {test.rerank: [true, false]}}",
+            "search: test.rerank is the same for all trials",
+        ),
         ("wrt: [", "can't read the variants file"),
     ],
 )
@@ -282,3 +299,29 @@ def test_the_shipped_variants_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(ROOT)
     runs = _by_variant("--variants", "configs/variants/trial.yaml", "--losses", "hap2s", "--baselines", "none")
     assert list(runs) == ["hap2s", "hap2s_p", "wrt", "circle", "multi_similarity"]
+
+
+def test_a_run_does_not_go_on_alone_if_its_trial_can_not_be_judged() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def fail() -> bool:
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        _wait(process, lambda: 0, fail)
+    assert process.poll() is not None
+
+
+def test_a_disk_that_becomes_full_between_two_runs_is_one_line(
+    reid_data: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "settings.yaml")
+
+    monkeypatch.setattr("torchreid_snloss.compare.command.run_side_by_side", fail)
+    assert main(["--losses", "sn", "--root", str(reid_data), "--", "use_gpu", "False", "data.save_dir", "log"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "can't write the results to 'log/compare/plain': [Errno 28] No space left on device" in errors
+    assert "the runs are kept; repeat the command" in errors
+    assert "traceback" not in errors

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torchreid_snloss.checkpoint import atomic_write
@@ -135,6 +136,15 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     except OSError as error:
         raise ConfigError(f"the results can't be written to {str(plan.folder)!r}: {error}") from error
 
+    with _write_errors(plan.folder):
+        return _carry_out(args, command, plan, tunings, runs)
+
+
+def _carry_out(
+    args: argparse.Namespace, command: str, plan: Plan, tunings: Sequence[Tuning], runs: Sequence[Run]
+) -> int:
+    """Makes the trials and the runs that are missing, and writes the results. Returns the exit code."""
+    use_gpu = bool(plan.base.use_gpu)
     if tunings:
         if code := _tune(plan, tunings, args.jobs, use_gpu):
             return code
@@ -146,18 +156,24 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     unchanged = _plan(args, {}).runs() if plan.changes and not tunings else []
     results = Results.of(runs, unchanged if _usable(unchanged) else [])
     print("", results.table(), "", *results.findings, "", sep="\n", flush=True)
+    write_csv(results, plan.folder / "results.csv")
+    write_json(results, plan.folder / "results.json", tunings)
+    write_page(results, runs, plan.folder / "report.html", command, args.map, tunings)
+    print(f"=> {plan.folder}: results.csv, results.json, report.html")
+    return 0
+
+
+@contextlib.contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Within it an error of the system, as of a full disk, becomes a `WriteError`."""
     try:
-        write_csv(results, plan.folder / "results.csv")
-        write_json(results, plan.folder / "results.json", tunings)
-        write_page(results, runs, plan.folder / "report.html", command, args.map, tunings)
-    except UnreadableImageError:
+        yield
+    except (UnreadableImageError, WriteError):
         raise
     except OSError as error:
         raise WriteError(
-            f"can't write the results to {str(plan.folder)!r}: {error}; the runs are kept; repeat the command"
+            f"can't write the results to {str(folder)!r}: {error}; the runs are kept; repeat the command"
         ) from error
-    print(f"=> {plan.folder}: results.csv, results.json, report.html")
-    return 0
 
 
 def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
@@ -197,9 +213,14 @@ def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
     variants = [BASELINES[name] for name in names]
     variants += [of_loss(loss, base) for loss in losses if loss not in names]
     variants += read_variants(args.variants) if args.variants else []
-    for variant in variants:
-        if sum(other.name == variant.name for other in variants) > 1:
-            raise ConfigError(f"two rows are named {variant.name!r}: losses and variants must have different names")
+    by_folder: dict[str, str] = {}
+    for name in (variant.name for variant in variants):
+        folder = name.casefold().rstrip(".")  # some systems know no capitals, or no dot at the end
+        if folder in by_folder:
+            other = by_folder[folder]
+            named = f"{name!r}" if other == name else f"{other!r} and {name!r}, the same folder on some systems"
+            raise ConfigError(f"two rows are named {named}: losses and variants must have different names")
+        by_folder[folder] = name
     return variants
 
 

@@ -25,6 +25,9 @@ CHANGES = ("label_noise", "outliers", "train_fraction")
 TunedValues = Mapping[tuple[str, int], Mapping[str, Any]]
 """The values that a tuning has found, by the name of the variant and the number of the split."""
 
+_JUDGES = {"loss.name", "train.max_epoch", "data.val_fraction", "data.sources", "data.type"}
+"""Keys without which the trials of a tuning could not be compared."""
+
 _EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
 
 
@@ -171,12 +174,14 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
             "a comparison trains from the beginning, resumes by itself and tests on the test sets: leave "
             "test.evaluate, model.resume, train.start_epoch and test.held_out_only out"
         )
-    taken = {f"data.{key}" for key in ("save_dir", "root", "targets", *CHANGES)}
-    taken |= {f"train.{key}" for key in ("seed", "record", "keep", "own_step")}
-    taken |= {f"test.{key}" for key in ("held_out_only", "eval_freq", "visrank")}
+    taken = {"model.resume", *(f"data.{key}" for key in ("save_dir", "root", "targets", *CHANGES))}
+    taken |= {f"train.{key}" for key in ("seed", "start_epoch", "record", "keep", "own_step")}
+    taken |= {f"test.{key}" for key in ("evaluate", "held_out_only", "eval_freq", "visrank")}
     for variant in plan.variants:
         if keys := sorted(taken & {*variant.options, *(variant.search or ())}):
             raise ConfigError(f"{variant.name}: {keys[0]} is the same for all variants, leave it out")
+        if keys := [key for key in variant.search or () if key in _JUDGES or key.startswith("test.")]:
+            raise ConfigError(f"{variant.name}: search: {keys[0]} is the same for all trials, leave it out")
     if plan.trials and base.data.val_fraction <= 0:
         raise ConfigError(
             "--tune judges its trials by training identities that are held out: set data.val_fraction, such as "

@@ -36,6 +36,7 @@ from torchreid_snloss.settings import Settings, decide
 __all__ = ["Run", "neutral_keys"]
 
 _SETTINGS = "settings.yaml"
+_OUTSIDE = ("error: can't ", "error: a data loader's worker was killed", "error: OSError")
 _LONGEST = 4000  # characters of a failed run's messages that are passed on
 
 
@@ -191,6 +192,12 @@ class Run:
                 print(messages.read()[-_LONGEST:].decode(errors="replace"), end="", file=sys.stderr, flush=True)
             return code
 
+    def failed_in_training(self) -> bool:
+        """Whether the log ends with a failure of what is trained, and not of the disk, the data or the memory."""
+        logs = sorted(self.folder.glob("train.log-*"), key=lambda path: path.stat().st_mtime_ns)
+        lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
+        return bool(lines) and lines[-1].startswith("error: ") and not lines[-1].startswith(_OUTSIDE)
+
     def summary(self) -> str:
         """The last results in one line."""
         evaluations = self.record().evaluations[self.datasets[0]]
@@ -217,7 +224,7 @@ def _wait(
             while sent < stop_requests() + ended:
                 process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
                 sent += 1
-    except BaseException:  # as of a record that can't be read
-        process.send_signal(signal.SIGTERM)
+    except BaseException:  # as of a record or a journal that can't be read any more; the run must not go on alone
+        process.terminate()
         process.wait()
         raise

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchreid_snloss.compare.jobs import Place
+from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run, neutral_keys
 from torchreid_snloss.compare.search import rounded, search_space
@@ -83,6 +84,10 @@ class Tuning:
         self._folder = plan.tuning_folder(variant, split)
         self._default = plan.trial(variant, split, 0, {}).settings
         self.space = search_space(variant, self._default)
+        if not self.space:
+            raise ConfigError(
+                f"{variant.name}: --tune has nothing to try, since the row sets train.lr itself: add a search"
+            )
         self._check_space()
         self._asking = threading.Lock()
         self._taken: set[int] = set()
@@ -128,11 +133,16 @@ class Tuning:
             self._open()
             trial = self._next()
             values = {key: self._suggest(trial, key) for key in self.space}
-        run = self._plan.trial(self.variant, self.split, trial.number, values)
-        run.check()
         name = f"{self.name}, trial {trial.number} ({trial.number + 1} of {self._plan.trials})"
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
         print(f"=> {name}: {shown}", flush=True)
+        try:
+            run = self._plan.trial(self.variant, self.split, trial.number, values)
+        except ConfigError as error:  # each value alone is possible, but not together
+            self._study.tell(trial, state=TrialState.FAIL)
+            print(f"   {name}: failed, {error}", flush=True)
+            return 0
+        run.check()
         code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, run))
         pruned = not self._report(trial, run)
         if pruned:
@@ -141,7 +151,9 @@ class Tuning:
         elif code == 0:
             self._study.tell(trial, run.mean_aps()[run.settings.max_epoch])
             ended = f"{run.summary()} on the held-out identities"
-        elif code == 1 and trial.number > 0:  # as with a learning rate at which the loss becomes NaN
+        elif (
+            code == 1 and trial.number > 0 and run.failed_in_training()
+        ):  # as with a learning rate at which the loss becomes NaN
             self._study.tell(trial, state=TrialState.FAIL)
             ended = "failed"
         else:
@@ -156,7 +168,7 @@ class Tuning:
         for frozen in unfinished:
             if frozen.number not in self._taken:
                 self._taken.add(frozen.number)
-                self._study.sampler = _sampler(frozen.number)
+                self._study.sampler = _sampler(frozen.number)  # for what it was not given before the interruption
                 return optuna.trial.Trial(self._study, frozen._trial_id)
         # A new sampler for each trial: what it draws must not depend on how many trials this process has made.
         number = len(self._study.get_trials(deepcopy=False))
@@ -195,8 +207,9 @@ class Tuning:
         check_available()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._folder.mkdir(parents=True, exist_ok=True)
-        journal = self._folder / _JOURNAL
+        journal = (self._folder / _JOURNAL).absolute()  # Optuna waits without end for a lock on a relative path
         try:
+            mend(journal, self._plan.condition / "tuning")
             study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
                 study_name=self.variant.name,
@@ -207,6 +220,8 @@ class Tuning:
             if not study.user_attrs:
                 study.set_user_attr("made_with", self._made_with())
             made_with = study.user_attrs["made_with"]
+        except OSError as error:
+            raise ConfigError(f"can't use the journal of a tuning, {str(journal)!r}: {error}") from error
         except Exception as error:  # a damaged journal raises nearly any class
             raise ConfigError(f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}") from error
         now = self._made_with()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ CONTROL, SOFTMAX = "control", "softmax"
 """The names of the two baselines: softmax on the metric losses' batches, and on random batches."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_LONGEST_NAME = 100  # characters
+_TAKEN = re.compile(r"tuning|tuned-.*|results\.(csv|json)|report\.html", re.IGNORECASE)
 _INTERVAL = {"low", "high", "log"}
 
 
@@ -98,7 +101,8 @@ def read_variants(path: str) -> list[Variant]:
     try:
         content = read_yaml(find_file(path))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        text = " ".join(str(error).split())
+        itself = isinstance(error, RecursionError)
+        text = "an alias refers to what contains it" if itself else " ".join(str(error).split())
         raise ConfigError(f"can't read the variants file {path!r}: {text}") from error
     if not isinstance(content, Mapping) or not content:
         raise ConfigError(f"the variants file {path!r} must map names to options, got {shown(content)}")
@@ -111,11 +115,20 @@ def _variant(path: str, name: Any, options: Any) -> Variant:
         raise ConfigError(f"{where}: a name must consist of letters, digits and . _ + -, got {shown(name)}")
     if name in BASELINES:
         raise ConfigError(f"{where}: {name} is the name of a baseline, which --baselines adds")
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(f"{where}: a name must have at most {_LONGEST_NAME} characters, got {shown(name)}")
+    if _TAKEN.fullmatch(name):
+        raise ConfigError(
+            f"{where}: {name} is what a comparison names a file or folder of its own, choose another name"
+        )
     if not isinstance(options, Mapping) or not options:
         raise ConfigError(f"{where}: {name} must hold options, such as loss.name: hap2s, got {shown(options)}")
     given = dict(options)
     search = given.pop("search", None)
-    return Variant(name, dict(leaves(given)), None if search is None else _search(f"{where}: {name}", search))
+    changes = list(leaves(given))
+    if twice := [key for key, number in Counter(key for key, _ in changes).items() if number > 1]:
+        raise ConfigError(f"{where}: {name} sets {shown(twice[0])} more than once")
+    return Variant(name, dict(changes), None if search is None else _search(f"{where}: {name}", search))
 
 
 def _search(where: str, search: Any) -> SearchSpace:
