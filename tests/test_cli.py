@@ -81,6 +81,7 @@ def test_existing_config_with_the_loss_named(
     assert "mAP:" in trained.out
     swapped = "sampler.train_sampler: IdentitySampler in place of RandomSampler" in trained.out
     assert swapped == (loss != "softmax")
+    assert ("sampler.num_instances 2 may train better than 4" in trained.out) == swapped  # from scratch
     assert ("loss_m" in trained.out) == (loss in ("sn", "hap2s", "fidi"))
     log = tmp_path / "log" / "existing"
     assert next(log.glob("train.log-*")).read_text() in trained.out

@@ -206,6 +206,11 @@ def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
             f"=> sampler.train_sampler: IdentitySampler in place of RandomSampler, since loss {cfg.loss.name!r} needs "
             f"{cfg.sampler.num_instances} images of an identity (sampler.num_instances) in a batch"
         )
+        if not cfg.model.pretrained and not cfg.model.load_weights and cfg.sampler.num_instances > 2:
+            notes.append(
+                "=> the network has no pretrained weights: with few images, sampler.num_instances 2 may train better than "
+                f"{cfg.sampler.num_instances}, which may train worse than softmax on random batches"
+            )
     decided.freeze()
     return decided, tuple(notes)
 
