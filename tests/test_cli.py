@@ -230,15 +230,15 @@ def test_numbers_in_any_notation(tmp_path: Path) -> None:
 
 def test_config_defaults_are_the_losses_own() -> None:
     cfg = get_default_config()
-    sn = {"num_neighbors": 10, "scale": 50.0, "squeeze_weight": 0.1, "squeeze": "support", "normalize": True}
+    sn = {"num_neighbors": 10, "scale": 10.0, "squeeze_weight": 0.1, "squeeze": "support", "normalize": True}
     hap2s = {"weighting": "exponential", "sigma": 0.5, "alpha": 10.0, "margin": 0.3, "normalize": True}
-    fidi = {"alpha": 1.05, "beta": 0.5, "normalize": False}
-    for name, defaults in (("sn", sn), ("hap2s", hap2s), ("fidi", fidi)):
-        assert cfg.loss[name] == {**defaults, "block_size": 0, "weight_m": 1.0, "weight_x": 1.0}
+    fidi = {"alpha": 1.05, "beta": 3.0, "normalize": True}
+    for name, weight, defaults in (("sn", 0.1, sn), ("hap2s", 1.0, hap2s), ("fidi", 1.0, fidi)):
+        assert cfg.loss[name] == {**defaults, "block_size": 0, "weight_m": weight, "weight_x": 1.0}
         for key, parameter in inspect.signature(LOSSES[name]).parameters.items():
             assert key == "reduction" or cfg.loss[name][key] == parameter.default
     weights = inspect.signature(ImageSNEngine).parameters
-    assert (weights["weight_m"].default, weights["weight_x"].default) == (1.0, 1.0)
+    assert (weights["weight_m"].default, weights["weight_x"].default) == (0.1, 1.0)
 
 
 class Attack:

@@ -123,15 +123,19 @@ def operations(loss: MetricLoss, algorithm: Distances, features: Tensor) -> Coun
 WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero")
 
 
-@pytest.mark.parametrize(("name", "limit"), [("sn", 95), ("hap2s", 75), ("fidi", 60)])
-def test_operations_of_a_small_batch(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("loss", "limit"),
+    [(SNLoss(), 95), (HAP2SLoss(), 75), (FIDILoss(), 70), (FIDILoss(normalize=False), 60)],
+    ids=["sn", "hap2s", "fidi", "fidi of raw features"],
+)
+def test_operations_of_a_small_batch(loss: MetricLoss, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchreid_snloss.losses.nearest.nearest_by_topk", nearest_by_sorting)  # as on a GPU
     features = torch.randn(64, 2048)
-    counts = operations(LOSSES[name](), Differences(), features)
+    counts = operations(loss, Differences(), features)
     assert sum(counts.values()) <= limit
     assert not any(counts[wait] for wait in WAITS), "a GPU would be waited for"
     features[1] = features[0]  # a near pair, which has to be found
-    counts = operations(LOSSES[name](), Products(look_first=False), features)
+    counts = operations(loss, Products(look_first=False), features)
     assert sum(counts[wait] for wait in WAITS) == 1
 
 

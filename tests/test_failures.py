@@ -481,7 +481,7 @@ def test_a_learning_rate_of_0(datamanager: Any, tmp_path: Path, capsys: pytest.C
 
 
 def test_float16_that_overflows_to_the_end(datamanager: Any, tmp_path: Path) -> None:
-    training = make_engine(ImageSNEngine, datamanager)
+    training = make_engine(ImageSNEngine, datamanager, scale=50.0, weight_m=1.0)
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.999)
     training.options = TrainOptions()
     with pytest.raises(NothingLearntError, match=r"epoch 2 .*float16 overflowed in every step"):
@@ -511,7 +511,7 @@ def test_the_matplotlib_backend_of_a_notebook(in_folder: Path) -> None:
     code = (
         "import os; os.environ['MPLBACKEND'] = 'module://nowhere.backend_inline'\n"
         "from torchreid_snloss.compare import charts\n"
-        "print(len(charts.cmc_curves({'sn': [([1, 2], [50, 60])]})), os.environ['MPLBACKEND'])"
+        "print(len(charts.cmc_curves({'sn': [([1, 2], [50, 60])]}, 'market1501')), os.environ['MPLBACKEND'])"
     )
     done = run("-c", code, cwd=in_folder)
     assert done.returncode == 0, done.stderr

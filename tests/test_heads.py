@@ -146,8 +146,9 @@ def test_features_are_normalised_in_the_test_as_in_training() -> None:
     assert decided("test.normalize_feature", False) == (False, 0)
     assert decided("loss.hap2s.normalize", False) == (False, 0)
     assert decided("loss.hap2s.weight_m", 0.0) == (False, 0)
-    for name in ("softmax", "triplet", "fidi"):
+    for name in ("softmax", "triplet"):
         assert decided("loss.name", name) == (False, 0)
+    assert decided("loss.name", "fidi") == (True, 1)
 
 
 def test_flips_and_re_ranking_in_a_run(train: Callable[..., Done]) -> None:

@@ -27,7 +27,7 @@ def fidi_term(x: Tensor, y: Tensor, same: bool, alpha: float = 1.05, beta: float
 
 def test_memory_is_further_references_without_an_image_s_own_old_copy() -> None:
     torch.manual_seed(0)
-    loss = GlobalBatchLoss({"fidi": FIDILoss()}, Memory(size=7))
+    loss = GlobalBatchLoss({"fidi": FIDILoss(beta=0.5, normalize=False)}, Memory(size=7))
     batches = [torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     pids = [torch.tensor(values) for values in ([0, 0, 1, 1], [0, 2, 2, 0], [1, 1, 0, 0], [0, 0, 2, 2])]
     images = [torch.tensor(values) for values in ([0, 1, 2, 3], [0, 5, 6, 1], [2, 2, 0, 1], [1, 1, 5, 6])]
