@@ -208,8 +208,8 @@ def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
         )
         if not cfg.model.pretrained and not cfg.model.load_weights and cfg.sampler.num_instances > 2:
             notes.append(
-                "=> the network has no pretrained weights: with few images, sampler.num_instances 2 may train better than "
-                f"{cfg.sampler.num_instances}, which may train worse than softmax on random batches"
+                "=> the network has no pretrained weights: with few images, sampler.num_instances 2 may train better "
+                f"than {cfg.sampler.num_instances}, which may train worse than softmax on random batches"
             )
     decided.freeze()
     return decided, tuple(notes)
