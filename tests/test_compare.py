@@ -69,7 +69,7 @@ def test_the_table_is_what_torchreid_printed(compared: tuple[Path, Any]) -> None
     assert header == columns
     assert [row[:4] for row in rows] == [
         ["market1501", "softmax", "softmax, random batches", "1"],
-        ["market1501", "sn", "sn + softmax", "1"],
+        ["market1501", "sn", "sn x 0.1 + softmax", "1"],
     ]
     differences = [row.pop(5) for row in rows]
     compare = folder / "log/compare/plain"

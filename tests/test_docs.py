@@ -307,8 +307,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """A folder as a user has it: a clone's configs and examples, torchreid's config, data, a trained checkpoint."""
     monkeypatch.chdir(tmp_path)
-    for name in ("reid-data", "ROOT", "split-1", "split-2"):
+    for name in ("reid-data", "ROOT", "split-1"):
         (tmp_path / name).symlink_to(drawn, target_is_directory=True)
+    shutil.copytree(drawn, tmp_path / "split-2")  # a root that is named twice is refused
     for name in ("configs", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
     softmax = {"model": {"name": "osnet_x1_0"}, "loss": {"name": "softmax"}, "train": {"lr": 0.0015}}
