@@ -233,8 +233,7 @@ def _tune(plan: Plan, tunings: Sequence[Tuning], jobs: int, use_gpu: bool) -> in
     except FolderInUseError as error:
         raise ConfigError(f"{error}: another comparison makes its trials there") from error
     if code:
-        ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
-        print(f"torchreid-snloss-compare: the tuning {ended}", file=sys.stderr)
+        _print_end("the tuning", code)
     return code
 
 
@@ -265,8 +264,7 @@ def _execute(runs: Sequence[Run], jobs: int, use_gpu: bool) -> int:
         print(f"=> {name}, in {run.folder}", flush=True)
         code = run.execute(place)
         if code != 0:
-            ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
-            print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr, flush=True)
+            _print_end(name, code)
             return code
         done.append(run)
         left = len(runs) - len(done)
@@ -277,6 +275,12 @@ def _execute(runs: Sequence[Run], jobs: int, use_gpu: bool) -> int:
 
     tasks = [lambda place, n=n, run=run: execute(n, run, place) for n, run in enumerate(runs, start=1)]
     return run_side_by_side(tasks, jobs, use_gpu)
+
+
+def _print_end(name: str, code: int) -> None:
+    """Says how something that did not come to its end has ended."""
+    ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
+    print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr, flush=True)
 
 
 def _usable(unchanged: Sequence[Run]) -> bool:

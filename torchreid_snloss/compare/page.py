@@ -15,7 +15,7 @@ from torchreid_snloss.compare import charts
 from torchreid_snloss.compare.queries import ranked_queries
 from torchreid_snloss.compare.ranked import DistanceHistograms
 from torchreid_snloss.compare.results import Result, Results
-from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.runs import Run, by_variant
 from torchreid_snloss.compare.trial_charts import forest, trial_chart
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.progress import progress
@@ -51,16 +51,14 @@ def write_page(
         RecordError: If a record is damaged, or the runs were tested on different images.
         UnreadableImageError: If an image of a ranked list can't be read.
     """
-    by_variant: dict[str, list[Run]] = {}
-    for run in runs:
-        by_variant.setdefault(run.variant, []).append(run)
-    first_runs = [own[0] for own in by_variant.values()]
+    grouped = by_variant(runs)
+    first_runs = [own[0] for own in grouped.values()]
     datasets = runs[0].datasets
     dataset = datasets[0]
     sections: dict[str, Callable[[], Any]] = {
         "forests": lambda: {name: _forests(results, name) for name in datasets},
         "trial_charts": lambda: [trial_chart(tuning.name, tuning.trials) for tuning in tunings],
-        "learning_charts": lambda: {name: _learning_charts(by_variant, name) for name in datasets},
+        "learning_charts": lambda: {name: _learning_charts(grouped, name) for name in datasets},
         "term_charts": lambda: _term_charts(first_runs),
         "cmc_chart": lambda: charts.cmc_curves(_cmc_curves(results, dataset), dataset),
         "histograms": lambda: [_histograms(run, dataset) for run in first_runs],
@@ -75,7 +73,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    variants = list(by_variant)
+    variants = list(grouped)
     names = ", ".join(variants) if len(variants) <= _MOST_NAMES else f"{len(variants)} variants"
     page = environment.get_template("report.html").render(
         results=results,
@@ -151,11 +149,11 @@ def _mean_over_splits(
     return [np.mean(own, axis=0).tolist() for own in by_seed.values()]
 
 
-def _learning_charts(by_variant: dict[str, list[Run]], dataset: str) -> list[Markup]:
+def _learning_charts(grouped: dict[str, list[Run]], dataset: str) -> list[Markup]:
     """The charts of mAP and of rank-1 by epoch."""
     evaluations = {
         name: {(run.split, run.seed): run.record().evaluations[dataset] for run in runs}
-        for name, runs in by_variant.items()
+        for name, runs in grouped.items()
     }
     metrics: dict[str, Callable[[dict[str, Any]], float]] = {
         "mAP, %": lambda evaluation: 100 * float(evaluation["mAP"]),
@@ -170,7 +168,7 @@ def _learning_charts(by_variant: dict[str, list[Run]], dataset: str) -> list[Mar
             def curve(run: Run, of_runs: Any = of_runs, epochs: Any = epochs, percent: Any = percent) -> list[float]:
                 return [percent(of_runs[run.split, run.seed][epoch]) for epoch in epochs]
 
-            curves[name] = [(epochs, values) for values in _mean_over_splits(by_variant[name], curve)]
+            curves[name] = [(epochs, values) for values in _mean_over_splits(grouped[name], curve)]
         drawn.append(charts.learning_curves(curves, label, dataset))
     return drawn
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchreid_snloss.compare.bootstrap import Difference, Evaluation, difference
-from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.runs import Run, by_variant
 from torchreid_snloss.compare.variants import BASELINES, describe
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.record import RecordError
@@ -133,30 +133,27 @@ class Results:
         """
         results = [result for run in runs for result in _results(run)]
         without_change = [result for run in unchanged for result in _results(run)]
-        by_variant: dict[str, list[Run]] = {}
-        for run in runs:
-            by_variant.setdefault(run.variant, []).append(run)
-        baselines = [name for name in BASELINES if name in by_variant]
+        grouped = by_variant(runs)
+        baselines = [name for name in BASELINES if name in grouped]
         rows, findings = [], []
         for dataset in runs[0].datasets:
             # Read once, since each run is compared several times and its features may take gigabytes.
             precisions = {run: run.average_precisions(dataset) for run in runs} if baselines else {}
-            for variant, own in by_variant.items():
+            for variant, own in grouped.items():
                 of_row, reference = (
                     [result for result in every if (result.dataset, result.variant) == (dataset, variant)]
                     for every in (results, without_change)
                 )
                 differences, unknown = {}, {}
-                for name in baselines:
-                    if name != variant:
-                        found = _difference(own, by_variant[name], precisions)
-                        if isinstance(found, Difference):
-                            differences[name] = found
-                            text = f"{found}, {found.verdict}"
-                        else:
-                            unknown[name] = found
-                            text = f"no interval, since {found}"
-                        findings.append(f"{dataset}: {variant}, mAP - {name}: {text}")
+                for name in (name for name in baselines if name != variant):
+                    found = _difference(own, grouped[name], precisions)
+                    if isinstance(found, Difference):
+                        differences[name] = found
+                        text = f"{found}, {found.verdict}"
+                    else:
+                        unknown[name] = found
+                        text = f"no interval, since {found}"
+                    findings.append(f"{dataset}: {variant}, mAP - {name}: {text}")
                 seeds = len({run.seed for run in own})
                 metrics = _metrics(of_row, reference)
                 rows.append(Row(dataset, variant, _trained_with(own), seeds, metrics, differences, unknown))

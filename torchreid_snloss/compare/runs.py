@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from torchreid_snloss.record import (
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings, decide
 
-__all__ = ["Run", "neutral_keys"]
+__all__ = ["Run", "by_variant", "neutral_keys"]
 
 _SETTINGS = "settings.yaml"
 _OUTSIDE = ("error: can't ", "error: a data loader's worker was killed", "error: OSError")
@@ -203,6 +203,14 @@ class Run:
         evaluations = self.record().evaluations[self.datasets[0]]
         last = evaluations[max(evaluations)]
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
+
+
+def by_variant(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each variant, in their order, by the variant's name."""
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.variant, []).append(run)
+    return grouped
 
 
 def _wait(
