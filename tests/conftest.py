@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,6 +219,26 @@ def start(*command: str, cwd: Path | None = None, path: Path | None = None, **op
     return subprocess.Popen(
         [sys.executable, *command], cwd=cwd, env={**ENVIRONMENT, "PYTHONPATH": python_path}, **options
     )
+
+
+def interrupt_at(process: subprocess.Popen[str], folder: Path, text: str, seconds: float) -> str:
+    """Sends Ctrl-C to a process when a training log in the folder has the text; returns its standard error.
+
+    Args:
+        process: what `start` returned.
+        folder: the folder of the run.
+        text: what to wait for.
+        seconds: how long to wait for it at most.
+    """
+    deadline = time.monotonic() + seconds
+    while not any(text in log.read_text() for log in folder.glob("train.log-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    return errors
 
 
 def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:

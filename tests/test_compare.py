@@ -8,15 +8,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, process_options, record_run, run, start
+from conftest import ROOT, interrupt_at, process_options, record_run, run, start
 from PIL import Image
 
 from torchreid_snloss import get_default_config, resolve
@@ -259,14 +257,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     command[command.index("--losses") + 1 : command.index("--baselines") + 2] = ["sn", "--baselines", "none"]
     process = start(*command, cwd=tmp_path)
     folder = tmp_path / "log/compare/plain/sn/seed-1"
-    deadline = time.monotonic() + 120
-    while not any("epoch: [1/6][1/" in log.read_text() for log in folder.glob("train.log-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    errors = interrupt_at(process, folder, "epoch: [1/6][1/", 120)
     assert "run 1 of 1: sn, seed 1 was interrupted; repeat the command to resume" in errors
     assert list((folder / "model").glob("model.pth.tar-*"))
     monkeypatch.chdir(tmp_path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, process_options, run, start
+from conftest import ROOT, interrupt_at, process_options, run, start
 
 from torchreid_snloss import load_config
 from torchreid_snloss.compare.command import _parser, _plan
@@ -106,14 +105,7 @@ def test_a_tuning_that_was_interrupted_makes_the_same_trials(
 ) -> None:
     process = start(*COMPARE, *_arguments(reid_data, tmp_path), cwd=tmp_path)
     second = tmp_path / "log/compare/plain/tuning/mild/trial-1"
-    deadline = time.monotonic() + 200
-    while not any("epoch: [1/3][" in log.read_text() for log in second.glob("train.log-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    errors = interrupt_at(process, second, "epoch: [1/3][", 200)
     assert "the tuning was interrupted; repeat the command to resume" in errors
     done = run(*COMPARE, *_arguments(reid_data, tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
