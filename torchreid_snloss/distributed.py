@@ -26,6 +26,7 @@ __all__ = [
     "average_buffers",
     "broadcast_module",
     "broadcast_object",
+    "broadcast_tensor",
     "check_environment",
     "gather_counts",
     "gather_objects",
@@ -149,6 +150,12 @@ def broadcast_object(value: _T) -> _T:
     return value
 
 
+def broadcast_tensor(tensor: Tensor, source: int = 0) -> None:
+    """Replaces a contiguous tensor by that of the rank `source`, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=source)
+
+
 def gather_objects(value: _T) -> list[_T]:
     """The values of all processes, by rank, on rank 0; an empty list on the others."""
     if world_size() == 1:
@@ -245,7 +252,7 @@ def broadcast_module(module: nn.Module) -> None:
     """Gives every process rank 0's parameters and buffers."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.detach(), src=0)
+            broadcast_tensor(tensor.detach())
 
 
 @contextlib.contextmanager

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from torchreid_snloss import device
@@ -37,7 +36,6 @@ __all__ = [
     "read_average_precisions",
     "read_features",
     "read_record",
-    "to_features",
 ]
 
 _FILE = "record.json"
@@ -161,24 +159,6 @@ def read_average_precisions(
     path = _features_path(Path(folder), dataset, after)
     found: tuple[NDArray[np.int64], NDArray[np.float64]] | None = _read(path, lambda: to_average_precisions(path))
     return found
-
-
-def to_features(batches: Sequence[dict[str, Any]], items: Sequence[Any], normalize: bool) -> Features:
-    """Collects the features of one split of a test set.
-
-    Args:
-        batches: The batches in the order of the images, with features in `img`, `pid` and `camid`.
-        items: The items of the data set. Each starts with the path of the image, or the paths of the tracklet.
-        normalize: Whether to L2-normalise the features.
-    """
-    features = torch.cat([batch["img"].float() for batch in batches])
-    paths = [item[0] if isinstance(item[0], str) else item[0][0] for item in items]
-    return Features(
-        (torch.nn.functional.normalize(features) if normalize else features).numpy(),
-        torch.cat([batch["pid"] for batch in batches]).numpy(),
-        torch.cat([batch["camid"] for batch in batches]).numpy(),
-        np.array(paths),
-    )
 
 
 def _read(path: Path, read: Callable[[], Any]) -> Any:

@@ -43,6 +43,7 @@ def train(cfg: Config) -> TrainingLoop:
 
     Raises:
         ConfigError, CheckpointError: for an error in the config, or in the data or files it names.
+        FeaturesError: for a file of features that is of other weights, images or options.
         NonFiniteError, NothingLearntError, CompileError, UnreadableImageError, WriteError, WorkerKilledError: for an
             error during the run.
         PeerError: if another process failed.
@@ -126,13 +127,7 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
     engine.checkpointer.run = run
     kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine, folder, restart)}
-    if settings.evaluate:
-        engine.run(**kwargs)
-        return engine
-    engine.run(**{**kwargs, "visrank": False})
-    if settings.visrank:
-        print("=> Drawing ranked lists, which torchreid does in a test run of its own")
-        engine.run(**{**kwargs, "test_only": True})
+    engine.run(**kwargs)
     return engine
 
 

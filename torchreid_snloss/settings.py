@@ -104,6 +104,7 @@ class Settings:
     multi_query: bool = _from("test.multi_query")
     rerank_in_training: bool = _from("test.rerank_in_training")
     visrank: bool = _from("test.visrank")
+    features: str = _from("test.features")
     held_out_only: bool = _from("test.held_out_only")
     use_metric_cuhk03: bool = _from("cuhk03.use_metric_cuhk03")
 
@@ -283,6 +284,7 @@ def train_options(cfg: Config) -> TrainOptions:
     """The engine's options for what it does besides training."""
     keys = {name: f"train.{name}" for name in ("save_freq", "keep", "nonfinite", "record")}
     keys |= {"flip": "test.flip", "rerank": "test.rerank_in_training", "multi_query": "test.multi_query"}
+    keys |= {"features": "test.features"}
     return TrainOptions(**_pick(cfg, keys))
 
 

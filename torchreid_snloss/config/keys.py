@@ -25,6 +25,9 @@ OUR_KEYS: dict[str, Key] = {
     ),
     "test.flip": Key(False, "average the features of an image and its mirror image", Flag()),
     "test.multi_query": Key(False, "average the features of a query over Market-1501's gt_bbox images of it", Flag()),
+    "test.features": Key(
+        "", "a file for the features of a test run, which tests from it once it is there; empty: none", Text(empty=True)
+    ),
     "test.rerank_in_training": Key(
         False, "re-rank in the evaluations of a training run too, where torchreid ignores `test.rerank`", Flag()
     ),

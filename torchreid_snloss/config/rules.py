@@ -107,6 +107,11 @@ RULES = [
         "loss.memory.size above 0 needs data.type image",
     ),
     Rule(
+        ("test.features", "test.evaluate"),
+        lambda features, evaluate: not features or evaluate,
+        "test.features needs a test run, test.evaluate True, since training changes the weights",
+    ),
+    Rule(
         ("test.held_out_only", "data.val_fraction", "test.evaluate"),
         lambda alone, fraction, evaluate: not alone or (fraction > 0 and not evaluate),
         "test.held_out_only True needs a training run with a data.val_fraction above 0",

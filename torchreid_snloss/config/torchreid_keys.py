@@ -155,7 +155,7 @@ KEYS: dict[str, Key] = {
     "test.eval_freq": Key(-1, "epochs between evaluations; -1: evaluate after training only", Integer(-1, EPOCHS)),
     "test.start_eval": Key(0, "the first epoch that may be evaluated", Integer(0, EPOCHS)),
     "test.rerank": Key(False, "re-rank with k-reciprocal neighbours, in a test run", Flag()),
-    "test.visrank": Key(False, "draw ranked lists; after training this takes another test run", Flag()),
+    "test.visrank": Key(False, "draw ranked lists, after training those of the last test", Flag()),
     "test.visrank_topk": Key(10, "images in a ranked list", Integer(1, 1000)),
 }
 """By name, `section.key`."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["distinct_names", "with_distinct_names"]
+__all__ = ["distinct_names", "drawable", "with_distinct_names"]
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255 with the ending
 
@@ -68,38 +68,50 @@ def with_distinct_names(visualize: Callable[..., None]) -> Callable[..., None]:
         visualize: torchreid's function.
 
     Returns:
-        A function that does the same where the queries' files have different names. A query whose file shares its name
-        with another one is passed on under a name of its own. Bytes in a path that are no text, which end OpenCV's
-        process, are passed on under another path, and stand as `%ff` in the picture's name.
+        A function that does the same with what `drawable` makes of the data set and of the folder.
     """
 
     @functools.wraps(visualize)
     def visualize_all(distmat: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
-        query, gallery = dataset
-        names = [_as_text(name) for name in distinct_names([_first_file(item) for item in query])]
-        with tempfile.TemporaryDirectory() as folder, _folder_with_text(kwargs, os.path.join(folder, "pictures")):
-            queries = [
-                _renamed(item, os.path.join(folder, f"query-{index}"), name)
-                for index, (item, name) in enumerate(zip(query, names))
-            ]
-            others = [
-                _renamed(item, os.path.join(folder, f"gallery-{index}"), _as_text(Path(_first_file(item)).stem))
-                for index, item in enumerate(gallery)
-            ]
-            visualize(distmat, (queries, others), *args, **kwargs)
+        with drawable(*dataset, str(kwargs.get("save_dir", ""))) as (queries, others, save_dir):
+            visualize(distmat, (queries, others), *args, **({**kwargs, "save_dir": save_dir} if save_dir else kwargs))
 
     return visualize_all
 
 
 @contextlib.contextmanager
-def _folder_with_text(kwargs: dict[str, Any], instead: str) -> Iterator[None]:
-    """Replaces the keyword `save_dir` by another folder if its bytes are no text, and moves what is written there."""
-    save_dir = str(kwargs.get("save_dir", ""))
+def drawable(query: Sequence[Any], gallery: Sequence[Any], save_dir: str) -> Iterator[tuple[list[Any], list[Any], str]]:
+    """Within it ranked lists can be drawn of the items that it gives, into the folder that it gives.
+
+    Where the queries' files have different names, these are the items. A query whose file shares its name with another
+    one gets a name of its own. Bytes in a path that are no text, which end OpenCV's process, are replaced by another
+    path, and stand as `%ff` in the picture's name.
+
+    Args:
+        query: The items of the queries.
+        gallery: The items of gallery images.
+        save_dir: The folder of the pictures.
+    """
+    names = [_as_text(name) for name in distinct_names([_first_file(item) for item in query])]
+    with tempfile.TemporaryDirectory() as folder, _folder_with_text(save_dir, os.path.join(folder, "pictures")) as made:
+        queries = [
+            _renamed(item, os.path.join(folder, f"query-{index}"), name)
+            for index, (item, name) in enumerate(zip(query, names))
+        ]
+        others = [
+            _renamed(item, os.path.join(folder, f"gallery-{index}"), _as_text(Path(_first_file(item)).stem))
+            for index, item in enumerate(gallery)
+        ]
+        yield queries, others, made
+
+
+@contextlib.contextmanager
+def _folder_with_text(save_dir: str, instead: str) -> Iterator[str]:
+    """Gives another folder if the bytes of `save_dir` are no text, and moves what is written there."""
     if _is_text(save_dir):
-        yield
+        yield save_dir
         return
-    kwargs["save_dir"] = instead
-    yield
+    yield instead
     os.makedirs(save_dir, exist_ok=True)
     for path in Path(instead).iterdir():
         target = os.path.join(save_dir, path.name)

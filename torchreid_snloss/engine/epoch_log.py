@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from torchreid_snloss.engine.testing import Evaluated
 from torchreid_snloss.progress import progress_bar
-from torchreid_snloss.record import Recorder, to_features
+from torchreid_snloss.record import Features, Recorder
 
 __all__ = ["EpochLog"]
 
@@ -79,24 +80,17 @@ class EpochLog:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(self._batch_size)
 
-    def add_evaluation(
-        self, epoch: int, dataset: str, found: Evaluated, items: Mapping[str, Any], normalize: bool
-    ) -> None:
+    def add_evaluation(self, epoch: int, dataset: str, found: Evaluated) -> None:
         """Records an evaluation, if the run has a record.
 
         Args:
             epoch: after how many epochs.
             dataset: the name of the data set.
-            found: the evaluation, with features extracted beforehand.
-            items: the items of `query` and `gallery`.
-            normalize: whether the evaluation compares normalised features.
-
-        Raises:
-            RuntimeError: if `register` was not called, so that there is no mINP.
+            found: the evaluation.
         """
-        if self._recorder is None:
-            return
-        if found.ranking is None:
-            raise RuntimeError("the option record needs torchreid_snloss.register() to be called first")
-        query, gallery = (to_features(found.splits[split], items[split], normalize) for split in ("query", "gallery"))
-        self._recorder.add_evaluation(epoch, dataset, found.ranking, query, gallery)
+        if self._recorder is not None:
+            query, gallery = (
+                Features(split.features.float().numpy(), split.pids, split.camids, np.array(split.paths))
+                for split in (found.query, found.gallery)
+            )
+            self._recorder.add_evaluation(epoch, dataset, found.ranking, query, gallery)

@@ -37,17 +37,17 @@ __all__ = ["TrainingLoop"]
 class TrainingLoop(engine.Engine):
     """A torchreid engine with checkpoints, resuming, a clean stop, and tests on several processes.
 
-    torchreid's `run`, `train`, `test` and `_evaluate` still do the actual work. The methods here define what happens
-    before and after it, and in which order. They delegate each part to a collaborator: `ResumableLoader`, `EpochLog`,
+    torchreid's `run`, `train` and `test` still do the actual work. The methods here define what happens before and
+    after it, and in which order. They delegate each part to a collaborator: `ResumableLoader`, `EpochLog`,
     `Checkpointer`, `Testing`, `StopSignals` and the functions of `compiling`.
 
     A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run, bit for bit on a
     CPU. The random states of an epoch depend only on the seed and the number of the epoch. After a kill, the current
     epoch starts again; after Ctrl-C or SIGTERM, it continues with the next batch.
 
-    With several processes (`torchreid_snloss.distributed`), each extracts its share of the features for an evaluation.
-    Rank 0 evaluates them, prints, and writes checkpoints. A run can be resumed with any number of processes. A run with
-    several processes that is resumed in the middle of an epoch continues with different random numbers.
+    With several processes (`torchreid_snloss.distributed`), each extracts its share of the features for an evaluation
+    and ranks its share of the queries. Rank 0 prints, and writes checkpoints. A run can be resumed with any number of
+    processes. If there are several, one that is resumed within an epoch continues with different random numbers.
 
     The seed is torch's initial seed when the engine is constructed, which torchreid's `set_random_seed` sets.
 
@@ -78,6 +78,7 @@ class TrainingLoop(engine.Engine):
         self._stop = StopSignals()
         self._log = EpochLog()
         self._terms = TermMonitor({})
+        self._testing = Testing(self, self._stop_if_requested)
         if distributed.world_size() > 1 and self.trains_on_several_processes:
             check_same_on_all_ranks(self.train_loader)
             self.train_loader = shard_training(self.train_loader)
@@ -101,6 +102,7 @@ class TrainingLoop(engine.Engine):
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
         self._trained = start_epoch
+        self._testing.start_run(**kwargs, max_epoch=max_epoch)
         self.epoch = max(0, start_epoch - 1)  # torchreid uses this number if no epoch is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
@@ -119,7 +121,8 @@ class TrainingLoop(engine.Engine):
             above_bars(),
         ):
             if testing_only:
-                super().run(save_dir=save_dir, **kwargs)
+                with self._testing.using_file(self.checkpointer.settings):
+                    super().run(save_dir=save_dir, **kwargs)
                 self._stop_if_requested()
                 return
             self.checkpointer.start(save_dir, training=True)
@@ -138,8 +141,10 @@ class TrainingLoop(engine.Engine):
                 monitor.start_run(resumed=start_epoch > 0 or self.checkpointer.state.batch > 0)
             save = lambda: self.checkpointer.save(self._trained, self.options.keep)  # noqa: E731
             with saving_what_is_trained(self.checkpointer, self._learning, save):
-                self._train_and_test(save_dir, start_epoch, max_epoch, **kwargs)
+                self._train_and_test(save_dir, start_epoch, max_epoch, **{**kwargs, "visrank": False})
             self._stop_if_requested()
+        with above_bars():  # a signal ends the drawing at once, since all that was trained is saved
+            self._testing.draw_lists()
 
     def _train_and_test(self, save_dir: str, start_epoch: int, max_epoch: int, **kwargs: Any) -> None:
         self._run_missed_evaluation(save_dir, start_epoch, max_epoch, **kwargs)
@@ -148,6 +153,8 @@ class TrainingLoop(engine.Engine):
             self.epoch = -1
             self._test_as_in_training(**kwargs)
         super().run(save_dir=save_dir, max_epoch=max_epoch, start_epoch=start_epoch, **kwargs)
+        if isinstance(self.writer, EventWriter):  # closed; a test after training writes no events
+            self.writer = None
 
     def _run_missed_evaluation(
         self, save_dir: str, epoch: int, max_epoch: int, eval_freq: int = -1, start_eval: int = 0, **kwargs: Any
@@ -287,14 +294,10 @@ class TrainingLoop(engine.Engine):
     def _evaluate(
         self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **kwargs: Any
     ) -> Any:
-        testing = Testing(self, self.options, self._stop_if_requested)
-        found = testing.evaluate(dataset_name, query_loader, gallery_loader, **kwargs)
-        if found is not None:
-            if found.ranking is not None and self.writer is not None:  # torchreid adds rank-1 and mAP in test()
-                self.writer.add_scalar(f"Test/{dataset_name}/mINP", found.ranking.mean_inp, self.epoch)
-            items = self.datamanager.test_dataset.get(dataset_name, {})
-            self._log.add_evaluation(self.epoch + 1, dataset_name, found, items, kwargs["normalize_feature"])
-        results: Any = None if found is None else (found.rank1, found.mean_ap)
-        rank1, mean_ap = distributed.broadcast_object(results)
-        self.checkpointer.mean_aps[dataset_name] = mean_ap
-        return rank1, mean_ap
+        found = self._testing.evaluate(dataset_name, query_loader, gallery_loader, **kwargs)
+        ranking = found.ranking
+        if self.writer is not None:  # torchreid adds rank-1 and mAP in test()
+            self.writer.add_scalar(f"Test/{dataset_name}/mINP", ranking.mean_inp, self.epoch)
+        self._log.add_evaluation(self.epoch + 1, dataset_name, found)
+        self.checkpointer.mean_aps[dataset_name] = ranking.mean_ap
+        return float(ranking.cmc[0]), ranking.mean_ap

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
+
+from torchreid_snloss.engine.extraction import SplitFeatures
 
 __all__ = ["find_more_queries", "more_queries", "pool_queries"]
 
 _NAME = re.compile(r"(\d+)_c(\d+)")
-
-Batches = Sequence[dict[str, Any]]
 
 
 def find_more_queries(dataset: Any) -> list[Path]:
@@ -45,24 +44,18 @@ def more_queries(loader: Any) -> Any:
     )
 
 
-def pool_queries(queries: Batches, more: Batches) -> list[dict[str, Any]]:
+def pool_queries(queries: SplitFeatures, more: SplitFeatures) -> SplitFeatures:
     """Replaces each query's feature with the mean feature of its person from its camera (Zheng et al., ICCV 2015).
 
     Args:
-        queries: batches with features in `img`, and with `pid` and `camid`.
-        more: batches of the same form, with the features of the images of `more_queries`. A query without further
-            images keeps its feature.
+        queries: the features of the queries, which are not modified.
+        more: the features of the images of `more_queries`. A query without further images keeps its feature.
     """
-    groups: dict[tuple[int, int], list[Tensor]] = {}
-    for batch in more:
-        for feature, key in _rows(batch):
-            groups.setdefault(key, []).append(feature)
-    means = {key: torch.stack(features).mean(dim=0) for key, features in groups.items()}
-    return [
-        {**batch, "img": torch.stack([means.get(key, feature) for feature, key in _rows(batch)])} for batch in queries
-    ]
-
-
-def _rows(batch: dict[str, Any]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """The features of a batch, each with its person and camera."""
-    return zip(batch["img"], zip(batch["pid"].tolist(), batch["camid"].tolist()))
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, key in enumerate(zip(more.pids.tolist(), more.camids.tolist())):
+        groups[key].append(row)
+    pooled = queries.features.clone()
+    for row, key in enumerate(zip(queries.pids.tolist(), queries.camids.tolist())):
+        if key in groups:
+            pooled[row] = more.features[groups[key]].mean(dim=0)
+    return replace(queries, features=pooled)

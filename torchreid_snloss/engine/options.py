@@ -25,6 +25,7 @@ class TrainOptions:
         flip: whether test features are the mean over an image and its mirror image.
         rerank: whether to re-rank in every evaluation, including those during training.
         multi_query: whether a query's feature is the mean over the images of `gt_bbox` (see `pool_queries`).
+        features: the file that a test run leaves its features in, or tests from if it is there; empty: none.
         record: whether to evaluate before training too, and to write a `Record` with features to `save_dir/record`.
 
     Raises:
@@ -37,6 +38,7 @@ class TrainOptions:
     flip: bool = False
     rerank: bool = False
     multi_query: bool = False
+    features: str = ""
     record: bool = False
 
     def __post_init__(self) -> None:

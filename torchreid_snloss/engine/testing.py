@@ -1,178 +1,208 @@
-"""torchreid's evaluation, with features that are extracted according to the options of a run: flip, multi-query."""
+"""The evaluation of a model: features according to the options of a run, then CMC, mAP and mINP from the features."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchreid import engine
 
-from torchreid_snloss import distributed
-from torchreid_snloss.data.shards import own_test_batches
+from torchreid_snloss import device, distributed
 from torchreid_snloss.data.validation import VALIDATION
-from torchreid_snloss.data.workers import batches_of
-from torchreid_snloss.device import to_device
+from torchreid_snloss.engine.extraction import SplitFeatures, check_comparable, extract, first_files
+from torchreid_snloss.engine.features_file import FeaturesFile, conditions, weights_digest
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
-from torchreid_snloss.engine.options import NonFiniteError, TrainOptions
-from torchreid_snloss.engine.ranked_lists import named_drawing_failures
-from torchreid_snloss.evaluation import Ranking, capture_rankings
-from torchreid_snloss.progress import progress
+from torchreid_snloss.engine.ranked_lists import RankedLists
+from torchreid_snloss.evaluation import FeatureRanker, Ranking
 
 __all__ = ["Evaluated", "Testing", "selecting_map"]
+
+_SMALLEST_NORM = 1e-12  # that of torch.nn.functional.normalize
+_CURVE_LENGTH = 50  # torchreid's
+_SPLITS = {"query": "query images", "gallery": "gallery images", "further query": "further query images"}
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """The result of an evaluation on one data set.
+    """The result of an evaluation on one data set, the same on all processes.
 
     Attributes:
-        rank1: rank-1 in [0, 1].
-        mean_ap: mAP in [0, 1].
-        ranking: mINP and the whole CMC curve; None if `register` was not called.
-        splits: the batches of `query` and `gallery`. If the features were extracted beforehand, the batches hold
-            features in place of images.
+        ranking: CMC, mAP and mINP.
+        query: the features of the queries as they were compared: pooled and normalised if the options say so.
+        gallery: the features of the gallery.
     """
 
-    rank1: float
-    mean_ap: float
-    ranking: Ranking | None
-    splits: Mapping[str, Any]
+    ranking: Ranking
+    query: SplitFeatures
+    gallery: SplitFeatures
 
 
-class Testing(engine.Engine):
-    """An engine that evaluates the model of another engine with torchreid's own code.
+class Testing:
+    """Evaluates the model of an engine. On several processes all do so together.
 
     Args:
-        tested: the engine to evaluate; its `parse_data_for_eval` and `extract_features` are used.
-        options: the options of the run.
-        check_stop: called before each batch, on all processes together; raises an exception to end the run.
+        tested: the engine to evaluate; its `parse_data_for_eval`, `extract_features` and `options` are used.
+        check_stop: called before each batch and between blocks of queries, on all processes together; raises an
+            exception to end the run.
     """
 
-    def __init__(self, tested: Any, options: TrainOptions, check_stop: Callable[[], None]) -> None:
-        super().__init__(tested.datamanager, tested.use_gpu)
-        self._tested, self._options, self._check_stop = tested, options, check_stop
-        self._images = ""  # what the images are called whose features torchreid extracts
+    def __init__(self, tested: Any, check_stop: Callable[[], None]) -> None:
+        self._tested, self._check_stop = tested, check_stop
+        self._file: FeaturesFile | None = None
+        self._lists = RankedLists()
 
-    def evaluate(self, dataset_name: str, query_loader: Any, gallery_loader: Any, **kwargs: Any) -> Evaluated | None:
-        """Evaluates one data set, and prints the results.
+    def start_run(
+        self, max_epoch: int, test_only: bool = False, visrank: bool = False, rerank: bool = False, **_: Any
+    ) -> None:
+        """Starts a run with these arguments. One that trains draws the lists of its last evaluation, at its end."""
+        self._file, self._lists = None, RankedLists(visrank and not test_only, rerank, max_epoch)
+
+    def draw_lists(self) -> None:
+        """Draws the ranked lists of a training run, if it is to have any."""
+        self._lists.draw()
+
+    @contextlib.contextmanager
+    def using_file(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
+        """Within it features are read from the file of `options.features`, or left there; without one, it does nothing.
+
+        Args:
+            settings: the settings of the run by key; None for a run without a config.
+
+        Raises:
+            FeaturesError: if the file is damaged, or of other weights, options or images.
+            WriteError: at the end, if features could not be written.
+        """
+        options = self._tested.options
+        if not options.features:
+            yield
+            return
+        loaders: dict[tuple[str, str], Any] = {}
+        for name, splits in self._tested.test_loader.items():
+            if name != VALIDATION:
+                loaders |= {(name, split): loader for split, loader in splits.items()}
+                if options.multi_query:
+                    loaders[name, "further query"] = more_queries(splits["query"])
+        self._file = FeaturesFile(
+            options.features,
+            weights_digest(self._tested._models.values()) if distributed.rank() == 0 else "",
+            conditions(settings, next(iter(loaders.values())), options.flip),
+            {key: loader.dataset.data for key, loader in loaders.items()},
+        )
+        yield
+        self._file.close()
+        self._file = None
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        dataset_name: str,
+        query_loader: Any,
+        gallery_loader: Any,
+        dist_metric: str = "euclidean",
+        normalize_feature: bool = False,
+        visrank: bool = False,
+        visrank_topk: int = 10,
+        save_dir: str = "",
+        use_metric_cuhk03: bool = False,
+        ranks: Sequence[int] = (1, 5, 10, 20),
+        rerank: bool = False,
+    ) -> Evaluated:
+        """Evaluates one data set, and prints the results as torchreid does.
 
         Args:
             dataset_name: the name of the data set.
             query_loader: the loader of its query images.
             gallery_loader: the loader of its gallery images.
-            **kwargs: the arguments of torchreid's `Engine._evaluate`.
-
-        Returns:
-            the result on rank 0, None on the other processes.
+            dist_metric: `"euclidean"` or `"cosine"`.
+            normalize_feature: whether to compare features of length 1.
+            visrank: whether to draw the ranked list of each query into `save_dir/visrank_DATASET`.
+            visrank_topk: how many images a ranked list has.
+            save_dir: the folder of the run.
+            use_metric_cuhk03: whether to use the metric of CUHK03.
+            ranks: the ranks of the CMC curve to print. Those that the gallery is too small for are left out.
+            rerank: whether to re-rank, as the option `rerank` does for every evaluation.
 
         Raises:
-            NonFiniteError: if the model's features are not finite numbers; it names the data set and the split.
+            NonFiniteError: if the model's features are not finite numbers; it names the data set, the split and the
+                first image.
+            FeaturesError: if the file of features is damaged.
+            ValueError: if there is no gallery image, or no query has a match.
         """
-        splits = {"query": query_loader, "gallery": gallery_loader}
-        if self._options.multi_query and dataset_name != VALIDATION:
-            more = self._extract(more_queries(query_loader), f"further query images of {dataset_name}")
-            splits["query"] = pool_queries(self._extract(query_loader, f"query images of {dataset_name}"), more)
-        if distributed.world_size() > 1 or self._options.record:  # all extract features, rank 0 evaluates
-            splits = {
-                split: x if isinstance(x, list) else self._extract(x, f"{split} images of {dataset_name}")
-                for split, x in splits.items()
-            }
-        if distributed.rank() > 0:
-            return None
-        kwargs["rerank"] = kwargs.get("rerank", False) or self._options.rerank
-        loaders = {
-            f"{split}_loader": progress(
-                f"{split} features", self._noting(f"{split} images of {dataset_name}", x), "batch", len(x)
-            )
-            for split, x in splits.items()
-        }
-        with capture_rankings() as rankings, self._drawing(dataset_name, **kwargs):
-            rank1, mean_ap = self._evaluate(dataset_name, **loaders, **kwargs)
-        if rankings:
-            print(f"mINP: {rankings[-1].mean_inp:.1%}")
-        return Evaluated(float(rank1), float(mean_ap), rankings[-1] if rankings else None, splits)
+        query = self._features(dataset_name, "query", query_loader)
+        if self._tested.options.multi_query and dataset_name != VALIDATION:
+            more = more_queries(query_loader)
+            if more.dataset.data:
+                query = pool_queries(query, self._features(dataset_name, "further query", more))
+        gallery = self._features(dataset_name, "gallery", gallery_loader)
+        if normalize_feature:
+            query, gallery = _normalized(query), _normalized(gallery)
+        rerank = rerank or self._tested.options.rerank
+        ranker = self._ranker(query, gallery, dist_metric, rerank)
+        ranking = ranker.ranking(max([_CURVE_LENGTH, *ranks]), use_metric_cuhk03)
+        if distributed.rank() == 0:
+            _print_results(ranking, ranks)
+        if visrank or self._lists.due(self._tested.epoch + 1):
+            if self._lists.rerank and not rerank:
+                ranker = self._ranker(query, gallery, dist_metric, rerank=True)
+            indices, _ = ranker.nearest(visrank_topk)
+            if distributed.rank() == 0:
+                folder = Path(save_dir) / f"visrank_{dataset_name}"
+                self._lists.add(folder, self._tested.datamanager, dataset_name, indices)
+        return Evaluated(ranking, query, gallery)
 
-    def _noting(self, images: str, loader: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a loader; while one is in use, `_images` says what it holds."""
-        for batch in batches_of(loader):
-            self._images = images
-            yield batch
+    def _ranker(self, query: SplitFeatures, gallery: SplitFeatures, metric: str, rerank: bool) -> FeatureRanker:
+        if rerank:
+            print("Applying person re-ranking ...")
+        return FeatureRanker(
+            *(query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids),
+            metric=metric,
+            rerank=rerank,
+            device=device.type_of(self._tested.use_gpu),
+            check_stop=self._check_stop,
+        )
 
-    def _drawing(
-        self, dataset_name: str, visrank: bool = False, save_dir: str = "", **_: Any
-    ) -> contextlib.AbstractContextManager[None]:
-        if not visrank:
-            return contextlib.nullcontext()
-        query, gallery = self.datamanager.fetch_test_loaders(dataset_name)
-        return named_drawing_failures(os.path.join(save_dir, f"visrank_{dataset_name}"), query, gallery)
-
-    def parse_data_for_eval(self, data: Any) -> Any:
-        """Called by torchreid with a batch of images, or of features that were extracted beforehand."""
-        if _has_features(data):
-            return super().parse_data_for_eval(data)
-        self._check_stop()
-        return self._tested.parse_data_for_eval(data)
-
-    def extract_features(self, images: Tensor) -> Tensor:
-        """Called by torchreid with the images or features that `parse_data_for_eval` returned."""
-        if images.dim() == 2:
-            return images
-        features = self._features_of(images)
-        if not _comparable(features):
-            raise _not_comparable(self._images)
-        return features
+    def _features(self, dataset: str, split: str, loader: Any) -> SplitFeatures:
+        """The features of a split, from the file or the model."""
+        images, found = f"{_SPLITS[split]} of {dataset}", None
+        if self._file is not None and dataset != VALIDATION:
+            found = self._file.read(dataset, split, first_files(loader))
+        if found is not None:
+            check_comparable(found.features, found.paths, images)
+        else:
+            print(f"Extracting features from {split} set ...")
+            found = extract(self._tested, loader, self._features_of, images, self._check_stop, f"{split} features")
+            if self._file is not None and dataset != VALIDATION:
+                self._file.write(dataset, split, found)
+        print("Done, obtained {}-by-{} matrix".format(*found.features.shape))
+        return found
 
     def _features_of(self, images: Tensor) -> Tensor:
         features: Tensor = self._tested.extract_features(images)
-        if self._options.flip:
+        if self._tested.options.flip:
             features = (features + self._tested.extract_features(images.flip(-1))) / 2
         return features
 
-    @torch.no_grad()
-    def _extract(self, loader: Any, name: str) -> list[dict[str, Any]]:
-        """Extracts features in parallel and returns all batches, with features in place of images, on rank 0.
 
-        Batches are not split, so that the features are the same as with one process.
-        """
-        own: list[dict[str, Any]] = []
-        broken = False
-        batches = batches_of(own_test_batches(loader))
-        turns = -(-len(loader) // distributed.world_size())  # the same number on all processes
-        for _ in progress("features", range(turns), "batch", turns):
-            self._check_stop()
-            data = next(batches, None)
-            if data is not None:
-                images, pids, camids = self._tested.parse_data_for_eval(data)
-                features = self._features_of(to_device(images, self.use_gpu))
-                broken |= not _comparable(features)
-                own.append({"img": features.cpu(), "pid": pids, "camid": camids})
-        if distributed.all_reduce_max(int(broken)):  # on all processes, so that none waits for another
-            raise _not_comparable(name)
-        parts = distributed.gather_objects(own)
-        return [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]
+def _normalized(split: SplitFeatures) -> SplitFeatures:
+    """Features of length 1, in place, since those of a gallery may take gigabytes."""
+    norms = split.features.norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+    return replace(split, features=split.features.div_(norms))
 
 
-def _has_features(data: Mapping[str, Any]) -> bool:
-    """Whether a batch holds (batch, dimension) features in place of images."""
-    return bool(data["img"].dim() == 2)
-
-
-def _comparable(features: Tensor) -> bool:
-    """Whether the squared distances between features are finite, as far as their lengths tell."""
-    return bool(torch.isfinite(8 * features.float().square().sum(dim=-1)).all())
-
-
-def _not_comparable(images: str) -> NonFiniteError:
-    return NonFiniteError(
-        f"the model's features of {images} are NaN, infinite or too large to compare: its weights or the images hold "
-        "numbers that are out of range"
-    )
+def _print_results(ranking: Ranking, ranks: Sequence[int]) -> None:
+    print("** Results **")
+    print(f"mAP: {ranking.mean_ap:.1%}")
+    print("CMC curve")
+    for rank in ranks:
+        if rank <= len(ranking.cmc):
+            print(f"Rank-{rank:<3}: {ranking.cmc[rank - 1]:.1%}")
+    print(f"mINP: {ranking.mean_inp:.1%}")
+    if any(rank > len(ranking.cmc) for rank in ranks):
+        print(f"Note: the gallery has {len(ranking.cmc)} images, so the CMC curve ends at that rank")
 
 
 def selecting_map(mean_aps: Mapping[str, float]) -> tuple[float, str]:

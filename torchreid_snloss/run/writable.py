@@ -22,14 +22,15 @@ _UNKNOWN = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # the file system can
 
 
 def check_run_writable(settings: Settings, size: int) -> None:
-    """Tries to write to the folders of a run's checkpoints, record and ranked lists.
+    """Tries to write to the folders of a run's checkpoints, record, ranked lists and features.
 
     Args:
         settings: The run's settings.
         size: How many bytes a checkpoint has at least; 0 for a run that writes none.
 
     Raises:
-        ConfigError: If a file can't be written, or the disk or a limit has no room for a checkpoint.
+        ConfigError: If a file can't be written, that of `test.features` among them, or the disk or a limit has no
+            room for a checkpoint.
     """
     folder = Path(settings.save_dir)
     try:
@@ -44,6 +45,11 @@ def check_run_writable(settings: Settings, size: int) -> None:
                 _check_folder(folder / f"visrank_{name}")
     except OSError as error:
         raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
+    if settings.features and not Path(settings.features).is_file():
+        try:
+            check_replaceable(Path(settings.features).parent, [Path(settings.features).name])
+        except OSError as error:
+            raise ConfigError(f"test.features {settings.features!r} can't be written: {error}") from error
 
 
 def check_replaceable(folder: str | Path, names: Sequence[str]) -> None:
