@@ -20,18 +20,21 @@ def comparable_labels(shape: Sequence[int], **labels: ArrayLike) -> tuple[NDArra
     """Codes for the labels of queries and gallery: equal where the labels are equal, and in their order.
 
     Args:
-        shape: (queries, gallery), that of the distances.
+        shape: (queries, gallery), how many there are.
         **labels: The labels of the queries, then those of the gallery, by the names to show in errors.
 
     Raises:
-        ValueError: If there is not one label for each row or column, or a number is not whole.
+        ValueError: If there is not one label for each query or gallery image, or a number is not whole.
         TypeError: If labels are neither integers nor strings, or those of one side are integers and of the other
             strings.
     """
     (q_name, query), (g_name, gallery) = labels.items()
     sides = [
         _exact(name, side, length, what)
-        for name, side, length, what in ((q_name, query, shape[0], "row"), (g_name, gallery, shape[1], "column"))
+        for name, side, length, what in (
+            (q_name, query, shape[0], "query"),
+            (g_name, gallery, shape[1], "gallery image"),
+        )
     ]
     kinds = ["strings" if side.dtype.kind in "US" else "integers" for side in sides]
     if kinds[0] != kinds[1] or {side.dtype.kind for side in sides} == {"U", "S"}:
@@ -50,7 +53,7 @@ def _exact(name: str, labels: ArrayLike, length: int, what: str) -> NDArray[Any]
     if array.dtype.kind in "fUS" and not hasattr(labels, "dtype"):
         array = np.asarray(labels, dtype=object)  # else large integers become floats, and NaN beside text becomes text
     if array.shape != (length,):
-        raise ValueError(f"{name} must be of shape ({length},), one for each {what} of distmat, got {array.shape}")
+        raise ValueError(f"{name} must be of shape ({length},), one for each {what}, got {array.shape}")
     if array.dtype.kind in "US":
         return array
     if array.dtype.kind in "bi" or (array.dtype.kind == "u" and array.dtype.itemsize < 8):

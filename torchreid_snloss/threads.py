@@ -10,7 +10,7 @@ import torch
 
 from torchreid_snloss.progress import progress_bar
 
-__all__ = ["in_threads"]
+__all__ = ["in_threads", "map_in_threads"]
 
 _T = TypeVar("_T")
 _CHUNK_SIZE = 256  # limits the number of finished results that are held in memory
@@ -30,3 +30,14 @@ def in_threads(function: Callable[[int], _T], count: int, description: str, unit
             end = min(start + _CHUNK_SIZE, count)
             yield from pool.map(function, range(start, end))
             bar.update(end - start)
+
+
+def map_in_threads(function: Callable[[int], _T], count: int) -> list[_T]:
+    """The results for the indices of one block, computed in as many threads as torch uses.
+
+    Args:
+        function: The function of an index.
+        count: The number of indices.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, range(count)))
