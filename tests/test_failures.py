@@ -302,8 +302,7 @@ def test_a_signal_ends_a_test_run_with_its_ranked_lists(
         raise AssertionError("the signal was swallowed")
 
     torchreid_snloss.register()  # it puts a function of its own there
-    module = sys.modules[engine.Engine.__module__]
-    monkeypatch.setattr(module, "visualize_ranked_results", draw)
+    monkeypatch.setattr(utils, "visualize_ranked_results", draw)
     one_line(train("test.evaluate", True, "test.visrank", True), 143, "stopped by SIGTERM")
 
 

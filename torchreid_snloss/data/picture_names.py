@@ -73,7 +73,8 @@ def with_distinct_names(visualize: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(visualize)
     def visualize_all(distmat: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
-        with drawable(*dataset, str(kwargs.get("save_dir", ""))) as (queries, others, save_dir):
+        query, gallery = dataset
+        with drawable(query, gallery, str(kwargs.get("save_dir", ""))) as (queries, others, save_dir):
             visualize(distmat, (queries, others), *args, **({**kwargs, "save_dir": save_dir} if save_dir else kwargs))
 
     return visualize_all

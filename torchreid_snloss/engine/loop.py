@@ -102,7 +102,7 @@ class TrainingLoop(engine.Engine):
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
         self._trained = start_epoch
-        self._testing.start_run(**kwargs, max_epoch=max_epoch)
+        self._testing.start_run(max_epoch, **kwargs)
         self.epoch = max(0, start_epoch - 1)  # torchreid uses this number if no epoch is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
@@ -291,10 +291,8 @@ class TrainingLoop(engine.Engine):
 
     # ---- a test ----
 
-    def _evaluate(
-        self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **kwargs: Any
-    ) -> Any:
-        found = self._testing.evaluate(dataset_name, query_loader, gallery_loader, **kwargs)
+    def _evaluate(self, dataset_name: str = "", **kwargs: Any) -> Any:
+        found = self._testing.evaluate(dataset_name, **kwargs)
         ranking = found.ranking
         if self.writer is not None:  # torchreid adds rank-1 and mAP in test()
             self.writer.add_scalar(f"Test/{dataset_name}/mINP", ranking.mean_inp, self.epoch)

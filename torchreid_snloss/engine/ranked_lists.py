@@ -49,6 +49,7 @@ class RankedLists:
 
     def draw(self) -> None:
         """Draws what has not been drawn."""
+        self._at_the_end = False
         while self._drawings:
             self._drawings.pop(0)()
 
