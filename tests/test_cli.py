@@ -124,7 +124,7 @@ def test_small_config_shortened(small: tuple[Path, Done]) -> None:
     folder, done = small
     assert done.code == 0, done.err
     assert "Drawing the synthetic pedestrians" in done.out
-    assert done.out.count("mAP:") == 2
+    assert done.out.count("mAP:") == len(list((folder / "log/small").glob("events.out*"))) == 1
     assert len(list((folder / "log/small/visrank_synthetic").glob("*.jpg"))) == 200
     assert (folder / "log/small/model/model.pth.tar-1").is_file()
 

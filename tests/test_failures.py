@@ -20,7 +20,7 @@ import torch
 from conftest import Done, Tiny, make_datamanager, make_engine, process_options, run, start
 from PIL import Image
 from torch import nn
-from torchreid import engine, models
+from torchreid import models, utils
 
 import torchreid_snloss
 from torchreid_snloss import ImageSNEngine, load_checkpoint, register

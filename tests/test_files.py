@@ -425,7 +425,7 @@ def test_auto_skips_malformed_content_and_names_that_are_no_integers(adam: Path,
 )
 @pytest.mark.parametrize("size", [1e38, 1e25])
 def test_features_that_are_not_finite_end_a_test_with_a_line(
-    options: tuple[Any, ...], size: float, train: Callable[..., Done], in_folder: Path
+    options: tuple[Any, ...], size: float, train: Callable[..., Done], reid_data: Path, in_folder: Path
 ) -> None:
     assert train("loss.name", "sn", "train.max_epoch", 1).code == 0
     checkpoint = load_checkpoint("log/model/model.pth.tar-1")
@@ -436,6 +436,8 @@ def test_features_that_are_not_finite_end_a_test_with_a_line(
     done = train("loss.name", "sn", "model.load_weights", "huge.pth", "test.evaluate", True, *options)
     assert done.code == 1
     assert "the model's features of query images of market1501 are NaN, infinite or too large" in done.err
+    first = min((reid_data / "market1501").rglob("query/*.jpg"))
+    assert f"those of '{first}' among them" in done.err
     assert done.err.count("\n") == 1
 
 

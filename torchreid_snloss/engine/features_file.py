@@ -209,9 +209,8 @@ class FeaturesFile:
         if isinstance(error, OSError) and error.strerror:
             return FeaturesError(f"can't read test.features {str(self._path)!r}: {error.strerror}")
         reason = text_of(error, longest=200)
-        return FeaturesError(
-            f"test.features {str(self._path)!r} is damaged, or no file of features: {reason}; {_WAY_OUT}"
-        )
+        what = f"test.features {str(self._path)!r} is damaged, or not a file of features"
+        return FeaturesError(f"{what}: {reason}; {_WAY_OUT}")
 
     def _write_archive(
         self, stream: IO[bytes], about: Mapping[str, Any], name: str, arrays: Mapping[str, NDArray[Any]]
