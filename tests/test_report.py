@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +20,7 @@ from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import BASELINES, Variant
-from torchreid_snloss.evaluation import Ranking
+from torchreid_snloss.evaluation import Ranking, nearest_gallery
 
 VARIANTS = {
     "control": 0.0, "softmax": -0.2, "triplet": -0.3, "sn": 0.25, "hap2s": 0.3, "fidi": 0.0, "wrt": 0.01,
@@ -168,6 +169,34 @@ def test_each_run_is_read_once_for_all_baselines(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Run, "average_precisions", noted)
     Results.of(recorded_trial(tmp_path, rows=4, targets=("one", "two")))
     assert len(read) == len(set(read)) == 4 * 2 * 2
+
+
+def test_features_are_read_once_and_lists_are_as_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = recorded_trial(tmp_path, rows=2)
+    query, gallery = runs[0].features("one", after=True)
+    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+    read, features = [], Run.features
+
+    def noted(run: Run, dataset: str, after: bool) -> Any:
+        read.append((run.variant, dataset, after))
+        return features(run, dataset, after)
+
+    monkeypatch.setattr(Run, "features", noted)
+    shown = []
+    for rerank in (False, True):
+        runs = [replace(run, settings=replace(run.settings, rerank_in_training=rerank)) for run in runs]
+        text = _report(runs, tmp_path)
+        assert sorted(read) == [(name, "one", after) for name in ("control", "softmax") for after in (False, True)]
+        read.clear()
+        _, distances = nearest_gallery(query.features, gallery.features, *labels, topk=10, rerank=rerank)
+        expected = {f"{value:.2f}" for value in (distances if rerank else np.sqrt(distances)).ravel()}
+        shown.append(re.findall(r"<span>[✓✗] ([\d.]+)</span>", text))
+        assert len(shown[-1]) == 8 * 2 * 10
+        assert set(shown[-1]) <= expected
+        assert ("They are re-ranked where the evaluation is" in text) == rerank
+    assert shown[0] != shown[1]
 
 
 def test_curves_of_several_splits_are_their_means(tmp_path: Path) -> None:

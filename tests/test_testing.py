@@ -218,12 +218,14 @@ def test_a_file_of_features_of_something_else_is_refused(two_sets: Callable[...,
 
 
 def test_a_file_of_features_that_does_not_hold_them(tmp_path: Path) -> None:
-    items = [("a/1.jpg", 1, 0), ("a/2.jpg", 2, 0)]
+    items = [("a/1.jpg", 1, 0), ("a/2.jpg", 2, 3)]
     about = {"format_version": 1, "weights": "w", "options": {}, "splits": {}}
     own = {("one", "query"): items}
     path = tmp_path / "features.npz"
     own_about = json.loads(json.dumps(FeaturesFile(path, "w", {}, own)._own))
-    good = {"features": np.zeros((2, 3), np.float32), "pids": np.array([1, 2]), "camids": np.array([0, 0])}
+    features = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    good = {"features": features, "pids": np.array([1, 2]), "camids": np.array([0, 3])}
+    good["paths"] = np.array(["1.jpg", "2.jpg"])
 
     def save(arrays: dict[str, Any], **changed: Any) -> None:
         text = json.dumps({**about, **own_about, **changed})
@@ -233,7 +235,13 @@ def test_a_file_of_features_that_does_not_hold_them(tmp_path: Path) -> None:
     found = FeaturesFile(path, "w", {}, own).read("one", "query", ["b/1.jpg", "b/2.jpg"])
     assert found is not None
     assert found.paths == ["b/1.jpg", "b/2.jpg"]
-    assert torch.equal(found.features, torch.zeros(2, 3))
+    assert torch.equal(found.features, torch.from_numpy(features))
+    for rows in ([0, 1], [1, 0]):  # file systems list files in any order
+        listed = {("one", "query"): [items[row] for row in rows]}
+        found = FeaturesFile(path, "w", {}, listed).read("one", "query", ["", ""])
+        assert found is not None
+        assert torch.equal(found.features, torch.from_numpy(features[rows]))
+        assert (found.pids.tolist(), found.camids.tolist()) == ([1 + row for row in rows], [3 * row for row in rows])
     for part, array, words in (
         ("features", np.zeros(2, np.float32), "not a matrix of floats"),
         ("features", np.zeros((2, 3), np.int64), "not a matrix of floats"),
@@ -241,6 +249,7 @@ def test_a_file_of_features_that_does_not_hold_them(tmp_path: Path) -> None:
         ("features", np.zeros((3, 3), np.float32), "not those of 2 images"),
         ("pids", np.array([1.0, 2.0]), "not lists of integers"),
         ("camids", np.array([0]), "not those of 2 images"),
+        ("paths", np.array(["1.jpg", "3.jpg"]), "others than its fingerprint says"),
     ):
         save({**good, part: array})
         file = FeaturesFile(path, "w", {}, own)

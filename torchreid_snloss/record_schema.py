@@ -113,16 +113,20 @@ def to_average_precisions(path: Path) -> tuple[NDArray[np.int64], NDArray[np.flo
     Raises:
         ValueError: If they are anything else.
     """
-    query, _ = to_splits(path)
     with np.load(path) as arrays:
-        if "average_precisions" not in arrays:
-            return None
-        values = arrays["average_precisions"]
-    if values.shape != query.pids.shape or values.dtype != np.float64:
+        known = "average_precisions" in arrays
+        if known:  # the features, which may take gigabytes, are not read
+            pids, values = arrays["query_pids"], arrays["average_precisions"]
+    if not known:
+        to_splits(path)
+        return None
+    if pids.ndim != 1 or pids.dtype.kind not in "iu":
+        raise ValueError("its identities are not a list of integers")
+    if values.shape != pids.shape or values.dtype != np.float64:
         raise ValueError("its average precisions do not match its queries")
     if not (np.isnan(values) | ((values >= 0) & (values <= 1))).all() or np.isnan(values).all():
         raise ValueError("its average precisions are not in [0, 1]")
-    return query.pids, values
+    return pids, values
 
 
 def _is_number(value: Any) -> bool:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare import charts
-from torchreid_snloss.compare.queries import ranked_queries
+from torchreid_snloss.compare.queries import RankedQueries
 from torchreid_snloss.compare.ranked import DistanceHistograms
 from torchreid_snloss.compare.results import Result, Results
 from torchreid_snloss.compare.runs import Run, by_variant
@@ -61,9 +61,7 @@ def write_page(
         "learning_charts": lambda: {name: _learning_charts(grouped, name) for name in datasets},
         "term_charts": lambda: _term_charts(first_runs),
         "cmc_chart": lambda: charts.cmc_curves(_cmc_curves(results, dataset), dataset),
-        "histograms": lambda: [_histograms(run, dataset) for run in first_runs],
-        "maps": lambda: _maps(first_runs, dataset, map_kind),
-        "queries": lambda: ranked_queries(first_runs, dataset),
+        "of_features": lambda: _of_features(first_runs, dataset, map_kind),
     }
     drawn = {name: draw() for name, draw in progress("report", sections.items(), "section", len(sections))}
     environment = Environment(
@@ -91,6 +89,7 @@ def write_page(
         map_name={"tsne": "t-SNE", "pca": "PCA"}[map_kind],
         num_map_identities=_NUM_MAP_IDENTITIES,
         tunings=tunings,
+        **drawn.pop("of_features"),
         **drawn,
     )
     # A path may contain bytes that are not valid UTF-8, which Python represents as lone surrogates.
@@ -204,20 +203,27 @@ def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
     return curves
 
 
-def _histograms(run: Run, dataset: str) -> Markup:
-    metric = run.settings.dist_metric
-    before, after = (DistanceHistograms.of(*run.features(dataset, after), metric) for after in (False, True))
-    return charts.histograms(run.variant, before, after)
+def _of_features(runs: Sequence[Run], dataset: str, kind: str) -> dict[str, Any]:
+    """Histograms of distances, maps of the features of some identities, and ranked lists.
 
-
-def _maps(runs: Sequence[Run], dataset: str, kind: str) -> list[Markup]:
-    """Maps of the features of some identities: before training, and after it for each run."""
-    query, gallery = runs[0].features(dataset, after=False)
-    pids = np.random.default_rng(0).permutation(np.intersect1d(query.pids, gallery.pids))
-    shown = sorted(pids[:_NUM_MAP_IDENTITIES].tolist())
-
-    def feature_map(title: str, run: Run, after: bool) -> Markup:
-        return charts.feature_map(title, *run.features(dataset, after), shown, run.settings.dist_metric, kind)
-
-    before = feature_map("before training", runs[0], after=False)
-    return [before, *(feature_map(run.variant, run, after=True) for run in runs)]
+    The features of a run may take gigabytes: each file of them is read once, and those of one run are in memory.
+    """
+    ranked = RankedQueries(runs, dataset)
+    histograms: list[Markup] = []
+    maps: list[Markup] = []
+    shown: list[int] | None = None
+    for run in progress("features", runs, "run", len(runs)):
+        metric = run.settings.dist_metric
+        query, gallery = run.features(dataset, after=False)
+        if shown is None:
+            pids = np.random.default_rng(0).permutation(np.intersect1d(query.pids, gallery.pids))
+            shown = sorted(pids[:_NUM_MAP_IDENTITIES].tolist())
+            maps.append(charts.feature_map("before training", query, gallery, shown, metric, kind))
+        before = DistanceHistograms.of(query, gallery, metric)
+        del query, gallery
+        query, gallery = run.features(dataset, after=True)
+        histograms.append(charts.histograms(run.variant, before, DistanceHistograms.of(query, gallery, metric)))
+        maps.append(charts.feature_map(run.variant, query, gallery, shown, metric, kind))
+        ranked.add(query, gallery)
+        del query, gallery
+    return {"histograms": histograms, "maps": maps, "queries": ranked.queries()}

@@ -5,22 +5,25 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from torchreid_snloss.compare.ranked import Ranked, average_precisions, choose_queries, unsquared
+from torchreid_snloss.compare.ranked import average_precisions, choose_queries, unsquared
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.data.readable import read_image
-from torchreid_snloss.record import RecordError
+from torchreid_snloss.evaluation import nearest_gallery
+from torchreid_snloss.record import Features, RecordError
 
-__all__ = ["ranked_queries"]
+__all__ = ["RankedQueries"]
 
 _NUM_QUERIES = 8
 _LIST_LENGTH = 10
 _THUMBNAIL_HEIGHT = 112  # pixels
+_NO_FEATURES = np.empty((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -58,57 +61,94 @@ class _Query:
         return max(ranked.average_precision for ranked in self.lists)
 
 
-def ranked_queries(runs: Sequence[Run], dataset: str) -> list[_Query]:
-    """Some queries with the ranked list of each run: half those on which the runs differ most, half at random.
+class RankedQueries:
+    """Some queries of a test set, with the ranked list of each run: half those on which the runs differ most, half at
+    random.
 
     Args:
         runs: A run of each variant.
         dataset: The test set.
 
     Raises:
-        RecordError: If the runs were tested on different images, or a record is damaged.
-        UnreadableImageError: If an image can't be read.
+        RecordError: If the runs were tested on different queries, or a record is damaged.
     """
-    query, gallery = runs[0].features(dataset, after=True)
-    for run in runs:
-        others = run.features(dataset, after=True)
-        if not all(np.array_equal(one.pids, other.pids) for one, other in zip((query, gallery), others)):
-            raise RecordError(
-                f"the runs in {str(runs[0].folder)!r} and {str(run.folder)!r} were tested on other images"
-            )
-    # The features are read again, since those of all runs together may take gigabytes.
-    precisions = np.array(
-        [average_precisions(*run.features(dataset, after=True), run.settings.dist_metric) for run in runs]
-    )
-    rows = choose_queries(precisions, _NUM_QUERIES)
-    rankings = [Ranked.of(*run.features(dataset, after=True), run.settings.dist_metric, rows) for run in runs]
-    thumbnails: dict[str, _Thumbnail] = {}  # an image may appear in several lists
 
-    def thumbnail(path: str) -> _Thumbnail:
-        if path not in thumbnails:
-            thumbnails[path] = _thumbnail(path)
-        return thumbnails[path]
+    def __init__(self, runs: Sequence[Run], dataset: str) -> None:
+        self._runs = runs
+        pids, precisions = zip(*(_average_precisions(run, dataset) for run in runs))
+        for run, of_run in zip(runs, pids):
+            self._check_same(run, pids[0], of_run)
+        self._precisions = np.array(precisions)
+        self._rows = choose_queries(self._precisions, _NUM_QUERIES)
+        self._thumbnails: dict[str, _Thumbnail] = {}  # an image may appear in several lists
+        self._lists: list[list[_RankedList]] = []  # of each run, by query
+        self._labels: tuple[Features, Features] | None = None  # of the first run, without features
 
-    def ranked_list(run: Run, ranked: Ranked, row: int, average_precision: float) -> _RankedList:
-        nearest = ranked.ranking(row)[:_LIST_LENGTH]
-        distances = unsquared(ranked.distances[row, nearest], run.settings.dist_metric)
-        images = [
-            _RankedImage(thumbnail(gallery.paths[index]), float(distance), bool(ranked.same[row, index]))
-            for index, distance in zip(nearest, distances)
-        ]
-        return _RankedList(run.variant, average_precision, images)
+    def add(self, query: Features, gallery: Features) -> None:
+        """Ranks the gallery by the features of the next run.
 
-    return [
-        _Query(
-            pid=int(query.pids[index]),
-            thumbnail=thumbnail(query.paths[index]),
-            lists=[
-                ranked_list(run, ranked, row, float(of_run[index]))
-                for run, ranked, of_run in zip(runs, rankings, precisions)
-            ],
+        Raises:
+            RecordError: If the run was tested on different images.
+            UnreadableImageError: If an image can't be read.
+        """
+        number = len(self._lists)
+        run, metric = self._runs[number], self._runs[number].settings.dist_metric
+        rerank = run.settings.rerank_in_training
+        if self._labels is None:
+            # A slice would keep the features in memory.
+            self._labels = replace(query, features=_NO_FEATURES), replace(gallery, features=_NO_FEATURES)
+        for first, own in zip(self._labels, (query, gallery)):
+            self._check_same(run, first.pids, own.pids)
+        # Re-ranking compares the queries with each other too.
+        rows, places = (slice(None), self._rows) if rerank else (self._rows, range(len(self._rows)))
+        labels = (query.pids[rows], gallery.pids, query.camids[rows], gallery.camids)
+        nearest, distances = nearest_gallery(
+            query.features[rows], gallery.features, *labels, _LIST_LENGTH, metric=metric, rerank=rerank
         )
-        for row, index in enumerate(rows)
-    ]
+        lists = []
+        for row, place in zip(self._rows, places):
+            found = nearest[place] >= 0
+            indices = nearest[place][found]
+            # The paths of the first run, whose images are the same, so that each is read once.
+            images = [
+                _RankedImage(self._thumbnail(path), float(distance), bool(match))
+                for path, distance, match in zip(
+                    self._labels[1].paths[indices],
+                    distances[place][found] if rerank else unsquared(distances[place][found], metric),
+                    gallery.pids[indices] == query.pids[row],
+                )
+            ]
+            lists.append(_RankedList(run.variant, float(self._precisions[number, row]), images))
+        self._lists.append(lists)
+
+    def queries(self) -> list[_Query]:
+        """The queries with the lists of all runs, once they are added."""
+        assert self._labels is not None
+        query, _ = self._labels
+        return [
+            _Query(int(query.pids[row]), self._thumbnail(query.paths[row]), list(lists))
+            for row, lists in zip(self._rows, zip(*self._lists))
+        ]
+
+    def _check_same(self, run: Run, first: NDArray[np.int64], own: NDArray[np.int64]) -> None:
+        if not np.array_equal(first, own):
+            raise RecordError(
+                f"the runs in {str(self._runs[0].folder)!r} and {str(run.folder)!r} were tested on other images"
+            )
+
+    def _thumbnail(self, path: str) -> _Thumbnail:
+        if path not in self._thumbnails:
+            self._thumbnails[path] = _thumbnail(path)
+        return self._thumbnails[path]
+
+
+def _average_precisions(run: Run, dataset: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The identities of the queries and their average precisions, computed if a record of 0.2 has none."""
+    found = run.average_precisions(dataset)
+    if found is not None:
+        return found
+    query, gallery = run.features(dataset, after=True)
+    return query.pids, average_precisions(query, gallery, run.settings.dist_metric, rerank=True)
 
 
 def _thumbnail(path: str) -> _Thumbnail:

@@ -1,9 +1,9 @@
-"""Ranked lists, average precisions and distances of recorded features, computed for a block of queries at a time."""
+"""Average precisions and distances of recorded features, computed for a block of queries at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torchreid import metrics
 
 from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.evaluation import rank_features
 from torchreid_snloss.record import Features
 
-__all__ = ["DistanceHistograms", "Ranked", "average_precisions", "choose_queries", "unsquared"]
+__all__ = ["DistanceHistograms", "average_precisions", "choose_queries", "unsquared"]
 
 __getattr__ = renamed(
     __name__,
@@ -23,62 +24,38 @@ __getattr__ = renamed(
     },
 )
 
-_BLOCK_SIZE = 256  # queries; the whole distance matrix of a large test set takes gigabytes
+_BLOCK_SIZE = 1 << 23  # distances that are computed at a time
 _NUM_BINS = 50
 
 
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """Some queries compared with a gallery.
+def average_precisions(query: Features, gallery: Features, metric: str, rerank: bool = False) -> NDArray[np.float64]:
+    """Average precision of each query: (queries,), in [0, 1]; NaN for a query without a match.
 
-    Attributes:
-        distances: (queries, gallery), the distances that torchreid ranks by: Euclidean ones are squared.
-        same: (queries, gallery), whether query and gallery image show the same identity.
-        valid: (queries, gallery), whether the gallery image is ranked for the query. Images that show the query's
-            identity from the query's camera are not.
+    Args:
+        query: The features of the queries.
+        gallery: The features of the gallery.
+        metric: The distance, `"euclidean"` or `"cosine"`.
+        rerank: Whether to re-rank.
     """
-
-    distances: NDArray[np.float32]
-    same: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, query: Features, gallery: Features, metric: str, rows: slice | Sequence[int]) -> Ranked:
-        """Compares the queries with the indices `rows` with the whole gallery.
-
-        Args:
-            query: The features of all queries.
-            gallery: The features of the gallery.
-            metric: The distance, `"euclidean"` or `"cosine"`.
-            rows: The indices of the queries to compare.
-        """
-        query = Features(*(getattr(query, field.name)[rows] for field in fields(query)))
-        sides = (torch.from_numpy(side.features) for side in (query, gallery))
-        distances = metrics.compute_distance_matrix(*sides, metric).numpy()
-        same = query.pids[:, None] == gallery.pids
-        return cls(distances, same, ~(same & (query.camids[:, None] == gallery.camids)))
-
-    def ranking(self, row: int) -> NDArray[np.intp]:
-        """Indices of the valid gallery images of a query, nearest first."""
-        order = np.argsort(self.distances[row], kind="stable")
-        ranked: NDArray[np.intp] = order[self.valid[row, order]]
-        return ranked
-
-    def average_precision(self, row: int) -> float:
-        """Average precision of a query, in [0, 1]; NaN for a query without a match."""
-        ranks = np.flatnonzero(self.same[row, self.ranking(row)]) + 1
-        return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else np.nan
+    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+    return rank_features(query.features, gallery.features, *labels, metric=metric, rerank=rerank).average_precisions
 
 
-def _blocks(query: Features, gallery: Features, metric: str) -> Iterator[Ranked]:
-    for start in range(0, len(query.pids), _BLOCK_SIZE):
-        yield Ranked.of(query, gallery, metric, slice(start, start + _BLOCK_SIZE))
+def _distances(
+    query: Features, gallery: Features, metric: str
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """The distances to images of the query's person and to those of others, for a block of queries at a time.
 
-
-def average_precisions(query: Features, gallery: Features, metric: str) -> NDArray[np.float64]:
-    """Average precision of each query: (queries,), in [0, 1]; NaN for a query without a match."""
-    blocks = _blocks(query, gallery, metric)
-    return np.array([block.average_precision(row) for block in blocks for row in range(len(block.same))])
+    Images of the query's identity from its own camera are left out.
+    """
+    size = max(1, _BLOCK_SIZE // len(gallery.pids))
+    for start in range(0, len(query.pids), size):
+        rows = slice(start, start + size)
+        sides = torch.from_numpy(query.features[rows]), torch.from_numpy(gallery.features)
+        distances = unsquared(metrics.compute_distance_matrix(*sides, metric).numpy(), metric)
+        same = query.pids[rows, None] == gallery.pids
+        matches = same & (query.camids[rows, None] != gallery.camids)
+        yield distances[matches], distances[~same]
 
 
 def unsquared(distances: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
@@ -111,15 +88,16 @@ class DistanceHistograms:
         """
         ranges = [
             (distances.min(), distances.max())
-            for block in _blocks(query, gallery, metric)
-            if len(distances := unsquared(block.distances[block.valid], metric))
+            for block in _distances(query, gallery, metric)
+            for distances in block
+            if len(distances)
         ]
         lowest, highest = float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))
         edges = np.histogram_bin_edges([], bins=_NUM_BINS, range=(lowest, highest))
         same, different = np.zeros(_NUM_BINS), np.zeros(_NUM_BINS)
-        for block in _blocks(query, gallery, metric):
-            for counts, selected in ((same, block.same), (different, ~block.same)):
-                counts += np.histogram(unsquared(block.distances[block.valid & selected], metric), bins=edges)[0]
+        for block in _distances(query, gallery, metric):
+            for counts, distances in zip((same, different), block):
+                counts += np.histogram(distances, bins=edges)[0]
         return cls(edges, same / max(1, same.sum()), different / max(1, different.sum()))
 
     @property

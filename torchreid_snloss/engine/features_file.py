@@ -17,7 +17,7 @@ from torch import nn
 
 from torchreid_snloss import distributed
 from torchreid_snloss.checkpoint.atomic import atomic_write
-from torchreid_snloss.data.fingerprint import difference, fingerprint
+from torchreid_snloss.data.fingerprint import difference, fingerprint, relative_names
 from torchreid_snloss.engine.extraction import SplitFeatures
 from torchreid_snloss.engine.options import WriteError
 from torchreid_snloss.errors import text_of
@@ -67,8 +67,8 @@ class FeaturesFile:
     """Reads and writes features of test sets, which are those of one model and of the same options.
 
     The file is a zip archive that `numpy.load` reads: `about`, a text in JSON, and for each split of a test set its
-    `features`, `pids`, `camids` and `paths`. The features are not normalised yet. On several processes rank 0 reads and
-    writes, and all call the methods alike.
+    `features`, `pids`, `camids` and `paths`, relative to the folder of the images. The features are not normalised yet.
+    On several processes rank 0 reads and writes, and all call the methods alike.
 
     Args:
         path: the file. It need not be there yet.
@@ -85,7 +85,8 @@ class FeaturesFile:
     ) -> None:
         self._path = Path(path)
         self._failed = ""
-        prints = {"/".join(key): fingerprint(of_split) for key, of_split in items.items()}
+        self._items = {"/".join(key): of_split for key, of_split in items.items()}
+        prints = {name: {**fingerprint(of_split), "order": ""} for name, of_split in self._items.items()}
         self._own = json.loads(json.dumps({"weights": weights, "options": options, "splits": prints}))
         self._about: dict[str, Any] = {"splits": {}}
         self._on_rank_0(self._read_about)
@@ -96,7 +97,7 @@ class FeaturesFile:
         Args:
             dataset: the name of the data set.
             split: the name of the split.
-            paths: the image files of this run. The file's may lie elsewhere.
+            paths: the image files of this run, which may lie elsewhere than when the file was written.
 
         Raises:
             FeaturesError: if the file is damaged.
@@ -118,7 +119,7 @@ class FeaturesFile:
         about = {"format_version": FORMAT_VERSION, **self._own, "splits": splits}
         features = found.features if found.features.dtype == torch.float64 else found.features.float()
         arrays = {"features": features.numpy(), "pids": found.pids, "camids": found.camids}
-        arrays["paths"] = np.array(found.paths)
+        arrays["paths"] = self._names(name)
         try:
             atomic_write(self._path, lambda stream: self._write_archive(stream, about, name, arrays))
         except OSError as error:
@@ -185,25 +186,35 @@ class FeaturesFile:
         for name, own in self._own["splits"].items():
             kept = about["splits"].get(name)
             if kept is not None and kept != own:
-                what = difference(kept, own, ("in the file", "in this run")) or "the same images in another order"
+                what = difference(kept, own, ("in the file", "in this run"))
                 dataset, _, split = name.rpartition("/")
                 found.append(f"its {split} images of {dataset} are others: {what}")
         return found
 
     def _read_split(self, name: str, paths: list[str]) -> SplitFeatures:
-        parts = ("features", "pids", "camids")
+        parts = ("features", "pids", "camids", "paths")
         try:
             with zipfile.ZipFile(self._path) as archive:
-                features, pids, camids = (_read_array(archive, f"{name}/{part}") for part in parts)
+                features, pids, camids, then = (_read_array(archive, f"{name}/{part}") for part in parts)
             if features.ndim != 2 or features.dtype not in (np.float32, np.float64):
                 raise ValueError(f"the features of {name} are not a matrix of floats")
             if not all(x.ndim == 1 and x.dtype.kind == "i" for x in (pids, camids)):
                 raise ValueError(f"the identities or cameras of {name} are not lists of integers")
-            if not len(features) == len(pids) == len(camids) == len(paths):
+            if not len(features) == len(pids) == len(camids) == len(then) == len(paths):
                 raise ValueError(f"the features, identities or cameras of {name} are not those of {len(paths)} images")
+            now = self._names(name)
+            if not np.array_equal(then, now):  # file systems list files in any order
+                rows = np.argsort(then, kind="stable")[np.argsort(np.argsort(now, kind="stable"))]
+                if not np.array_equal(then[rows], now):
+                    raise ValueError(f"the image files of {name} are others than its fingerprint says")
+                features, pids, camids = features[rows], pids[rows], camids[rows]
         except Exception as error:
             raise self._damaged(error) from error
         return SplitFeatures(torch.from_numpy(features), pids, camids, paths)
+
+    def _names(self, name: str) -> NDArray[np.str_]:
+        """The image files of a split in this run, or the first one of each tracklet, relative to the data set."""
+        return np.array([names[0] for names in relative_names(self._items[name])], dtype=np.str_)
 
     def _damaged(self, error: Exception) -> FeaturesError:
         if isinstance(error, OSError) and error.strerror:
