@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done, make_datamanager, process_options, start
+from conftest import Done, make_datamanager, make_engine, process_options, start
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, multiprocessing, nn
 from torch.distributed import TCPStore
@@ -90,6 +90,16 @@ def train(name: str, root: str, rows: slice) -> tuple[list[dict[str, float]], li
     return shown, gradients, engine.memory and engine.memory.state_dict()
 
 
+def evaluate(root: str, save_dir: str, features: str) -> dict[str, float]:
+    """The mAP of two tests, which draw ranked lists: the second one is with the first one's features, and re-ranks."""
+    tested = make_engine(ImageSNEngine, make_datamanager(Path(root), batch_size_test=7))
+    tested.options.features = features
+    tested.run(test_only=True, save_dir=save_dir, visrank=True, visrank_topk=3)
+    first = tested.checkpointer.mean_aps["market1501"]
+    tested.run(test_only=True, save_dir=save_dir, use_metric_cuhk03=True, rerank=True, ranks=[1])
+    return {"first": first, "re-ranked": tested.checkpointer.mean_aps["market1501"]}
+
+
 def on_one_of_several(rank: int, processes: int, port: int, root: str, results: str) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
     # As under torchrun, where the processes meet at a store of the one that started them.
@@ -107,6 +117,9 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
     value = wrapped(features[even], batch["pid"][even])
     # It multiplies by the number of processes, for the mean that DistributedDataParallel makes.
     torch.testing.assert_close(value / processes, SNLoss(num_neighbors=4)(features, batch["pid"]))
+
+    if processes == 3:
+        torch.save(evaluate(root, results, f"{results}/features.npz"), f"{results}/evaluated-{rank}")
 
     engine, _ = make("sn", root)
     engine.model.unused.requires_grad_()
@@ -144,6 +157,16 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(processes: int, reid_da
     multiprocessing.get_context("forkserver").set_forkserver_preload(SLOW_IMPORTS)
     multiprocessing.start_processes(on_one_of_several, arguments, nprocs=processes, start_method="forkserver")
     results = [torch.load(tmp_path / str(rank), weights_only=False) for rank in range(processes)]
+    if processes == 3:
+        (tmp_path / "one").mkdir()
+        expected = evaluate(str(reid_data), str(tmp_path / "one"), "")
+        assert evaluate(str(reid_data), str(tmp_path), str(tmp_path / "features.npz")) == pytest.approx(
+            expected, abs=1e-9
+        )
+        for rank in range(processes):
+            assert torch.load(tmp_path / f"evaluated-{rank}") == pytest.approx(expected, abs=1e-9)
+        for path in (tmp_path / "one/visrank_market1501").iterdir():
+            assert (tmp_path / "visrank_market1501" / path.name).read_bytes() == path.read_bytes()
     for name in CASES:
         shown, gradients, memory = train(name, str(reid_data), slice(None))
         for result in results:
