@@ -67,9 +67,9 @@ def main() -> None:
     optimizer = optim.build_optimizer(model, optim="adam", lr=0.0015)
     scheduler = optim.build_lr_scheduler(optimizer, lr_scheduler="cosine", max_epoch=args.epochs)
     engine = torchreid_snloss.ImageHAP2SEngine(datamanager, model, optimizer, scheduler=scheduler)
-    engine.run(save_dir="log/own_images", max_epoch=args.epochs, normalize_feature=True, ranks=[1, 5])
-    if args.visrank:
-        engine.run(save_dir="log/own_images", test_only=True, normalize_feature=True, ranks=[1, 5], visrank=True)
+    engine.run(
+        save_dir="log/own_images", max_epoch=args.epochs, normalize_feature=True, ranks=[1, 5], visrank=args.visrank
+    )
 
 
 if __name__ == "__main__":  # a data loader's workers import this file, and must not train

@@ -104,7 +104,7 @@ def test_own_images(own_images: Path, tmp_path: Path) -> None:
     done = run(*script, "--batch-size", "32", "--visrank", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mAP:" in done.stdout
-    queries = re.search(r"# query: (\d+)", done.stdout)
+    queries = re.search(r"ranked lists of (\d+) queries", done.stdout)
     assert queries is not None
     assert len(list((tmp_path / "log/own_images/visrank_own_images").iterdir())) == int(queries[1]) > 10
     done = run(*script, "--camera", r"lens(\d)", cwd=tmp_path)

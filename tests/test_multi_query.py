@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +70,15 @@ def test_from_the_command_line_and_without_the_folder(
     with_boxes: Path, reid_data: Path, train: Callable[..., Done]
 ) -> None:
     options = ["loss.name", "hap2s", "test.evaluate", True, "test.flip", True, "test.multi_query", True]
-    done = train("data.root", with_boxes, *options)
-    assert done.code == 0, done.err
-    assert "mAP:" in done.out
+    options += ["data.root", with_boxes, "test.features", "features.npz"]
+    single = train(*options, "test.multi_query", False)
+    results = [single.out[single.out.index("** Results **") :]]
+    for extracted in (["further query"], []):  # what the file does not have
+        done = train(*options)
+        assert done.code == 0, done.err
+        assert re.findall("Extracting features from (.*) set", done.out) == extracted
+        results.append(done.out[done.out.index("** Results **") :].splitlines()[:7])
+    assert results[0].splitlines()[:7] != results[1] == results[2]
     cfg = load_config(options=["test.multi_query", True])
     with pytest.raises(ConfigError, match=r"test\.multi_query needs a folder gt_bbox"):
         check_datamanager(cfg, make_datamanager(reid_data))

@@ -84,6 +84,17 @@ def test_ranks_beyond_the_gallery_are_left_out(datamanager: Any, capsys: pytest.
     assert printed.count("Note: the gallery has 48 images, so the CMC curve ends at that rank") == 1
 
 
+def test_a_gallery_without_images_and_one_without_matches(reid_data: Path) -> None:
+    tested = make_engine(ImageSNEngine, make_datamanager(reid_data))
+    gallery = tested.test_loader["market1501"]["gallery"].dataset
+    gallery.data = [(path, pid + 100, camid, *rest) for path, pid, camid, *rest in gallery.data]
+    with pytest.raises(ValueError, match="none of the 16 queries has a gallery image of its identity"):
+        tested.test()
+    gallery.data = []
+    with pytest.raises(ValueError, match="there are no gallery images of market1501"):
+        tested.test()
+
+
 def test_ranked_lists_are_torchreids_and_those_of_the_only_last_evaluation(
     datamanager: Any, as_torchreid: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

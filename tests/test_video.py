@@ -51,6 +51,17 @@ def test_trains_and_evaluates(cls: type[Any], videos: Any, tmp_path: Path, capsy
     assert "mAP:" in printed
 
 
+def test_ranked_lists_are_torchreids(videos: Any, tmp_path: Path) -> None:
+    tested = make_engine(VideoSNEngine, videos)
+    lists = {"visrank": True, "visrank_topk": 4, "ranks": [1]}
+    tested.run(test_only=True, save_dir=str(tmp_path / "ours"), **lists)
+    loaders = {f"{split}_loader": loader for split, loader in videos.test_loader["synthetic_video"].items()}
+    engine.Engine._evaluate(tested, "synthetic_video", **loaders, **lists, save_dir=str(tmp_path / "theirs"))
+    ours, theirs = (sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in tmp_path.iterdir())
+    assert len([path for path in ours if path.suffix == ".jpg"]) == 5 * (1 + 4) * 8
+    assert ours == theirs
+
+
 def test_a_step_with_the_triplet_loss_equals_torchreids(videos: Any) -> None:
     batch = next(iter(videos.train_loader))
     ours = make_engine(VideoMetricEngine, videos, criterion=losses.TripletLoss(margin=0.3), weight_x=0.5)

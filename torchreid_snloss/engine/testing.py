@@ -82,10 +82,9 @@ class Testing:
             return
         loaders: dict[tuple[str, str], Any] = {}
         for name, splits in self._tested.test_loader.items():
-            if name != VALIDATION:
-                loaders |= {(name, split): loader for split, loader in splits.items()}
-                if options.multi_query:
-                    loaders[name, "further query"] = more_queries(splits["query"])
+            loaders |= {(name, split): loader for split, loader in splits.items()}
+            if options.multi_query and name != VALIDATION:
+                loaders[name, "further query"] = more_queries(splits["query"])
         self._file = FeaturesFile(
             options.features,
             weights_digest(self._tested._models.values()) if distributed.rank() == 0 else "",
@@ -168,14 +167,14 @@ class Testing:
     def _features(self, dataset: str, split: str, loader: Any) -> SplitFeatures:
         """The features of a split, from the file or the model."""
         images, found = f"{_SPLITS[split]} of {dataset}", None
-        if self._file is not None and dataset != VALIDATION:
+        if self._file is not None:
             found = self._file.read(dataset, split, first_files(loader))
         if found is not None:
             check_comparable(found.features, found.paths, images)
         else:
             print(f"Extracting features from {split} set ...")
             found = extract(self._tested, loader, self._features_of, images, self._check_stop, f"{split} features")
-            if self._file is not None and dataset != VALIDATION:
+            if self._file is not None:
                 self._file.write(dataset, split, found)
         print("Done, obtained {}-by-{} matrix".format(*found.features.shape))
         return found
