@@ -27,7 +27,6 @@ __all__ = ["FeaturesError", "FeaturesFile", "conditions", "weights_digest"]
 
 FORMAT_VERSION = 1
 _ABOUT = "about"
-_WAY_OUT = "name another file in test.features, or remove this one"
 _KEYS = (
     *("model.name", "model.last_stride", "model.embedding", "model.neck"),
     *("data.type", "data.height", "data.width", "data.norm_mean", "data.norm_std"),
@@ -170,7 +169,10 @@ class FeaturesFile:
         except Exception as error:  # a damaged file raises nearly any class
             raise self._damaged(error) from error
         if differences:
-            raise FeaturesError(f"test.features {str(self._path)!r}: {'; '.join(differences)}; {_WAY_OUT}")
+            raise FeaturesError(
+                f"test.features {str(self._path)!r}: {'; '.join(differences)}; name another file in test.features, or "
+                "remove this one"
+            )
         self._about = about
 
     def _differences(self, about: Mapping[str, Any]) -> list[str]:
@@ -220,8 +222,10 @@ class FeaturesFile:
         if isinstance(error, OSError) and error.strerror:
             return FeaturesError(f"can't read test.features {str(self._path)!r}: {error.strerror}")
         reason = text_of(error, longest=200)
-        what = f"test.features {str(self._path)!r} is damaged, or not a file of features"
-        return FeaturesError(f"{what}: {reason}; {_WAY_OUT}")
+        return FeaturesError(
+            f"test.features {str(self._path)!r} is damaged, or not a file of features: {reason}; name another file in "
+            "test.features, or remove this one"
+        )
 
     def _write_archive(
         self, stream: IO[bytes], about: Mapping[str, Any], name: str, arrays: Mapping[str, NDArray[Any]]
