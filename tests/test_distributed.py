@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,17 +219,20 @@ def test_a_last_batch_too_small_for_all_is_left_out_and_a_batch_too_small_is_tol
         shard_training(DataLoader(range(14), batch_size=2))  # type: ignore[arg-type]
 
 
-def start_torchrun(processes: int, *options: str, cwd: Path, restarts: int = 0) -> subprocess.Popen[str]:
+def start_torchrun(
+    processes: int, *options: str, cwd: Path, restarts: int = 0, program: Sequence[str] = ("-m", "torchreid_snloss")
+) -> subprocess.Popen[str]:
     how = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    command = ["-m", "torch.distributed.run", *how, "-m", "torchreid_snloss", *options]
-    return start(*command, cwd=cwd, stderr=subprocess.STDOUT)
+    return start("-m", "torch.distributed.run", *how, *program, *options, cwd=cwd, stderr=subprocess.STDOUT)
 
 
-def torchrun(processes: int, *options: str, cwd: Path) -> tuple[int, str]:
-    """Exit code and what all processes print."""
-    started = start_torchrun(processes, *options, cwd=cwd)
+def torchrun(processes: int, *options: str, **how: Any) -> str:
+    """What all processes print; they must end well."""
+    started = start_torchrun(processes, *options, **how)
     output, _ = started.communicate(timeout=120)
-    return started.returncode, output
+    own, _, of_torchrun = output.partition("torch/distributed/run.py")
+    assert started.returncode == 0, f"{own[-4000:]}\n{of_torchrun[-400:]}"
+    return output
 
 
 def options(reid_data: Path, epochs: int) -> list[str]:
@@ -246,8 +249,7 @@ def results_in(output: str) -> list[str]:
 def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_number(
     reid_data: Path, tmp_path: Path, command_line: Callable[..., Done]
 ) -> None:
-    code, output = torchrun(3, *options(reid_data, 2), cwd=tmp_path)
-    assert code == 0, output
+    output = torchrun(3, *options(reid_data, 2), cwd=tmp_path)
     assert output.count("epoch: [2/2][3/3]") == 1, "one process prints"
     assert output.count("does nothing") == output.count("** loss_fidi does nothing in epoch 1: its value is ") == 1
     assert len(results_in(output)) == 6
@@ -259,8 +261,7 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     test = [*options(reid_data, 2), "model.load_weights", "log/model/model.pth.tar-2", "test.evaluate", "True"]
     assert results_in(command_line(*test).out) == results_in(output)
 
-    code, output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", "train.record", "True", cwd=tmp_path)
-    assert code == 0, output
+    output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", "train.record", "True", cwd=tmp_path)
     assert "after 2 epochs" in output
     assert "epoch: [3/3][3/3]" in output
     record = read_record(tmp_path / "log/record")
@@ -271,9 +272,18 @@ def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_nu
     assert [int(Path(path).name[:4]) for path in gallery.paths] == gallery.pids.tolist()
 
 
-def test_softmax_alone_trains_by_torchrun(reid_data: Path, tmp_path: Path) -> None:
-    code, output = torchrun(2, *options(reid_data, 1), "loss.name", "softmax", cwd=tmp_path)
-    assert code == 0, output
+def test_softmax_alone_trains_by_torchrun_and_leaves_no_thread(reid_data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "from torchreid_snloss.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "for thread in pathlib.Path('/proc/self/task').glob('*/comm'):\n"
+        "    print('thread', thread.read_text().strip())\n"
+        "sys.exit(code)\n"
+    )
+    output = torchrun(2, *options(reid_data, 1), "loss.name", "softmax", cwd=tmp_path, program=[str(script)])
+    assert not re.findall("thread .*gloo.*", output), "such a thread can abort the process at its end"
     (line,) = re.findall(r"epoch: \[1/1\]\[3/3\].*", output)
     assert "loss_x " in line
     assert len(results_in(output)) == 6

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -113,6 +114,9 @@ def stop() -> None:
     """Leaves the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A DistributedDataParallel in a reference cycle keeps Gloo's threads alive. A thread that is still alive when
+        # the interpreter is torn down can abort the process.
+        gc.collect()
 
 
 def rank() -> int:

@@ -154,7 +154,7 @@ class Run:
 
         Args:
             place: Where it runs.
-            may_go_on: Called about once a second; False ends the run as a request to stop does.
+            may_go_on: Called about once a second; False ends the run at once, without a checkpoint or a message.
 
         Returns:
             The exit code; 128 plus the signal's number after a signal.
@@ -228,8 +228,12 @@ def _wait(
                 code = process.wait(timeout=0.05)
                 return code if code >= 0 else 128 - code, ended
             polls += 1
-            ended = ended or (polls % 20 == 0 and not may_go_on())
-            while sent < stop_requests() + ended:
+            if not ended and polls % 20 == 0 and not may_go_on():
+                ended = True
+                process.kill()
+                if sys.stderr.isatty():
+                    print(file=sys.stderr)  # after its progress bar
+            while sent < stop_requests():
                 process.send_signal(signal.SIGTERM)  # Ctrl-C would be a traceback while Python starts
                 sent += 1
     except BaseException:  # as of a record or a journal that can't be read any more; the run must not go on alone
