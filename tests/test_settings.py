@@ -127,6 +127,7 @@ BROKEN = {
     "RandomDatasetSampler": ["sampler.train_sampler", "RandomDatasetSampler", "sampler.num_datasets", 3],
     "train.sync_batchnorm": ["train.sync_batchnorm", True],
     "loss.memory.size above 0": ["loss.memory.size", 8, "data.type", "video"],
+    "test.features": ["test.features", "features.npz"],
     "test.held_out_only": ["test.held_out_only", True],
     "train.start_epoch": ["train.start_epoch", 60],
     "train.warmup_epochs": ["train.warmup_epochs", 60],
