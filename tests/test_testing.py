@@ -210,7 +210,7 @@ def test_a_file_of_features_of_something_else_is_refused(two_sets: Callable[...,
     refused("train.seed", 5, words="its features are those of other weights")
     query = sorted((in_folder / "root/second").rglob("query/*.jpg"))
     query[1].rename(query[1].with_name(query[1].name.replace("_c", "_c", 1).replace(".jpg", "9.jpg")))
-    refused(words="its query images of second are others: 15 images of 8 identities in the file, 15 of 8 in this run")
+    refused(words="its query images of second differ: 15 images of 8 identities in the file, 15 of 8 in this run")
     query[1].with_name(query[1].name.replace(".jpg", "9.jpg")).rename(query[1])
 
     for broken in (

@@ -1,6 +1,7 @@
 """The engines: torchreid's, with the losses of this package."""
 
 from torchreid_snloss.deprecation import renamed
+from torchreid_snloss.engine.features_file import FeaturesError
 from torchreid_snloss.engine.image import ImageFIDIEngine, ImageHAP2SEngine, ImageMetricEngine, ImageSNEngine
 from torchreid_snloss.engine.loop import TrainingLoop
 from torchreid_snloss.engine.loss_engine import LossEngine
@@ -19,6 +20,7 @@ from torchreid_snloss.engine.wrapping import with_training_loop
 __all__ = [
     "ENGINES",
     "CompileError",
+    "FeaturesError",
     "ImageFIDIEngine",
     "ImageHAP2SEngine",
     "ImageMetricEngine",

@@ -100,7 +100,6 @@ class FeaturesFile:
 
         Raises:
             FeaturesError: if the file is damaged.
-            NonFiniteError: if a feature is not a finite number.
         """
         name = f"{dataset}/{split}"
         found: list[SplitFeatures] = []
@@ -190,7 +189,7 @@ class FeaturesFile:
             if kept is not None and kept != own:
                 what = difference(kept, own, ("in the file", "in this run"))
                 dataset, _, split = name.rpartition("/")
-                found.append(f"its {split} images of {dataset} are others: {what}")
+                found.append(f"its {split} images of {dataset} differ: {what}")
         return found
 
     def _read_split(self, name: str, paths: list[str]) -> SplitFeatures:
