@@ -8,26 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["FeatureDistances", "Side", "rows_in"]
+__all__ = ["FeatureDistances", "Side"]
 
 _METRICS = ("euclidean", "cosine")
 _CHUNK_BYTES = 16 << 20  # of features that are converted, or whose lengths are computed, at a time
-_BLOCK_BYTES = {"cpu": 192 << 20}  # of the distances of a block
-_BLOCK_BYTES_ON_GPU = 1 << 30
+_BLOCK_BYTES = 416 << 20  # of the distances of a block; smaller blocks slow down the products with a large gallery
 _SMALLEST_LENGTH = 1e-12  # that of `torch.nn.functional.normalize`
-
-
-def rows_in(row_bytes: int, device: torch.device) -> int:
-    """How many rows of distances a block holds; at least 1.
-
-    Args:
-        row_bytes: the memory that a row takes.
-        device: where the block is.
-    """
-    return max(1, _BLOCK_BYTES.get(device.type, _BLOCK_BYTES_ON_GPU) // row_bytes)
 
 
 class Side:
@@ -43,7 +32,7 @@ class Side:
         self._is_ready = features.dtype == dtype and features.device == device
         squares, lengths = [], []
         for start in range(0, len(features), self._chunk_size):
-            chunk = self.chunk(start, start + self._chunk_size)
+            chunk = self.chunk(slice(start, start + self._chunk_size))
             squares.append(chunk.pow(2).sum(dim=1))
             lengths.append(torch.linalg.vector_norm(chunk, dim=1).clamp(min=_SMALLEST_LENGTH))
         squared = torch.cat(squares)
@@ -54,7 +43,7 @@ class Side:
 
     def _report(self, squared: Tensor, what: str) -> None:
         image = int(torch.isfinite(8 * squared).int().argmin())
-        values = self.chunk(image, image + 1)
+        values = self.chunk(slice(image, image + 1))
         if bool(torch.isfinite(values).all()):
             name = str(values.dtype).removeprefix("torch.")
             raise ValueError(f"the features of {what} {image} are too large: squared distances overflow {name}")
@@ -69,15 +58,20 @@ class Side:
         width = self.features.shape[1] * torch.empty((), dtype=self._dtype).element_size()
         return max(1, _CHUNK_BYTES // width)
 
-    def chunk(self, start: int, stop: int) -> Tensor:
+    def chunk(self, images: slice) -> Tensor:
         """Some of the features, as the type and on the device that distances are computed in."""
-        return self.features[start:stop].to(self._device, self._dtype)
+        return self.features[images].to(self._device, self._dtype)
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All features: at once if nothing is to be converted, else a few megabytes at a time."""
-        size = len(self) if self._is_ready else self._chunk_size
-        for start in range(0, len(self), size):
-            yield slice(start, start + size), self.chunk(start, start + size)
+    def chunks(self, images: slice) -> Iterator[Tensor]:
+        """Some of the features: at once if nothing is to be converted, else a few megabytes at a time."""
+        start, stop, _ = images.indices(len(self))
+        size = stop - start if self._is_ready else self._chunk_size
+        for first in range(start, stop, size):
+            yield self.chunk(slice(first, min(first + size, stop)))
+
+    def select(self, images: NDArray[np.intp]) -> Tensor:
+        """The features of the images with these indices, like `chunk`."""
+        return self.features[torch.from_numpy(images).to(self.features.device)].to(self._device, self._dtype)
 
 
 class FeatureDistances:
@@ -87,8 +81,10 @@ class FeatureDistances:
         queries: the features of the queries.
         gallery: the features of the gallery images.
         metric: `"euclidean"`, which is squared, or `"cosine"`.
+        shape: the numbers of queries and gallery images.
         dtype: float64 if features of this type are given, else float32.
         device: where the distances are computed.
+        item_bytes: the memory of a distance.
     """
 
     def __init__(self, query_features: Any, gallery_features: Any, metric: str, device: Any = None) -> None:
@@ -107,32 +103,59 @@ class FeatureDistances:
         self.queries = Side(query, "query", metric, self.dtype, self.device)
         self.gallery = Side(gallery, "gallery image", metric, self.dtype, self.device)
         self.shape = (len(self.queries), len(self.gallery))
+        self._block: Tensor | None = None  # one for all blocks, as freed memory is not always used again
+        self.item_bytes = torch.empty((), dtype=self.dtype).element_size()
 
-    def block_size(self, bytes_per_distance: int = 0) -> int:
-        """How many queries a block holds."""
-        item = torch.empty((), dtype=self.dtype).element_size()
-        return rows_in(len(self.gallery) * max(bytes_per_distance, item), self.device)
+    def block_size(self) -> int:
+        """How many queries fit in a block."""
+        return max(1, _BLOCK_BYTES // (len(self.gallery) * self.item_bytes))
 
-    def rows(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """The distances from some queries to the gallery: (stop - start, gallery)."""
-        if out is None:
-            out = torch.empty(stop - start, len(self.gallery), dtype=self.dtype, device=self.device)
-        self.between(self.queries, start, stop, self.gallery, out)
-        return out
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """The distances from some queries to the gallery: (stop - start, gallery), until the next call."""
+        if self._block is None or len(self._block) < stop - start:
+            self._block = None  # frees it first
+            self._block = torch.empty(stop - start, len(self.gallery), dtype=self.dtype, device=self.device)
+        block = self._block[: stop - start]
+        return self.between(self.queries, slice(start, stop), self.gallery, slice(0, None), block).cpu().numpy()
 
-    def between(self, side: Side, start: int, stop: int, other: Side, out: Tensor) -> None:
-        """Writes the distances from some images of one side to all of the other into `out`."""
-        features, lengths = side.chunk(start, stop), side.lengths[start:stop, None]
+    def between(self, side: Side, rows: slice, other: Side, columns: slice, out: Tensor | None = None) -> Tensor:
+        """The distances from some images of one side to some of the same or the other side."""
+        features, lengths, other_lengths = side.chunk(rows), side.lengths[rows, None], other.lengths[columns]
+        distances = torch.add(lengths, other_lengths, out=out)
         if self.metric == "cosine":
             features = features / lengths
-        for columns, others in other.chunks():
-            part = out[:, columns]
-            if self.metric == "euclidean":
-                torch.add(lengths, other.lengths[columns], out=part)
-                part.addmm_(features, others.T, beta=1, alpha=-2)
+        done = 0
+        for chunk in other.chunks(columns):
+            part = distances[:, done : done + len(chunk)]
+            if self.metric == "cosine":
+                torch.mm(features, chunk.T, out=part)
             else:
-                torch.mm(features, others.T, out=part)
-                part.div_(other.lengths[columns]).neg_().add_(1)
+                part.addmm_(features, chunk.T, beta=1, alpha=-2)
+            done += len(chunk)
+        return distances.div_(other_lengths).neg_().add_(1) if self.metric == "cosine" else distances
+
+    def of_pairs(self, images: NDArray[np.intp], others: NDArray[np.intp]) -> Tensor:
+        """The distance from each of `images` to the image in the same place of `others`.
+
+        Args:
+            images: (n,), indices among all images, queries first.
+            others: (n,).
+        """
+        (features, lengths), (other_features, other_lengths) = (self._select(one) for one in (images, others))
+        products = (features * other_features).sum(dim=1)
+        if self.metric == "cosine":
+            return 1 - products / (lengths * other_lengths)
+        return lengths + other_lengths - 2 * products
+
+    def _select(self, images: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+        """The features and lengths of images."""
+        size = (len(images), self.queries.features.shape[1])
+        features = torch.empty(size, dtype=self.dtype, device=self.device)
+        in_gallery = images >= len(self.queries)
+        for side, where, before in ((self.queries, ~in_gallery, 0), (self.gallery, in_gallery, len(self.queries))):
+            features[torch.from_numpy(where).to(self.device)] = side.select(images[where] - before)
+        lengths = torch.cat([self.queries.lengths, self.gallery.lengths])
+        return features, lengths[torch.from_numpy(images).to(self.device)]
 
 
 def _matrix(name: str, features: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -15,8 +14,9 @@ from torch import Tensor
 from torchreid_snloss import distributed
 from torchreid_snloss.evaluation.distances import FeatureDistances
 from torchreid_snloss.evaluation.ranking import CurveSum, Metric, Ranking, SameIdentity, comparable_sides, metric_of
+from torchreid_snloss.evaluation.reranked import ReRanked
 from torchreid_snloss.progress import progress_bar
-from torchreid_snloss.rerank import re_ranking
+from torchreid_snloss.rerank import smallest
 from torchreid_snloss.threads import map_in_threads
 
 __all__ = ["FeatureRanker", "nearest_gallery", "rank_features"]
@@ -62,7 +62,7 @@ def rank_features(
         use_metric_cuhk03: Whether to use the metric of CUHK03 in place of that of Market-1501.
         rerank: Whether to rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) with its usual parameters.
         block_size: The number of images whose distances are computed at a time, >= 1; None: as many as fit in about
-            200 MB, or 1 GB on a GPU.
+            400 MB.
         device: Where distances are computed; None: where the features of the gallery are.
         check_stop: Called before each block, equally often on all processes; raises an exception to end the work.
 
@@ -150,8 +150,8 @@ def nearest_gallery(
 class Rows(Protocol):
     """Distances from queries to the gallery, some rows at a time."""
 
-    def rows(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """The distances of some queries: (stop - start, gallery)."""
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """The distances of some queries: (stop - start, gallery), until the next call."""
 
 
 class FeatureRanker:
@@ -180,7 +180,7 @@ class FeatureRanker:
         self._queries, self._gallery = comparable_sides(self._shape, q_pids, g_pids, q_camids, g_camids)
         self._block_size = block_size or distances.block_size()
         self._check_stop = check_stop
-        self._rows: Rows = _ReRanked(distances) if rerank else distances
+        self._rows: Rows = ReRanked(distances, block_size, check_stop) if rerank else distances
 
     def ranking(self, max_rank: int = 50, use_metric_cuhk03: bool = False) -> Ranking:
         """CMC, mAP and mINP, as `rank_features` returns them."""
@@ -206,16 +206,14 @@ class FeatureRanker:
             _, excluded = same.of(query)
             row[excluded] = np.inf
             count = min(topk, len(row) - len(excluded))
-            farthest = np.partition(row, count - 1)[count - 1] if count else -np.inf
-            candidates = np.flatnonzero(row <= farthest)  # more than count if several are equally far
-            found = candidates[np.argsort(row[candidates], kind="stable")[:count]]
             indices, distances = np.full(topk, -1, dtype=np.int64), np.full(topk, np.nan, dtype=row.dtype)
-            indices[:count], distances[:count] = found, row[found]
+            if count:
+                indices[:count] = smallest(row, count)
+                distances[:count] = row[indices[:count]]
             return indices, distances
 
         lists = [ranked for block in self._blocks("ranked lists", nearest) for ranked in block]
-        found = [np.stack(part) for part in zip(*lists)] if lists else []
-        indices, distances = distributed.broadcast_object(found)
+        indices, distances = distributed.broadcast_object([np.array(part) for part in zip(*lists)])
         return indices, distances
 
     def _blocks(self, description: str, function: Callable[[NDArray[Any], int], Any]) -> Iterator[list[Any]]:
@@ -228,20 +226,18 @@ class FeatureRanker:
         num_queries = self._shape[0]
         processes = distributed.world_size()
         size = min(self._block_size, -(-num_queries // processes))
-        out: Tensor | None = None
         with progress_bar(description, num_queries, "query") as bar:
             for first in range(0, num_queries, size * processes):
                 self._check_stop()
                 start = min(first + size * distributed.rank(), num_queries)
                 stop = min(start + size, num_queries)
-                out = self._rows.rows(start, stop, None if out is None else out[: stop - start])
-                own = map_in_threads(functools.partial(_apply, function, out.cpu().numpy(), start), stop - start)
+                own = self._apply(function, start, stop)
                 yield [result for part in distributed.gather_objects(own) for result in part]
                 bar.update(min(size * processes, num_queries - first))
 
-
-def _apply(function: Callable[[NDArray[Any], int], Any], rows: NDArray[Any], start: int, index: int) -> Any:
-    return function(rows[index], start + index)
+    def _apply(self, function: Callable[[NDArray[Any], int], Any], start: int, stop: int) -> list[Any]:
+        rows = self._rows.rows(start, stop)
+        return map_in_threads(lambda index: function(rows[index], start + index), stop - start)
 
 
 def _from_rank_0(function: Callable[[], Ranking]) -> Ranking:
@@ -257,20 +253,3 @@ def _from_rank_0(function: Callable[[], Ranking]) -> Ranking:
         raise result
     assert result is not None
     return result
-
-
-class _ReRanked:
-    def __init__(self, distances: FeatureDistances) -> None:
-        parts: list[NDArray[Any]] = []
-        for side, other in (
-            (distances.queries, distances.gallery),
-            (distances.queries, distances.queries),
-            (distances.gallery, distances.gallery),
-        ):
-            part = torch.empty(len(side), len(other), dtype=distances.dtype, device=distances.device)
-            distances.between(side, 0, len(side), other, part)
-            parts.append(part.cpu().numpy())
-        self._result = torch.from_numpy(re_ranking(parts[0], parts[1], parts[2]))
-
-    def rows(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        return self._result[start:stop].clone()
