@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torchreid import data, engine, models, optim
 
+from torchreid_snloss.backbones import build_timm_model, is_timm
 from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.checkpoint.pretrained import check_pretrained, checked_downloads
 from torchreid_snloss.checks import check_criteria, check_datamanager, check_model
@@ -137,7 +138,7 @@ def _change_training_set(settings: Settings, datamanager: Any) -> None:
 
 
 def build_model(cfg: Config, num_classes: int) -> nn.Module:
-    """Builds torchreid's model `model.name` with the last stride, embedding and neck of the config, on the CPU.
+    """Builds the model `model.name` with the last stride, embedding and neck of the config, on the CPU.
 
     Args:
         cfg: the config or its settings.
@@ -158,18 +159,26 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     register()
     name, logits_only, bnneck = settings.model_name, settings.logits_only, settings.neck == "bnneck"
     with_head = bool(settings.embedding) or bnneck
-    if name not in (known := vars(models)["__model_factory"]):
-        raise ConfigError(f"model.name: Unknown model: {name}. Must be one of {list(known)}")
+    if not is_timm(name) and name not in (known := vars(models)["__model_factory"]):
+        raise ConfigError(
+            f"model.name: Unknown model: {name}. Must be one of {list(known)}, or timm/ and a name from "
+            "timm.list_models()"
+        )
+    options: dict[str, Any] = {
+        "name": name,
+        "num_classes": num_classes,
+        "loss": "softmax" if logits_only and not with_head else "triplet",  # "triplet" returns (logits, features)
+        "pretrained": settings.pretrained,
+        "use_gpu": settings.use_gpu,
+    }
+    model: nn.Module
     try:
-        with checked_downloads() as read_files:
-            model: nn.Module = models.build_model(
-                name=name,
-                num_classes=num_classes,
-                loss="softmax" if logits_only and not with_head else "triplet",  # "triplet" returns (logits, features)
-                pretrained=settings.pretrained,
-                use_gpu=settings.use_gpu,
-            )
-        check_pretrained(model, read_files)
+        if is_timm(name):
+            model = build_timm_model(**options, img_size=(settings.height, settings.width))
+        else:
+            with checked_downloads() as read_files:
+                model = models.build_model(**options)
+            check_pretrained(model, read_files)
         if settings.last_stride:
             set_last_stride(model, settings.last_stride)
         if with_head:
@@ -179,6 +188,8 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {text_of(error)}") from error
     except (OSError, http.client.HTTPException, gdown.exceptions.FileURLRetrievalError) as error:
+        if is_timm(name):
+            raise ConfigError(f"{text_of(error)}. Without them: model.pretrained False") from error
         raise ConfigError(
             f"can't download the ImageNet weights of {name}: {text_of(error)}. Without them: model.pretrained False"
         ) from error

@@ -23,7 +23,7 @@ def set_last_stride(model: nn.Module, stride: int) -> None:
     Models" (PCB), ECCV 2018; Luo et al., "Bag of Tricks", CVPRW 2019.
 
     Args:
-        model: A torchreid model with a `layer4` whose first block has stride 2.
+        model: A torchreid or timm model with a `layer4` whose first block has stride 2.
         stride: The new stride, >= 1.
 
     Raises:
@@ -31,6 +31,7 @@ def set_last_stride(model: nn.Module, stride: int) -> None:
         ValueError: If the stride is below 1, or the model has no such stage.
     """
     check_integer("last_stride", stride, at_least=1)
+    model = getattr(model, "backbone", model)  # of a timm model
     stage = getattr(model, "layer4", None)
     strided = [module for module in stage.modules() if _has_stride_2(module)] if isinstance(stage, nn.Module) else []
     if not strided:

@@ -14,6 +14,7 @@ from typing import Any
 from torchreid import data, engine, losses, metrics, models, utils
 
 from torchreid_snloss import evaluation, rerank
+from torchreid_snloss.backbones import build_timm_model, is_timm, with_own_input
 from torchreid_snloss.data import (
     IdentitySampler,
     SyntheticPedestrians,
@@ -41,7 +42,10 @@ def register() -> None:
     Afterwards, both in PyPI's layout (`torchreid.reid.*`) and in upstream's (`torchreid.*`):
 
     - `torchreid.losses` and `torchreid.engine` have the classes, `SNLoss`, `ImageSNEngine` and so on;
-    - `torchreid.models.build_model` takes `loss='sn'`, `'hap2s'` and `'fidi'`;
+    - `torchreid.models.build_model` takes `loss='sn'`, `'hap2s'` and `'fidi'`, and the models `'timm/...'`, for which
+      further keywords go to `build_timm_model`;
+    - `torchreid.utils.FeatureExtractor` takes `'timm/...'` too, with the model's own image size, mean and standard
+      deviation where none are given;
     - data managers take `train_sampler='IdentitySampler'` and the datasets `'synthetic'` and `'synthetic_video'`;
     - `torchreid.metrics.evaluate_rank` is `torchreid_snloss.evaluation.evaluate_rank` where torchreid has no compiled
       one, and torchreid's where it has; within `capture_rankings()` either notes mINP as well;
@@ -67,7 +71,11 @@ def register() -> None:
             _set(undo, module, cls.__name__, cls)
         _add_dataset(undo, data.register_image_dataset, _IMAGE_DATASETS, "synthetic", SyntheticPedestrians)
         _add_dataset(undo, data.register_video_dataset, _VIDEO_DATASETS, "synthetic_video", SyntheticTracklets)
-        _set(undo, models, "build_model", _with_our_losses(models.build_model))
+        build_model = _with_our_models(models.build_model)
+        _set(undo, models, "build_model", build_model)
+        extractor = utils.FeatureExtractor
+        _set(undo, sys.modules[extractor.__module__], "build_model", build_model)  # imported there by name
+        _set(undo, extractor, "__init__", with_own_input(extractor.__init__))
         build_train_sampler = _with_our_sampler(data.sampler.build_train_sampler)
         _set(undo, data.sampler, "build_train_sampler", build_train_sampler)
         _set(undo, data.datamanager, "build_train_sampler", build_train_sampler)  # imported there by name
@@ -128,11 +136,12 @@ def _add_dataset(
     undo.callback(datasets.pop, name)
 
 
-def _with_our_losses(build_model: Any) -> Any:
+def _with_our_models(build_model: Any) -> Any:
     @functools.wraps(build_model)
     def build(name: str, num_classes: int, loss: str = "softmax", *args: Any, **kwargs: Any) -> Any:
         # 'triplet' is what makes torchreid's models return (logits, features) in training.
-        return build_model(name, num_classes, "triplet" if loss in LOSSES else loss, *args, **kwargs)
+        builder = build_timm_model if is_timm(name) else build_model
+        return builder(name, num_classes, "triplet" if loss in LOSSES else loss, *args, **kwargs)
 
     return build
 
