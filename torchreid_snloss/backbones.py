@@ -221,14 +221,24 @@ def _refused(name: str, own: InputSettings, size: tuple[int, ...]) -> str:
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Replaces batch norm by `SyncBatchNorm`. torch's function would drop the activations in `BatchNormAct2d`."""
-    within_timm = any(isinstance(module, TimmModel) for module in model.modules())
-    convert: Callable[[nn.Module], nn.Module] = (
-        importlib.import_module("timm.layers").convert_sync_batchnorm
-        if within_timm
-        else nn.SyncBatchNorm.convert_sync_batchnorm
-    )
-    return convert(model)
+    """Replaces batch norm by `SyncBatchNorm` as torch's function does, but also right for timm's models and a neck.
+
+    torch's function drops the activations within timm's `BatchNormAct2d`, and fails where a bias is a buffer.
+    """
+    if isinstance(model, TimmModel):
+        model.backbone = importlib.import_module("timm.layers").convert_sync_batchnorm(model.backbone)
+    elif isinstance(model, nn.modules.batchnorm._BatchNorm):
+        bias = model._buffers.pop("bias", None)
+        if bias is not None:
+            model.register_parameter("bias", nn.Parameter(bias))
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if bias is not None:
+            del model.bias
+            model.register_buffer("bias", bias)
+    else:
+        for name, child in model.named_children():
+            setattr(model, name, convert_sync_batchnorm(child))
+    return model
 
 
 _extractor_size: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar("image size", default=None)
