@@ -132,6 +132,8 @@ def small() -> Iterator[None]:
     def small_model(name: str, num_classes: int, *args: Any, **kwargs: Any) -> nn.Module:
         if args:  # within the other build_model
             return build(name, num_classes, *args, **kwargs)
+        if name.startswith("timm/"):
+            return build("timm/test_vit", num_classes, **{**kwargs, "pretrained": False})
         return build("osnet_x0_25", num_classes, **{**kwargs, "pretrained": False})
 
     def short_run(self: Any, *args: Any, **kwargs: Any) -> None:
