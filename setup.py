@@ -70,7 +70,7 @@ setup(
             "onnx",
             "onnxruntime",
             "optuna>=4",
-            "timm>=1.0.16",
+            "timm>=1.0.31",
         ],
         "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
         "docs": ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"],

@@ -201,7 +201,7 @@ def build_timm_model(
         if isinstance(error, TypeError) and "'img_size'" in text:
             raise ValueError(_refused(name, own, size)) from error
         if pretrained and not isinstance(error, (TypeError, AssertionError)):
-            raise OSError(f"can't load the pretrained weights of {name}: {text}") from error
+            raise OSError(f"can't load the pretrained weights of {name}: {text.rstrip('.')}") from error
         raise ValueError(f"timm can't build {name}: {text}") from error
     try:
         with torch.no_grad():
