@@ -24,17 +24,22 @@ from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.data import (
+    FolderOptions,
     UnreadableImageError,
     add_label_noise,
     add_outliers,
     check_labels,
     explain,
+    folder_options,
+    for_test_run,
     hold_out,
     keep_fraction,
     left_out_images,
     name_unreadable_images,
     set_training_items,
     stable_order,
+    test_run,
+    unknown_dataset,
 )
 from torchreid_snloss.data.fingerprint import OUTLIERS
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
@@ -86,14 +91,22 @@ def load_data(settings: Settings) -> Any:
     register()
     for note in settings.notes:
         print(note)
+    for key, names in (("data.sources", settings.sources), ("data.targets", settings.targets)):
+        if not (settings.evaluate and key == "data.sources") and (
+            problem := unknown_dataset(key, names, settings.data_type)
+        ):
+            raise ConfigError(problem)
     image = settings.data_type == "image"
     where = f"data.sources {list(settings.sources)}, data.targets {list(settings.targets)}, data.root {settings.root!r}"
+    keywords = imagedata_kwargs(settings) if image else videodata_kwargs(settings)
+    if settings.evaluate:
+        keywords = for_test_run(keywords)
     try:
-        datamanager = (
-            data.ImageDataManager(**imagedata_kwargs(settings))
-            if image
-            else data.VideoDataManager(**videodata_kwargs(settings))
-        )
+        with folder_options(FolderOptions.from_config(settings.values)), test_run(settings.evaluate) as no_training:
+            datamanager = (data.ImageDataManager if image else data.VideoDataManager)(**keywords)
+        if no_training or keywords["sources"] != list(settings.sources):
+            print(f"=> no training images of {', '.join(no_training or settings.sources)}: a test does not need them")
+            datamanager.sources, datamanager._num_train_pids = list(settings.sources), 0
         for line in left_out_images(datamanager):
             print(line)
         if not settings.evaluate:
@@ -142,7 +155,7 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
 
     Args:
         cfg: the config or its settings.
-        num_classes: number of training identities.
+        num_classes: number of training identities; 0 in a test run without any.
 
     Raises:
         ConfigError: for an unknown model, a model that does not support such a head or can't be trained as configured,
@@ -158,7 +171,7 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     """Builds the model without checking it; each process runs the check itself."""
     register()
     name, logits_only, bnneck = settings.model_name, settings.logits_only, settings.neck == "bnneck"
-    with_head = bool(settings.embedding) or bnneck
+    with_head, num_classes = bool(settings.embedding) or bnneck, max(1, num_classes)
     if not is_timm(name) and name not in (known := vars(models)["__model_factory"]):
         raise ConfigError(
             f"model.name: Unknown model: {name}. Must be one of {list(known)}, or timm/ and a name from "

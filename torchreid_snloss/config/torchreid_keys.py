@@ -62,7 +62,9 @@ KEYS: dict[str, Key] = {
     "data.sources": Key(["market1501"], "data sets to train on", _NAMES),
     "data.targets": Key(["market1501"], "data sets to test on", _NAMES),
     "data.workers": Key(4, "processes that load images", Integer(0, 256)),
-    "data.split_id": Key(0, "which split, for data sets with several", Integer(0, 1_000_000)),
+    "data.split_id": Key(
+        0, "which split, for data sets with several; of `folder` the seed of the split", Integer(0, 1_000_000)
+    ),
     "data.height": Key(None, "height in pixels; None: 256, or a timm model's own", Integer(1, 4096, none=True)),
     "data.width": Key(None, "width in pixels; None: 128, or a timm model's own", Integer(1, 4096, none=True)),
     "data.combineall": Key(False, "train on query and gallery too", Flag()),
