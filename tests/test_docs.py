@@ -277,7 +277,8 @@ class Runner:
         for line in block.text.splitlines():
             if line.startswith(("=> ", "** ", "Best so far", "Checkpoint saved")):
                 message = re.sub(
-                    r"""'[\w/-]+'|a folder for each person|\d cameras|"[^"]*"|\d[\d.]*%?|the test set \w+|Synthetic\w+""",
+                    r"""'[\w/-]+'|a folder for each person|\d cameras|"[^"]*"|\d[\d.]*%?|"""
+                    r"""the test set \w+|Synthetic\w+""",
                     "…",
                     line,
                 )

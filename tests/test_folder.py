@@ -167,7 +167,10 @@ def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.Captu
     train, query, gallery = splits(load(root), root)
     assert (len(train), len(query), len(gallery)) == (6, 6, 9)
     line = told(capsys)
-    assert "3 to test on with 6 queries and 9 gallery images, 1 of them people to train on too" in line
+    assert (
+        "3 to test on with 6 queries and 9 gallery images; 0 people with a single image; 1 people to test on are"
+        in line
+    )
     assert "3 outside train, test" in line
 
 

@@ -216,10 +216,10 @@ def _summary(
         seen += ": each image counts as a camera of its own, so that a query is compared with all other images"
     singles = sum(number == 1 for number in images.values())
     both = len({image.identity for image in train} & {image.identity for image in query})
+    overlap = f"; {both} people to test on are in the training images too" if both else ""
     return (
         f"=> folder {path!r}, {found.layout}: {len(images)} people, {len(found.images)} images, {seen}; "
         f"{len({image.identity for image in train})} people to train on, "
         f"{len({image.identity for image in query})} to test on with {len(query)} queries and {len(gallery)} gallery "
-        f"images{f', {both} of them people to train on too' if both else ''}; "
-        f"{singles} people with a single image{left_out_words(found.left_out)}"
+        f"images; {singles} people with a single image{overlap}{left_out_words(found.left_out)}"
     )
