@@ -132,6 +132,8 @@ def small() -> Iterator[None]:
     def small_model(name: str, num_classes: int, *args: Any, **kwargs: Any) -> nn.Module:
         if args:  # within the other build_model
             return build(name, num_classes, *args, **kwargs)
+        if name.startswith("timm/"):
+            return build("timm/test_vit", num_classes, **{**kwargs, "pretrained": False})
         return build("osnet_x0_25", num_classes, **{**kwargs, "pretrained": False})
 
     def short_run(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -228,6 +230,9 @@ class Runner:
         assert "mAP:" in done.stdout
 
     def python(self, block: Block) -> None:
+        if named := re.fullmatch(r'title="(\w+\.py)"', block.info):  # a module for the commands that follow
+            (self.folder / named[1]).write_text(block.text, encoding="utf-8")
+            return
         if re.search(r"\bdatamanager, model, optimizer\b", block.text) and "datamanager" not in self.names:
             self.python(Block("python", "", GIVEN, block.page, block.line))
         with small():
@@ -271,7 +276,12 @@ class Runner:
         """Output or a drawing, which nothing runs. Lines that the programs print are in their sources."""
         for line in block.text.splitlines():
             if line.startswith(("=> ", "** ", "Best so far", "Checkpoint saved")):
-                message = re.sub(r"""'\w+'|"[^"]*"|\d[\d.]*%?|the test set \w+|Synthetic\w+""", "…", line)
+                message = re.sub(
+                    r"""'[\w/-]+'|a folder for each person|\d cameras|"[^"]*"|\d[\d.]*%?|"""
+                    r"""the test set \w+|Synthetic\w+""",
+                    "…",
+                    line,
+                )
                 assert in_source(message) or in_source(message, "torchreid"), line
 
 
@@ -312,6 +322,13 @@ def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runn
     shutil.copytree(drawn, tmp_path / "split-2")  # a root that is named twice is refused
     for name in ("configs", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    for source in drawn.rglob("market1501/**/*.jpg"):
+        pid, camera, *_ = source.name.split("_")
+        person = tmp_path / "my-images" / pid
+        person.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, person / f"cam{camera[1]}_{source.stem[-9:]}.jpg")
+    for name in ("query", "bounding_box_test"):
+        shutil.copytree(drawn / "market1501/Market-1501-v15.09.15" / name, tmp_path / "my-test-images" / name)
     softmax = {"model": {"name": "osnet_x1_0"}, "loss": {"name": "softmax"}, "train": {"lr": 0.0015}}
     Path("im_osnet_x1_0_softmax_256x128_amsgrad_cosine.yaml").write_text(yaml.safe_dump(softmax))
     trained = Path("log/osnet_x1_0_market1501_softmax_cosinelr/model/model.pth.tar-250")

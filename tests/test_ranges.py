@@ -90,7 +90,7 @@ LIMITS = [
     *[("test.batch_size", 10**30, 100_000), ("test.batch_size", 0, 1), ("train.micro_batch", 1, 2)],
     *[("video.sample_method", "foo", "random"), ("sampler.train_sampler_t", "foo", "RandomDomainSampler")],
     *[("data.sources", ["market1501", "market1501"], ["market1501", "cuhk03"]), ("test.ranks", [1, 1], [1])],
-    *[("data.norm_std", [1, 0, 1], [1, 1, 1]), ("data.norm_mean", [], None), ("data.norm_mean", [0.5], [0.5] * 3)],
+    *[("data.norm_std", [1, 0, 1], [1, 1, 1]), ("data.norm_mean", [], [0, 0, 0]), ("data.norm_mean", [0.5], [0.5] * 3)],
     *[("adam.beta1", 1, 0.99), ("sgd.dampening", 1, 0.5), ("sgd.momentum", -0.1, 0), ("rmsprop.alpha", 1, 0)],
     *[("loss.sn.scale", 0, 1e-6), ("loss.fidi.alpha", 1, 1.01), ("loss.hap2s.margin", -1, None)],
     *[

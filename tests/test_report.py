@@ -14,6 +14,7 @@ import pytest
 from conftest import record_run
 from PIL import Image
 
+from torchreid_snloss.compare.charts import feature_map
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.results import Results
@@ -21,6 +22,7 @@ from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import BASELINES, Variant
 from torchreid_snloss.evaluation import Ranking, nearest_gallery
+from torchreid_snloss.record import Features
 
 VARIANTS = {
     "control": 0.0, "softmax": -0.2, "triplet": -0.3, "sn": 0.25, "hap2s": 0.3, "fidi": 0.0, "wrt": 0.01,
@@ -314,3 +316,11 @@ def test_the_tuning_section_tells_what_was_found(tmp_path: Path) -> None:
     markers = [len(list(g.iter(f"{SVG}use"))) for g in chart.iter(f"{SVG}g") if "-line2d_" in g.get("id", "")]
     assert [number for number in markers if number > 1] == [3, 2]  # finished, ended early
     assert "<h2>Tuning</h2>" not in _report(runs, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tsne", "pca"])
+def test_the_map_of_a_collapsed_model_is_drawn(kind: str) -> None:
+    """scikit-learn's t-SNE ends the process if all features are equal."""
+    pids, paths = np.arange(12) % 3, np.array(["image"] * 12)
+    same = Features(np.ones((12, 8), dtype=np.float32), pids, np.zeros_like(pids), paths)
+    assert "<svg" in feature_map("collapsed", same, same, [0, 1, 2], "euclidean", kind)

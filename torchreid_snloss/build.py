@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torchreid import data, engine, models, optim
 
+from torchreid_snloss.backbones import build_timm_model, is_timm
 from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.checkpoint.pretrained import check_pretrained, checked_downloads
 from torchreid_snloss.checks import check_criteria, check_datamanager, check_model
@@ -23,17 +24,22 @@ from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.data import (
+    FolderOptions,
     UnreadableImageError,
     add_label_noise,
     add_outliers,
     check_labels,
     explain,
+    folder_options,
+    for_test_run,
     hold_out,
     keep_fraction,
     left_out_images,
     name_unreadable_images,
     set_training_items,
     stable_order,
+    test_run,
+    unknown_dataset,
 )
 from torchreid_snloss.data.fingerprint import OUTLIERS
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
@@ -85,14 +91,22 @@ def load_data(settings: Settings) -> Any:
     register()
     for note in settings.notes:
         print(note)
+    for key, names in (("data.sources", settings.sources), ("data.targets", settings.targets)):
+        if not (settings.evaluate and key == "data.sources") and (
+            problem := unknown_dataset(key, names, settings.data_type)
+        ):
+            raise ConfigError(problem)
     image = settings.data_type == "image"
     where = f"data.sources {list(settings.sources)}, data.targets {list(settings.targets)}, data.root {settings.root!r}"
+    keywords = imagedata_kwargs(settings) if image else videodata_kwargs(settings)
+    if settings.evaluate:
+        keywords = for_test_run(keywords)
     try:
-        datamanager = (
-            data.ImageDataManager(**imagedata_kwargs(settings))
-            if image
-            else data.VideoDataManager(**videodata_kwargs(settings))
-        )
+        with folder_options(FolderOptions.from_config(settings.values)), test_run(settings.evaluate) as no_training:
+            datamanager = (data.ImageDataManager if image else data.VideoDataManager)(**keywords)
+        if no_training or keywords["sources"] != list(settings.sources):
+            print(f"=> no training images of {', '.join(no_training or settings.sources)}: a test does not need them")
+            datamanager.sources, datamanager._num_train_pids = list(settings.sources), 0
         for line in left_out_images(datamanager):
             print(line)
         if not settings.evaluate:
@@ -137,11 +151,11 @@ def _change_training_set(settings: Settings, datamanager: Any) -> None:
 
 
 def build_model(cfg: Config, num_classes: int) -> nn.Module:
-    """Builds torchreid's model `model.name` with the last stride, embedding and neck of the config, on the CPU.
+    """Builds the model `model.name` with the last stride, embedding and neck of the config, on the CPU.
 
     Args:
         cfg: the config or its settings.
-        num_classes: number of training identities.
+        num_classes: number of training identities; 0 in a test run without any.
 
     Raises:
         ConfigError: for an unknown model, a model that does not support such a head or can't be trained as configured,
@@ -157,19 +171,27 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     """Builds the model without checking it; each process runs the check itself."""
     register()
     name, logits_only, bnneck = settings.model_name, settings.logits_only, settings.neck == "bnneck"
-    with_head = bool(settings.embedding) or bnneck
-    if name not in (known := vars(models)["__model_factory"]):
-        raise ConfigError(f"model.name: Unknown model: {name}. Must be one of {list(known)}")
+    with_head, num_classes = bool(settings.embedding) or bnneck, max(1, num_classes)
+    if not is_timm(name) and name not in (known := vars(models)["__model_factory"]):
+        raise ConfigError(
+            f"model.name: Unknown model: {name}. Must be one of {list(known)}, or timm/ and a name from "
+            "timm.list_models()"
+        )
+    options: dict[str, Any] = {
+        "name": name,
+        "num_classes": num_classes,
+        "loss": "softmax" if logits_only and not with_head else "triplet",  # "triplet" returns (logits, features)
+        "pretrained": settings.pretrained,
+        "use_gpu": settings.use_gpu,
+    }
+    model: nn.Module
     try:
-        with checked_downloads() as read_files:
-            model: nn.Module = models.build_model(
-                name=name,
-                num_classes=num_classes,
-                loss="softmax" if logits_only and not with_head else "triplet",  # "triplet" returns (logits, features)
-                pretrained=settings.pretrained,
-                use_gpu=settings.use_gpu,
-            )
-        check_pretrained(model, read_files)
+        if is_timm(name):
+            model = build_timm_model(**options, img_size=(settings.height, settings.width))
+        else:
+            with checked_downloads() as read_files:
+                model = models.build_model(**options)
+            check_pretrained(model, read_files)
         if settings.last_stride:
             set_last_stride(model, settings.last_stride)
         if with_head:
@@ -179,6 +201,8 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {text_of(error)}") from error
     except (OSError, http.client.HTTPException, gdown.exceptions.FileURLRetrievalError) as error:
+        if is_timm(name):
+            raise ConfigError(f"{text_of(error)}. Without them: model.pretrained False") from error
         raise ConfigError(
             f"can't download the ImageNet weights of {name}: {text_of(error)}. Without them: model.pretrained False"
         ) from error

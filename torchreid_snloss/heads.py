@@ -23,7 +23,7 @@ def set_last_stride(model: nn.Module, stride: int) -> None:
     Models" (PCB), ECCV 2018; Luo et al., "Bag of Tricks", CVPRW 2019.
 
     Args:
-        model: A torchreid model with a `layer4` whose first block has stride 2.
+        model: A torchreid or timm model with a `layer4` whose first block has stride 2.
         stride: The new stride, >= 1.
 
     Raises:
@@ -31,16 +31,24 @@ def set_last_stride(model: nn.Module, stride: int) -> None:
         ValueError: If the stride is below 1, or the model has no such stage.
     """
     check_integer("last_stride", stride, at_least=1)
+    model = getattr(model, "backbone", model)  # of a timm model
     stage = getattr(model, "layer4", None)
-    strided = [module for module in stage.modules() if _has_stride_2(module)] if isinstance(stage, nn.Module) else []
-    if not strided:
+    strided = [pair for pair in stage.named_modules() if _has_stride_2(pair[1])] if isinstance(stage, nn.Module) else []
+    if not isinstance(stage, nn.Module) or not strided:
         raise ValueError(f"last_stride needs a model with a layer4 of stride 2, but {type(model).__name__} has none")
-    for module in strided:
-        setattr(module, "stride", (stride, stride))  # noqa: B010 - nn.Module declares no stride
+    for name, module in strided:
+        if stride == 1 and not isinstance(module, nn.Conv2d):
+            # As timm builds a stage of stride 1: such a pool has no padding.
+            parent, _, own = name.rpartition(".")
+            setattr(stage.get_submodule(parent), own, nn.Identity())
+        else:
+            setattr(module, "stride", (stride, stride))  # noqa: B010 - nn.Module declares no stride
 
 
 def _has_stride_2(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)) and module.stride in (2, (2, 2))
+    layers = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
+    known = isinstance(module, layers) or type(module).__name__ == "BlurPool2d"  # timm's
+    return known and getattr(module, "stride", None) in (2, (2, 2))
 
 
 class ModelWithHead(nn.Module):

@@ -14,8 +14,10 @@ from typing import Any
 from torchreid import data, engine, losses, metrics, models, utils
 
 from torchreid_snloss import evaluation, rerank
+from torchreid_snloss.backbones import build_timm_model, is_timm, with_own_input
 from torchreid_snloss.data import (
     IdentitySampler,
+    ImageFolder,
     SyntheticPedestrians,
     SyntheticTracklets,
     glob_in_folder,
@@ -23,6 +25,7 @@ from torchreid_snloss.data import (
     search_in_file_name,
     with_checked_items,
     with_distinct_names,
+    with_optional_training_folder,
 )
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.engine import ENGINES
@@ -32,6 +35,7 @@ __all__ = ["register"]
 
 _IMAGE_DATASETS: dict[str, Any] = vars(data.datasets)["__image_datasets"]
 _VIDEO_DATASETS: dict[str, Any] = vars(data.datasets)["__video_datasets"]
+_OUR_IMAGE_DATASETS: dict[str, type] = {"synthetic": SyntheticPedestrians, "folder": ImageFolder}
 
 
 @functools.cache  # caches a successful call only; a call that raised an error can be repeated
@@ -41,13 +45,18 @@ def register() -> None:
     Afterwards, both in PyPI's layout (`torchreid.reid.*`) and in upstream's (`torchreid.*`):
 
     - `torchreid.losses` and `torchreid.engine` have the classes, `SNLoss`, `ImageSNEngine` and so on;
-    - `torchreid.models.build_model` takes `loss='sn'`, `'hap2s'` and `'fidi'`;
-    - data managers take `train_sampler='IdentitySampler'` and the datasets `'synthetic'` and `'synthetic_video'`;
+    - `torchreid.models.build_model` takes `loss='sn'`, `'hap2s'` and `'fidi'`, and the models `'timm/...'`, for which
+      further keywords go to `build_timm_model`;
+    - `torchreid.utils.FeatureExtractor` takes `'timm/...'` too, with the model's own image size, mean and standard
+      deviation where none are given;
+    - data managers take `train_sampler='IdentitySampler'` and the datasets `'synthetic'`, `'synthetic_video'` and
+      `'folder'`, which is `torchreid_snloss.data.ImageFolder`;
     - `torchreid.metrics.evaluate_rank` is `torchreid_snloss.evaluation.evaluate_rank` where torchreid has no compiled
       one, and torchreid's where it has; within `capture_rankings()` either notes mINP as well;
     - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`;
     - torchreid's data sets take any folder name as it is, and do not find wildcards, identities or cameras in it;
     - data sets check their items, so that what can't be trained or tested with raises a ValueError that names it;
+    - in this package's test runs data sets need no training images, nor torchreid's the folder `bounding_box_train`;
     - `torchreid.utils.visualize_ranked_results` draws queries whose files have the same name into different pictures;
     - data sets read images by `torchreid_snloss.data.readable.read_image`, which raises an error for a file that
       torchreid would try to read again forever.
@@ -65,9 +74,14 @@ def register() -> None:
     with contextlib.ExitStack() as undo:
         for module, cls in classes:
             _set(undo, module, cls.__name__, cls)
-        _add_dataset(undo, data.register_image_dataset, _IMAGE_DATASETS, "synthetic", SyntheticPedestrians)
+        for name, dataset in _OUR_IMAGE_DATASETS.items():
+            _add_dataset(undo, data.register_image_dataset, _IMAGE_DATASETS, name, dataset)
         _add_dataset(undo, data.register_video_dataset, _VIDEO_DATASETS, "synthetic_video", SyntheticTracklets)
-        _set(undo, models, "build_model", _with_our_losses(models.build_model))
+        build_model = _with_our_models(models.build_model)
+        _set(undo, models, "build_model", build_model)
+        extractor = utils.FeatureExtractor
+        _set(undo, sys.modules[extractor.__module__], "build_model", build_model)  # imported there by name
+        _set(undo, extractor, "__init__", with_own_input(extractor.__init__))
         build_train_sampler = _with_our_sampler(data.sampler.build_train_sampler)
         _set(undo, data.sampler, "build_train_sampler", build_train_sampler)
         _set(undo, data.datamanager, "build_train_sampler", build_train_sampler)  # imported there by name
@@ -88,6 +102,7 @@ def register() -> None:
                     _set(undo, module, name, replace_functions(theirs, **changed))
         base = data.datasets.dataset.Dataset
         _set(undo, base, "__init__", with_checked_items(base.__init__))
+        _set(undo, base, "check_before_run", with_optional_training_folder(base.check_before_run))
         visualize = with_distinct_names(utils.visualize_ranked_results)
         for module in (utils, sys.modules[engine.Engine.__module__]):  # imported there by name
             _set(undo, module, "visualize_ranked_results", visualize)
@@ -101,7 +116,8 @@ def _check_names_are_free(classes: list[tuple[Any, type]]) -> None:
             raise RuntimeError(f"{module.__name__} has a {cls.__name__} already, this package can't add its own")
     if IdentitySampler.__name__ in data.sampler.AVAI_SAMPLERS:
         raise RuntimeError("torchreid has a sampler named IdentitySampler already, this package can't add its own")
-    for name, datasets in (("synthetic", _IMAGE_DATASETS), ("synthetic_video", _VIDEO_DATASETS)):
+    ours = [*((name, _IMAGE_DATASETS) for name in _OUR_IMAGE_DATASETS), ("synthetic_video", _VIDEO_DATASETS)]
+    for name, datasets in ours:
         if name in datasets:
             raise RuntimeError(f"torchreid has a data set named {name!r} already, this package can't add its own")
 
@@ -128,11 +144,12 @@ def _add_dataset(
     undo.callback(datasets.pop, name)
 
 
-def _with_our_losses(build_model: Any) -> Any:
+def _with_our_models(build_model: Any) -> Any:
     @functools.wraps(build_model)
     def build(name: str, num_classes: int, loss: str = "softmax", *args: Any, **kwargs: Any) -> Any:
         # 'triplet' is what makes torchreid's models return (logits, features) in training.
-        return build_model(name, num_classes, "triplet" if loss in LOSSES else loss, *args, **kwargs)
+        builder = build_timm_model if is_timm(name) else build_model
+        return builder(name, num_classes, "triplet" if loss in LOSSES else loss, *args, **kwargs)
 
     return build
 

@@ -13,7 +13,14 @@ from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
 from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_data, load_model
-from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights, model_folder
+from torchreid_snloss.checkpoint import (
+    CheckpointError,
+    find_newest,
+    load_checkpoint,
+    load_weights,
+    model_folder,
+    num_classes,
+)
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
@@ -109,7 +116,8 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     datamanager = distributed.main_process_first(lambda: load_data(settings))
     _on_all_ranks(lambda: check_datamanager(settings, datamanager))
     print(f"Building model: {settings.model_name}")
-    model = distributed.main_process_first(lambda: load_model(settings, datamanager.num_train_pids))
+    classes = datamanager.num_train_pids or _num_classes_of_checkpoint(settings, folder)
+    model = distributed.main_process_first(lambda: load_model(settings, classes))
     _on_all_ranks(lambda: check_model(settings, model))
     params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
     print(f"Model complexity: params={params:,} flops={flops:,}")
@@ -129,6 +137,14 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine, folder, restart)}
     engine.run(**kwargs)
     return engine
+
+
+def _num_classes_of_checkpoint(settings: Settings, folder: Path) -> int:
+    """The number of identities of the classifier in the checkpoint that is tested; 0 if there is none."""
+    path: Path | str | None = settings.resume or settings.load_weights
+    if path == "auto":
+        path = _newest(folder, None) or settings.load_weights
+    return distributed.main_process_first(lambda: num_classes(load_checkpoint(path)["state_dict"])) if path else 0
 
 
 def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: bool) -> int:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from yacs.config import CfgNode
 
 from torchreid_snloss import distributed
+from torchreid_snloss.backbones import fill_input
 from torchreid_snloss.config import ConfigError, leaves, loss_names, metric_weights, softmax_weight, torchreid_keys
 from torchreid_snloss.config.check import check_config
 from torchreid_snloss.config.rules import torchreids_step
@@ -62,8 +63,8 @@ class Settings:
     targets: tuple[str, ...] = _from("data.targets")
     height: int = _from("data.height")
     width: int = _from("data.width")
-    norm_mean: tuple[float, ...] | None = _from("data.norm_mean")
-    norm_std: tuple[float, ...] | None = _from("data.norm_std")
+    norm_mean: tuple[float, ...] = _from("data.norm_mean")
+    norm_std: tuple[float, ...] = _from("data.norm_std")
     val_fraction: float = _from("data.val_fraction")
     train_fraction: float = _from("data.train_fraction")
     label_noise: float = _from("data.label_noise")
@@ -159,7 +160,8 @@ def resolve(cfg: Config) -> Settings:
     """Checks a config and fills in what it leaves open.
 
     If `test.normalize_feature` is None, it becomes True if a metric loss normalises its features, and otherwise False.
-    With a metric loss, the `IdentitySampler` replaces the default `RandomSampler`.
+    With a metric loss, the `IdentitySampler` replaces the default `RandomSampler`. For image size, mean and standard
+    deviation None becomes the model's own.
 
     Args:
         cfg: a config from `get_default_config` or `load_config`, which is not modified, or settings, which are returned
@@ -191,9 +193,16 @@ def wants_gpu(cfg: Config) -> bool:
 
 
 def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
-    """Fills in what a config leaves open, without checking it. Returns a copy and a line about each such key."""
+    """Fills in what a config leaves open, without checking it. Returns a copy and lines about what it filled in.
+
+    It raises a ConfigError for a timm model that timm does not know, and if timm is not installed.
+    """
     decided, notes = cfg.clone(), []
     decided.defrost()
+    try:
+        notes += fill_input(cfg.model.name, decided.data)
+    except ValueError as error:
+        raise ConfigError(f"model.name: {error}") from error
     weights = metric_weights(cfg)
     if cfg.test.normalize_feature is None:
         decided.test.normalize_feature = any(

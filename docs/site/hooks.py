@@ -45,7 +45,7 @@ def keys_page() -> str:
     for key, leaf in config.leaves(config.get_default_config()):
         value = dict(leaf) if isinstance(leaf, Mapping) else leaf
         parts = key.split(".")
-        section = ".".join(parts[:2]) if parts[0] == "loss" and len(parts) > 2 else parts[0]
+        section = ".".join(parts[:2]) if len(parts) > 2 else parts[0]
         default = "where there is a GPU" if key == "use_gpu" else f"`{value!r}`"
         allowed = table[key].range
         bounds = f"{allowed.bounds}{', or None' if allowed.none else ''}"

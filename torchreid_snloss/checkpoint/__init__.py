@@ -9,6 +9,7 @@ from torchreid_snloss.checkpoint.files import (
     restore,
     save_checkpoint,
 )
+from torchreid_snloss.checkpoint.fitting import num_classes
 from torchreid_snloss.checkpoint.names import BEST, checkpoint_name, model_folder, own_names
 from torchreid_snloss.checkpoint.torch_file import CheckpointError
 from torchreid_snloss.deprecation import renamed
@@ -23,6 +24,7 @@ __all__ = [
     "load_resumable",
     "load_weights",
     "model_folder",
+    "num_classes",
     "own_names",
     "remove_unfinished",
     "restore",

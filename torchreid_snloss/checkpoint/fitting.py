@@ -11,7 +11,7 @@ from torch import Tensor
 from torchreid_snloss.checkpoint.schema import check_tensor
 from torchreid_snloss.errors import printable
 
-__all__ = ["WeightsFit", "check_number_type", "fit_weights"]
+__all__ = ["WeightsFit", "check_number_type", "fit_weights", "num_classes"]
 
 _LONGEST = 200  # characters about a layer
 
@@ -78,6 +78,22 @@ def fit_weights(current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
             (classifier if is_classifier else misfits).append(f"the model has no {name}")
     total = sum(value.numel() for value in current.values())
     return WeightsFit(fitting, misfits, classifier, sum(value.numel() for value in fitting.values()) / max(1, total))
+
+
+def num_classes(weights: Mapping[str, Tensor]) -> int:
+    """The number of identities of the classifier in a state dict; 0 if it has none.
+
+    Args:
+        weights: The state dict of the checkpoint. Its names may have the prefix that `DataParallel` puts before them.
+    """
+    names = ("classifier", "fc.weight")  # the second one in models of torchvision
+    found = [
+        len(value)
+        for start in names
+        for name, value in weights.items()
+        if name.removeprefix("module.").startswith(start) and name.endswith("weight") and value.ndim == 2
+    ]
+    return found[0] if found else 0
 
 
 def check_number_type(name: str, value: Tensor, given: Tensor) -> None:

@@ -142,7 +142,9 @@ def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[i
         features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
     if features.shape[1] == 1:
         features = np.concatenate([features, np.zeros_like(features)], axis=1)
-    if kind == "pca":
+    if not np.ptp(features, axis=0).any():  # a collapsed model; scikit-learn's t-SNE would end the process
+        points = np.zeros((len(features), 2))
+    elif kind == "pca":
         points = PCA(n_components=2, random_state=0).fit_transform(features)
     else:
         perplexity = min(30.0, (len(features) - 1) / 3)

@@ -18,9 +18,10 @@ from torchreid_snloss.config import (
     softmax_weight,
     weight_key,
 )
-from torchreid_snloss.config.keys import all_keys
+from torchreid_snloss.config.keys import OUR_KEYS, all_keys
 from torchreid_snloss.config.rules import RULES
 from torchreid_snloss.criteria import make_criterion
+from torchreid_snloss.data import import_modules
 from torchreid_snloss.engine import check_weights
 from torchreid_snloss.engine.amp import check_amp
 from torchreid_snloss.losses import LOSSES
@@ -35,6 +36,7 @@ def check_config(cfg: CfgNode) -> None:
         ConfigError: with the key, its value and the allowed values.
     """
     values = dict(leaves(cfg))
+    _import_modules(values.get("data.modules"))
     _check_values(values)
     _check_names(loss_names(cfg), cfg.loss.name)
     for rule in RULES:
@@ -50,6 +52,15 @@ def check_config(cfg: CfgNode) -> None:
         if path and not os.path.isfile(path) and (key, path) != ("model.resume", "auto"):
             raise ConfigError(f"{key}: there is no file {path!r}")
     _check_loss(cfg)
+
+
+def _import_modules(names: Any) -> None:
+    """Imports the modules first, since they may add what other keys name."""
+    if OUR_KEYS["data.modules"].range.holds(names):
+        try:
+            import_modules(names)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _check_values(values: Mapping[str, Any]) -> None:

@@ -13,7 +13,17 @@ from torchreid_snloss.config.torchreid_keys import BATCH, EPOCHS, WEIGHT, Key
 from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
 from torchreid_snloss.losses import LOSSES
 
-__all__ = ["KEYWORD_KEYS", "OLD_KEYS", "OUR_KEYS", "SECTIONS", "WEIGHTS", "LossArgument", "all_keys", "loss_keys"]
+__all__ = [
+    "KEYWORD_KEYS",
+    "OLD_KEYS",
+    "ONE_OR_MORE",
+    "OUR_KEYS",
+    "SECTIONS",
+    "WEIGHTS",
+    "LossArgument",
+    "all_keys",
+    "loss_keys",
+]
 
 OUR_KEYS: dict[str, Key] = {
     "model.last_stride": Key(0, "stride of a ResNet's last stage; 0: the model's own", Integer(0, 2)),
@@ -33,6 +43,35 @@ OUR_KEYS: dict[str, Key] = {
     ),
     "test.held_out_only": Key(
         False, "evaluate on the identities that `data.val_fraction` holds out, and on no test set", Flag()
+    ),
+    "data.modules": Key(
+        [],
+        "Python files, or modules by their names, to import first, such as `my_data.py`, which registers data sets of "
+        "your own; their code runs",
+        Items(Text(), once=True),
+    ),
+    "data.folder.path": Key(
+        "", "the folder or CSV file, relative to `data.root`; empty: `data.root` itself", Text(empty=True)
+    ),
+    "data.folder.layout": Key(
+        "auto",
+        "`market`: names as `0001_c1_01.jpg`; `people`: a folder for each person; `csv`: a CSV file with columns path, "
+        "identity, camera and split; `auto`: the one that the folder has",
+        Words(("auto", "market", "people", "csv")),
+    ),
+    "data.folder.camera": Key(
+        "auto",
+        "how the camera is found in a file's name: `auto` as `c1` or `cam1`, `none`, or a regular expression with the "
+        "camera as group, as `lens(\\d+)`",
+        Text(),
+    ),
+    "data.folder.junk": Key(
+        ["-1"], "identities that are left out; leading zeros of numbers don't matter", Items(Text(), once=True)
+    ),
+    "data.folder.test_fraction": Key(
+        0.3,
+        "share of the people to test on if the folder is not split, drawn at random with the seed `data.split_id`",
+        Number(above=0, below=1),
     ),
     "data.val_fraction": Key(
         0.0, "share of the training identities held out to choose the best checkpoint by", Number(at_least=0, below=1)
@@ -90,6 +129,7 @@ OUR_KEYS: dict[str, Key] = {
 """The keys that torchreid does not have."""
 
 SECTIONS = {
+    "data.folder": "the data set `folder`, images in a folder of your own",
     "loss.custom": "any criterion, given by its import path",
     "loss.memory": "features of earlier batches as additional references",
 }
@@ -97,6 +137,8 @@ SECTIONS = {
 
 OLD_KEYS = {"data.use_unlabeled_targets": "data.load_train_targets", "test.visactmap": None}
 """Keys of older torchreid configs with their current names; None if a key is obsolete."""
+ONE_OR_MORE = ("data.modules",)
+"""Keys of lists for which a single word is a list of one."""
 KEYWORD_KEYS = ("loss.custom.kwargs", "loss.custom.miner_kwargs")
 """Keys whose value is a mapping of any names."""
 WEIGHTS = ("weight_m", "weight_x")

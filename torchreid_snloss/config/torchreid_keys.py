@@ -51,7 +51,7 @@ def _samplers() -> Collection[str]:
 
 
 KEYS: dict[str, Key] = {
-    "model.name": Key("resnet50", "one of `torchreid.models`", Text()),
+    "model.name": Key("resnet50", "one of `torchreid.models`, or `timm/` and the name of a timm model", Text()),
     "model.pretrained": Key(True, "start from ImageNet weights", Flag()),
     "model.load_weights": Key("", "a checkpoint to take the weights from", Text(empty=True)),
     "model.resume": Key(
@@ -62,9 +62,11 @@ KEYS: dict[str, Key] = {
     "data.sources": Key(["market1501"], "data sets to train on", _NAMES),
     "data.targets": Key(["market1501"], "data sets to test on", _NAMES),
     "data.workers": Key(4, "processes that load images", Integer(0, 256)),
-    "data.split_id": Key(0, "which split, for data sets with several", Integer(0, 1_000_000)),
-    "data.height": Key(256, "height of an image in pixels", Integer(1, 4096)),
-    "data.width": Key(128, "width of an image in pixels", Integer(1, 4096)),
+    "data.split_id": Key(
+        0, "which split, for data sets with several; of `folder` the seed of the split", Integer(0, 1_000_000)
+    ),
+    "data.height": Key(None, "height in pixels; None: 256, or a timm model's own", Integer(1, 4096, none=True)),
+    "data.width": Key(None, "width in pixels; None: 128, or a timm model's own", Integer(1, 4096, none=True)),
     "data.combineall": Key(False, "train on query and gallery too", Flag()),
     "data.transforms": Key(
         ["random_flip"],
@@ -73,13 +75,13 @@ KEYS: dict[str, Key] = {
     ),
     "data.k_tfm": Key(1, "augmented copies of an image", Integer(1, 100)),
     "data.norm_mean": Key(
-        [0.485, 0.456, 0.406],
-        "subtracted from red, green and blue; None here or in `norm_std`: ImageNet's for both",
+        None,
+        "subtracted from red, green and blue; None: ImageNet's, or a timm model's own",
         Items(Number(at_least=0, at_most=1), (3,), none=True),
     ),
     "data.norm_std": Key(
-        [0.229, 0.224, 0.225],
-        "red, green and blue are divided by it; None: ImageNet's",
+        None,
+        "red, green and blue are divided by it; None: ImageNet's, or a timm model's own",
         Items(Number(at_least=0.001, at_most=1000), (3,), none=True),
     ),
     "data.save_dir": Key("log", "folder for logs, checkpoints and pictures", Text()),

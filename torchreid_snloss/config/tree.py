@@ -15,7 +15,7 @@ import yaml
 from yacs.config import CfgNode
 
 from torchreid_snloss.config.file import find_file, read_yaml, with_number
-from torchreid_snloss.config.keys import KEYWORD_KEYS, OLD_KEYS, all_keys
+from torchreid_snloss.config.keys import KEYWORD_KEYS, OLD_KEYS, ONE_OR_MORE, all_keys
 from torchreid_snloss.config.ranges import shown
 
 __all__ = [
@@ -132,6 +132,8 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
             value = float(value)
     if key in KEYWORD_KEYS:
         value = _keywords(key, value)
+    if key in ONE_OR_MORE and isinstance(value, str) and not value.lstrip().startswith(("[", "(")):
+        value = [value]
     try:
         cfg.merge_from_list([key, value])
     except (ValueError, TypeError, *_TOO_DEEP) as error:

@@ -20,6 +20,7 @@ NEUTRAL_KEYS = (
 # With them those by which a run starts, and those of its tests.
 _FREE = {
     *NEUTRAL_KEYS,
+    *("data.folder.path", "data.modules"),
     *("use_gpu", "train.record", "train.start_epoch", "model.load_weights", "model.pretrained", "model.resume"),
     *("test.batch_size", "test.evaluate", "data.load_train_targets", "sampler.train_sampler_t"),
 }
@@ -58,6 +59,7 @@ _USED_WITH = {  # keys that only one data set uses
     "cuhk03.labeled_images": "cuhk03",
     "cuhk03.classic_split": "cuhk03",
     "market1501.": "market1501",
+    "data.folder.": "folder",
 }
 
 

@@ -14,6 +14,7 @@ from torchreid import metrics
 
 from torchreid_snloss import device as devices
 from torchreid_snloss import distributed
+from torchreid_snloss.backbones import convert_sync_batchnorm
 from torchreid_snloss.engine.amp import Amp, autocast, check_precision, grad_scaler
 from torchreid_snloss.engine.caching import cached_forward
 from torchreid_snloss.engine.compiling import is_compiled
@@ -109,7 +110,7 @@ class MetricEngine(TrainingLoop):
         check_precision(model, device, amp, micro_batch, sync_batchnorm)
         self.amp: Amp = amp
         # The conversion creates new modules but keeps the parameters, which the optimizer already contains.
-        self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
+        self.model = convert_sync_batchnorm(model) if sync_batchnorm else model
         self.optimizer = optimizer
         self.register_model("model", self.model, optimizer, scheduler)
 

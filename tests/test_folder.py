@@ -1,0 +1,351 @@
+"""Data of one's own: folders of images, modules that register data sets, tests without training images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Done, process_options, run
+from PIL import Image
+
+from torchreid_snloss import ConfigError, build_datamanager, load_config
+from torchreid_snloss.compare import main as compare
+
+_STREAM = io.BytesIO()
+Image.new("RGB", (8, 16)).save(_STREAM, "JPEG")
+JPEG = _STREAM.getvalue()
+
+
+def write(root: Path, *names: str) -> Path:
+    """Writes a small image, or a line of text, under each name."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"text" if path.suffix in (".txt", "") else JPEG)
+    return root
+
+
+def load(root: Path, *options: Any) -> Any:
+    """A data manager as the command line builds it."""
+    given = ["data.root", root, "data.sources", "['folder']", "data.targets", "['folder']", "test.ranks", "[1]"]
+    given += ["data.workers", 0, "train.batch_size", 2, "use_gpu", False, *options]
+    return build_datamanager(load_config(options=list(map(str, given))))
+
+
+def names(items: Any, root: Path) -> list[tuple[str, int, int]]:
+    return [(Path(path).relative_to(root).as_posix(), pid, camera) for path, pid, camera, *_ in items]
+
+
+def splits(datamanager: Any, root: Path) -> list[list[tuple[str, int, int]]]:
+    test = datamanager.test_dataset["folder"]
+    return [names(items, root) for items in (datamanager.train_loader.dataset.train, test["query"], test["gallery"])]
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The line about the folder, which is there once."""
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("=> folder ")]
+    return line
+
+
+def table(path: Path, *rows: tuple[str, ...], delimiter: str = ",") -> None:
+    with open(path, "w", newline="", encoding="utf-8-sig") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows(rows)
+
+
+MARKET = (
+    *(
+        "bounding_box_train/0002_c1s1_01.jpg",
+        "bounding_box_train/0002_c2s1_01.PNG",
+        "bounding_box_train/0007_c1s1_1.jpg",
+    ),
+    *("query/0003_c1s1_01.jpg", "bounding_box_test/0003_c3s1_01.jpg", "bounding_box_test/-1_c3s1_02.jpg"),
+    *("bounding_box_test/0000_c1s1_01.webp", "gt_bbox/0003_c1s1_05.jpg", "bounding_box_test/Thumbs.db.txt"),
+)
+
+
+def test_names_as_in_market1501(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, query, gallery = splits(load(write(tmp_path / "a", *MARKET)), tmp_path / "a")
+    assert train == [
+        ("bounding_box_train/0002_c1s1_01.jpg", 0, 0),
+        ("bounding_box_train/0002_c2s1_01.PNG", 0, 1),
+        ("bounding_box_train/0007_c1s1_1.jpg", 1, 0),
+    ]
+    assert query == [("query/0003_c1s1_01.jpg", 1, 0)]
+    assert gallery == [("bounding_box_test/0000_c1s1_01.webp", 0, 0), ("bounding_box_test/0003_c3s1_01.jpg", 1, 2)]
+    line = told(capsys)
+    assert "names as in Market-1501 in bounding_box_train, query, bounding_box_test: 4 people, 6 images, 3 cam" in line
+    assert (
+        "2 people to train on, 1 to test on with 1 queries and 2 gallery images; 2 people with a single image" in line
+    )
+    assert "1 that are no images (.txt)" in line
+    assert "1 outside bounding_box_train, query, bounding_box_test" in line
+    assert "1 of junk identities" in line
+    # Zeros in front don't matter, and an archive's one folder is looked into.
+    gallery = splits(load(tmp_path, "data.folder.junk", "['-1', '0']"), tmp_path)[2]
+    assert gallery == [("a/bounding_box_test/0003_c3s1_01.jpg", 0, 2)]
+
+
+PEOPLE = tuple(
+    f"{person}/{camera}_{n}.bmp" for person in ("ann", "bob", "cy", "di") for camera in "AB" for n in (9, 10)
+)
+
+
+def test_people_are_split_by_identity(tmp_path: Path) -> None:
+    root = write(tmp_path, *PEOPLE)
+    options = ("data.folder.camera", "^([AB])_", "data.folder.test_fraction", 0.5)
+    train, query, gallery = splits(load(root, *options), root)
+    people = {name.split("/")[0] for name, *_ in train}, {name.split("/")[0] for name, *_ in gallery}
+    assert (len(people[0]), len(people[1]), len(people[0] & people[1])) == (2, 2, 0)
+    assert (len(train), len(gallery)) == (8, 8)
+    # The first image of each camera is a query: 9 comes before 10.
+    assert {name.split("/")[1] for name, *_ in query} == {"A_9.bmp", "B_9.bmp"}
+    assert len(query) == 4
+    assert {(Path(name).name[0], camera) for name, _, camera in train + query + gallery} == {("A", 0), ("B", 1)}
+    assert splits(load(root, *options), root) == [train, query, gallery]
+    others = [splits(load(root, *options, "data.split_id", seed), root)[0] for seed in range(1, 6)]
+    assert any(other != train for other in others)
+
+
+def test_without_cameras_a_query_is_compared_with_all_other_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path, *PEOPLE, "eve/1.jpg", ".hidden/1.jpg", "cover.png")
+    datamanager = load(root, "data.val_fraction", 0.3, "train.seed", 2)
+    line = told(capsys)
+    assert "a folder for each person: 5 people, 17 images, no camera known: each image counts as a camera" in line
+    assert "1 people with a single image" in line
+    assert "1 hidden" in line
+    assert "1 in no person's folder" in line
+    query, gallery = (datamanager.test_dataset["folder"][name] for name in ("query", "gallery"))
+    assert len(query) == len(gallery) == 8
+    for path, pid, camera, *_ in query:
+        valid = [other for other, p, c, *_ in gallery if p == pid and c != camera]
+        assert len(valid) == 3
+        assert path not in valid
+    # So are held-out people, of whom one is tested on.
+    held_out = datamanager.test_dataset["validation"]["query"]
+    assert len({camera for _, _, camera, *_ in held_out}) == len(held_out)
+
+
+def test_one_camera_for_all_is_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ("train/1", "train/2", "query/3", "gallery/3")
+    root = write(tmp_path, *(f"{folder}/cam1_{n}.jpg" for folder in folders for n in range(2)))
+    _, query, gallery = splits(load(root), root)
+    assert "1 camera, but nobody to test on is seen by two: each image counts as a camera of its own" in told(capsys)
+    assert not {camera for *_, camera in query} & {camera for *_, camera in gallery}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_csv_file(tmp_path: Path, delimiter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "x/1.jpg", "x/2.jpg", "x/3.jpg", "x/4.jpg", "x/5.tif")
+    rows = [("x/1.jpg", "a", "left", "train"), ("x/2.jpg", "b", "left", "train"), ("x/3.jpg", "c", "left", "query")]
+    rows += [("x/4.jpg", "c", "right", "test"), ("x/5.tif", "c", "left", "gallery"), ("", "c", "left", "train")]
+    table(tmp_path / "labels.csv", ("Image", "PID", "camera", "split"), *rows, delimiter=delimiter)
+    table(tmp_path / "other.csv", ("time", "place"), ("1", "2"))
+    train, query, gallery = splits(load(tmp_path), tmp_path)
+    assert train == [("x/1.jpg", 0, 0), ("x/2.jpg", 1, 0)]
+    assert query == [("x/3.jpg", 0, 0)]
+    assert gallery == [("x/4.jpg", 0, 1), ("x/5.tif", 0, 0)]
+    line = told(capsys)
+    assert "the CSV file labels.csv: 3 people, 5 images, 2 cameras" in line
+    assert line.endswith("files left out: 1 in rows without path or identity")
+
+
+def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = {"train": "ab", "val": "a", "test": "bcd"}
+    root = write(
+        tmp_path, *(f"{split}/{p}/{n}_c{n}.jpg" for split, of in people.items() for p in of for n in (1, 2, 2.5))
+    )
+    train, query, gallery = splits(load(root), root)
+    assert (len(train), len(query), len(gallery)) == (6, 6, 9)
+    line = told(capsys)
+    assert (
+        "3 to test on with 6 queries and 9 gallery images; 0 people with a single image; 1 people to test on are"
+        in line
+    )
+    assert "3 outside train, test" in line
+
+
+def mixed(root: Path) -> None:
+    write(root, "1.jpg", "2.jpg", "ann/1.jpg")
+
+
+def bad_split(root: Path) -> None:
+    table(root / "a.csv", ("path", "id", "split"), ("x/1.jpg", "a", "train"), ("x/2.jpg", "a", "valid"))
+
+
+WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
+    "missing": (lambda root: None, ["data.folder.path", "nowhere"], "there is no folder '"),
+    "empty": (lambda root: write(root, "a.txt"), [], r"no images found in .*: 1 that are no images \(\.txt\)"),
+    "mixed": (mixed, [], "has 2 images directly in it, such as '.*, of which 0 have names as .*, and 1 in sub-folders"),
+    "some cameras": (
+        lambda root: write(root, "a/cam1_1.jpg", "b/2.jpg"), [], "1 of 2 images have no camera in their name, such as "
+    ),
+    "two people": (lambda root: write(root, "a/1.jpg", "a/2.jpg", "b/1.jpg"), [], "has 2 people, of whom 1 have two"),
+    "no pairs": (lambda root: write(root, "a/1.jpg", "b/2.jpg", "c/3.jpg"), [], "it has 3 people, of whom 0 have two"),
+    "no training": (
+        lambda root: write(root, "query/a_c1.jpg", "gallery/a_c2.jpg"), [], "has no training images: put them into"
+    ),
+    "no csv": (mixed, ["data.folder.layout", "csv"], r"has no CSV file with a column for path \(path, image"),
+    "csv column": (
+        lambda root: table(root / "a.csv", ("path", "name")), ["data.folder.path", "a.csv"], "no column for identity"
+    ),
+    "csv split": (bad_split, [], "row 3: a split must be train, query or gallery, got 'valid'"),
+    "no such file": (
+        lambda root: table(root / "a.csv", ("path", "id"), *((f"{n}.jpg", str(n // 2)) for n in range(6))), [],
+        "4 of its files do not exist",
+    ),
+    "unmatched": (
+        lambda root: write(root, *PEOPLE), ["data.folder.camera", "lens(.)"],
+        "no images found in .*; files left out: 16 that data.folder.camera does not match",
+    ),
+    "video": (mixed, ["data.type", "video"], "data.sources: there is no video data set 'folder', only mars"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_can_not_be_read_is_one_error(kind: str, tmp_path: Path) -> None:
+    make, options, words = WRONG[kind]
+    make(tmp_path)
+    with pytest.raises(ConfigError, match=words) as raised:
+        load(tmp_path, *options)
+    assert "\n" not in str(raised.value)
+
+
+def results(done: Done) -> list[str]:
+    """The last results table."""
+    assert done.code == 0, done.err
+    return re.findall(r"^(?:mAP|Rank-).*$", done.out[done.out.rindex("** Results **") :], re.MULTILINE)
+
+
+def test_a_test_needs_no_training_images(
+    train: Callable[..., Done], reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    market = reid_data / "market1501"
+    folder = ["data.sources", "['folder']", "data.targets", "['folder']", "data.root"]
+    trained = train("loss.name", "sn", "train.max_epoch", 1, *folder, market)
+    only_test = shutil.copytree(market, in_folder / "root/market1501")
+    (training,) = only_test.rglob("bounding_box_train")
+    shutil.rmtree(training)
+    test = ["loss.name", "sn", "test.evaluate", True]
+    weights = ["model.load_weights", "log/model/model.pth.tar-1"]
+    for done, missing in (
+        (train(*test, *weights, *folder, only_test), "folder"),
+        (train(*test, "model.resume", "auto", *folder, only_test), "folder"),
+        (train(*test, *weights, "data.root", only_test.parent), "market1501"),
+        (train(*test, *weights, *folder, only_test, "data.sources", "['viper']"), "folder"),
+    ):
+        assert results(done) == results(trained)
+        assert f"=> no training images of {missing}: a test does not need them" in done.out
+        assert "Layers that differ" not in done.out  # the classifier has the checkpoint's size
+    # Training does need them.
+    done = train("loss.name", "sn", "data.root", only_test.parent)
+    assert done.code == 2
+    assert 'bounding_box_train" is not found' in done.err
+
+
+MODULE = """
+import os
+from torchreid import data
+
+class Own(data.ImageDataset):
+    def __init__(self, root="", **kwargs):
+        images = sorted(os.listdir(os.path.join(root, "images")))
+        items = [(os.path.join(root, "images", name), int(name[0]), int(name[2])) for name in images]
+        super().__init__(items, items, items, **kwargs)
+
+data.register_image_dataset({name!r}, Own)
+"""
+
+
+@pytest.fixture
+def own(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[str]]:
+    """Writes a module that registers a data set, and returns the options that use it: `own(module, data set)`."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    rng = np.random.default_rng(0)
+    (in_folder / "images").mkdir()
+    for number in range(32):
+        image = Image.fromarray(rng.integers(256, size=(16, 8, 3), dtype=np.uint8))
+        image.save(in_folder / f"images/{number % 4}_{number // 4 % 2}_{number}.png")
+
+    def make(module: str, name: str) -> list[str]:
+        path = in_folder / module
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(MODULE.format(name=name))
+        return ["data.root", ".", "data.sources", f"['{name}']", "data.targets", f"['{name}']", "loss.name", "sn"]
+
+    return make
+
+
+def test_modules_register_data_sets(
+    own: Callable[[str, str], list[str]], command_line: Callable[..., Done], tiny_model: None
+) -> None:
+    from conftest import tiny_options
+
+    small = tiny_options("train.max_epoch", 1, "train.batch_size", 8)
+    options = own("elsewhere/own_set_a.py", "own_a")
+    done = command_line(*small, *options)
+    assert done.code == 2
+    assert "data.sources: there is no image data set 'own_a', only market1501, cuhk03," in done.err
+    assert "register_image_dataset('own_a', ...) in a Python file and name it: data.modules my_data.py" in done.err
+    for _ in range(2):
+        done = command_line(*small, *options, "data.modules", "elsewhere/own_set_a.py")
+        assert done.code == 0, done.err
+        assert "=> Loaded Own" in done.out
+    own("own_set_b.py", "own_b")
+    options = own("own_set_c.py", "own_c")
+    assert command_line(*small, *options, "data.modules", "['own_set_b', 'own_set_c']").code == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "words"),
+    [
+        ("none.py", None, "data.modules: there is no file 'none.py'"),
+        ("no_such_module", None, "data.modules: can't import 'no_such_module': ModuleNotFoundError: No module named"),
+        ("own_broken.py", "x = 1\ny = unknown\n", "NameError: name 'unknown' is not defined (own_broken.py, line 2)"),
+        ("own_syntax.py", "x = (\n", "can't import 'own_syntax.py': SyntaxError: '(' was never closed"),
+        ("json.py", "", "'json.py' has the name of another module, "),
+    ],
+)
+def test_a_module_that_can_not_be_imported(
+    module: str, text: str | None, words: str, own: Any, command_line: Callable[..., Done], in_folder: Path
+) -> None:
+    if text is not None:
+        (in_folder / module).write_text(text)
+    done = command_line("data.modules", module)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert words in done.err
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_find_the_modules_classes(
+    own: Callable[[str, str], list[str]], in_folder: Path
+) -> None:
+    (in_folder / "sitecustomize.py").write_text("import multiprocessing\nmultiprocessing.set_start_method('spawn')\n")
+    options = own("elsewhere/own_spawned.py", "own_spawned")
+    small = process_options("train.max_epoch", 1, "train.batch_size", 8, "data.workers", 1, "test.ranks", "[1]")
+    command = ["-m", "torchreid_snloss", *small, *options, "data.modules", "elsewhere/own_spawned.py"]
+    done = run(*command, cwd=in_folder, path=in_folder)
+    assert done.returncode == 0, done.stderr
+    assert "mAP:" in done.stdout
+
+
+@pytest.mark.compare
+def test_the_runs_of_a_comparison_import_the_modules(
+    own: Callable[[str, str], list[str]], in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    options = own("own_compared.py", "own_compared")
+    small = process_options("train.max_epoch", 1, "train.batch_size", 8, "test.ranks", "[1]", "use_gpu", "False")
+    rows = ["--losses", "sn", "--baselines", "none", "--seeds", "1"]
+    assert compare([*rows, *small, *options[:-2], "data.modules", "own_compared.py"]) == 0
+    assert (in_folder / "log/compare/plain/results.csv").is_file()
