@@ -293,9 +293,8 @@ class TrainingLoop(engine.Engine):
 
     def _evaluate(self, dataset_name: str = "", **kwargs: Any) -> Any:
         found = self._testing.evaluate(dataset_name, **kwargs)
-        ranking = found.ranking
         if self.writer is not None:  # torchreid adds rank-1 and mAP in test()
-            self.writer.add_scalar(f"Test/{dataset_name}/mINP", ranking.mean_inp, self.epoch)
+            self.writer.add_scalar(f"Test/{dataset_name}/mINP", found.ranking.mean_inp, self.epoch)
         self._log.add_evaluation(self.epoch + 1, dataset_name, found)
-        self.checkpointer.mean_aps[dataset_name] = ranking.mean_ap
-        return float(ranking.cmc[0]), ranking.mean_ap
+        self.checkpointer.mean_aps[dataset_name] = found.ranking.mean_ap
+        return float(found.ranking.cmc[0]), found.ranking.mean_ap
