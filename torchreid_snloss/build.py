@@ -7,14 +7,13 @@ for what it builds; `build_datamanager` and `build_model` call `register` first.
 from __future__ import annotations
 
 import http.client
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import gdown.exceptions
 import torch
 from torch import nn
-from torchreid import data, engine, models, optim
+from torchreid import engine, models, optim
 
 from torchreid_snloss.backbones import build_timm_model, is_timm
 from torchreid_snloss.checkpoint import CheckpointError
@@ -23,42 +22,21 @@ from torchreid_snloss.checks import check_criteria, check_datamanager, check_mod
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 from torchreid_snloss.criteria import make_criterion
-from torchreid_snloss.data import (
-    FolderOptions,
-    UnreadableImageError,
-    add_label_noise,
-    add_outliers,
-    check_labels,
-    explain,
-    folder_options,
-    for_test_run,
-    hold_out,
-    keep_fraction,
-    left_out_images,
-    name_unreadable_images,
-    set_training_items,
-    stable_order,
-    test_run,
-    unknown_dataset,
-)
-from torchreid_snloss.data.fingerprint import OUTLIERS
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
+from torchreid_snloss.loading import load_data, share_decoded
 from torchreid_snloss.losses import Criterion
 from torchreid_snloss.register import register
 from torchreid_snloss.settings import (
     Config,
     Settings,
     engine_kwargs,
-    imagedata_kwargs,
     loss_kwargs,
     lr_scheduler_kwargs,
     optimizer_kwargs,
     resolve,
-    sampler_kwargs,
     train_options,
-    videodata_kwargs,
 )
 
 __all__ = ["build_criteria", "build_datamanager", "build_engine", "build_model", "build_optimizer", "engine_class"]
@@ -82,72 +60,9 @@ def build_datamanager(cfg: Config) -> Any:
     """
     settings = resolve(cfg)
     datamanager = load_data(settings)
+    share_decoded(settings, datamanager)
     check_datamanager(settings, datamanager)
     return datamanager
-
-
-def load_data(settings: Settings) -> Any:
-    """Builds the data manager without checking it; each process runs the check itself."""
-    register()
-    for note in settings.notes:
-        print(note)
-    for key, names in (("data.sources", settings.sources), ("data.targets", settings.targets)):
-        if not (settings.evaluate and key == "data.sources") and (
-            problem := unknown_dataset(key, names, settings.data_type)
-        ):
-            raise ConfigError(problem)
-    image = settings.data_type == "image"
-    where = f"data.sources {list(settings.sources)}, data.targets {list(settings.targets)}, data.root {settings.root!r}"
-    keywords = imagedata_kwargs(settings) if image else videodata_kwargs(settings)
-    if settings.evaluate:
-        keywords = for_test_run(keywords)
-    try:
-        with folder_options(FolderOptions.from_config(settings.values)), test_run(settings.evaluate) as no_training:
-            datamanager = (data.ImageDataManager if image else data.VideoDataManager)(**keywords)
-        if no_training or keywords["sources"] != list(settings.sources):
-            print(f"=> no training images of {', '.join(no_training or settings.sources)}: a test does not need them")
-            datamanager.sources, datamanager._num_train_pids = list(settings.sources), 0
-        for line in left_out_images(datamanager):
-            print(line)
-        if not settings.evaluate:
-            check_labels(datamanager)
-            _change_training_set(settings, datamanager)
-        name_unreadable_images(datamanager)
-        return datamanager
-    except (ConfigError, UnreadableImageError):
-        raise
-    except OSError as error:
-        raise ConfigError(
-            f"the data is not there, and can't be downloaded or made ({where}): {explain(error)}"
-        ) from error
-    except Exception as error:  # a data set may be a user's own code
-        raise ConfigError(f"can't load the data ({where}): {explain(error)}") from error
-
-
-def _change_training_set(settings: Settings, datamanager: Any) -> None:
-    """A stable order first, which all that is drawn relies on.
-
-    Then fewer identities and those held out, so that what they choose by has right labels and whole images.
-    """
-    seed, options = settings.seed, sampler_kwargs(settings)
-    set_training_items(datamanager, stable_order(datamanager.train_loader.dataset.train), **options)
-    if settings.train_fraction < 1:
-        kept = keep_fraction(datamanager.train_loader.dataset.train, settings.train_fraction, seed)
-        set_training_items(datamanager, kept, **options)
-    if settings.val_fraction > 0:
-        hold_out(datamanager, settings.val_fraction, seed, settings.held_out_only, **options)
-    items = datamanager.train_loader.dataset.train
-    if settings.label_noise > 0:
-        items = add_label_noise(items, settings.label_noise, seed)
-    if settings.outliers > 0:
-        try:
-            items = add_outliers(items, settings.outliers, seed, os.path.join(settings.save_dir, OUTLIERS))
-        except UnreadableImageError:
-            raise
-        except OSError as error:
-            raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
-    if settings.label_noise > 0 or settings.outliers > 0:
-        set_training_items(datamanager, items, **options)
 
 
 def build_model(cfg: Config, num_classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import nn
 from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
-from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_data, load_model
+from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model
 from torchreid_snloss.checkpoint import (
     CheckpointError,
     find_newest,
@@ -25,6 +25,7 @@ from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
 from torchreid_snloss.engine.checkpointer import new_run
+from torchreid_snloss.loading import load_data, share_decoded
 from torchreid_snloss.run.lock import FolderInUseError, locked_on_all_ranks
 from torchreid_snloss.run.log import logged
 from torchreid_snloss.run.restarts import identify_run, restarted
@@ -114,6 +115,7 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     folder, restart = model_folder(settings.save_dir), restarted()
     run = new_run() if settings.evaluate else identify_run(folder, restart)
     datamanager = distributed.main_process_first(lambda: load_data(settings))
+    share_decoded(settings, datamanager)
     _on_all_ranks(lambda: check_datamanager(settings, datamanager))
     print(f"Building model: {settings.model_name}")
     classes = datamanager.num_train_pids or _num_classes_of_checkpoint(settings, folder)

@@ -87,6 +87,14 @@ OUR_KEYS: dict[str, Key] = {
         "share of the training images replaced by a small patch of themselves, like a failed detection",
         Number(at_least=0, at_most=1),
     ),
+    "data.batch_transforms": Key(
+        False, "transform whole batches on the model's device; workers decode images only", Flag()
+    ),
+    "data.cache": Key(
+        "off",
+        "`ram`: decode each image once, and keep all in memory that workers and processes share",
+        Words(("off", "ram")),
+    ),
     "train.save_freq": Key(1, "epochs between checkpoints", Integer(1, EPOCHS)),
     "train.keep": Key(3, "newest checkpoints to keep; 0: all", Integer(0, EPOCHS)),
     "train.nonfinite": Key(

@@ -1,5 +1,6 @@
 """Data: the identity sampler, synthetic data sets, folders of images, the training set, held-out identities, paths."""
 
+from torchreid_snloss.data.batches import use_batch_transforms
 from torchreid_snloss.data.folder import FolderOptions, ImageFolder, folder_options
 from torchreid_snloss.data.items import check_labels, with_checked_items
 from torchreid_snloss.data.left_out import left_out_images
@@ -50,6 +51,7 @@ __all__ = [
     "stable_order",
     "test_run",
     "unknown_dataset",
+    "use_batch_transforms",
     "with_checked_items",
     "with_distinct_names",
     "with_optional_training_folder",

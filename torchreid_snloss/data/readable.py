@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -15,8 +16,10 @@ __all__ = [
     "NamingFailures",
     "UnreadableImageError",
     "all_loaders",
+    "decode",
     "name_unreadable_images",
     "read_image",
+    "reading_with",
     "test_loaders",
 ]
 
@@ -60,6 +63,34 @@ def _restore(cls: type[Any], state: dict[str, Any]) -> Any:
 
 def read_image(path: str) -> Image.Image:
     """Reads an image in RGB. `register` puts it in the place of torchreid's function.
+
+    Args:
+        path: The image file.
+
+    Raises:
+        UnreadableImageError: If the file can't be read, for any reason. The message names it.
+    """
+    if _readers:
+        picture: Image.Image = _readers[-1](path)  # or an array, which the data set's transform then knows
+        return picture
+    return decode(path)
+
+
+_readers: list[Callable[[str], Any]] = []
+
+
+@contextlib.contextmanager
+def reading_with(reader: Callable[[str], Any]) -> Iterator[None]:
+    """A context in which `read_image`, and so torchreid's data sets, read with another function."""
+    _readers.append(reader)
+    try:
+        yield
+    finally:
+        _readers.pop()
+
+
+def decode(path: str) -> Image.Image:
+    """Reads an image in RGB with Pillow.
 
     Args:
         path: The image file.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from torchreid_snloss import distributed
+from torchreid_snloss.data.batches import loader_like
 
 __all__ = ["Shards", "own_test_batches", "shard_training"]
 
@@ -72,6 +73,6 @@ def own_test_batches(loader: Any) -> Any:
 
 
 def _with_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
-    names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "timeout", "persistent_workers")
+    names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "timeout", "persistent_workers", "generator")
     options = {name: getattr(loader, name) for name in (*names, "prefetch_factor", "multiprocessing_context")}
-    return DataLoader(loader.dataset, batch_sampler=batches, **options)
+    return loader_like(loader, loader.dataset, batch_sampler=batches, **options)

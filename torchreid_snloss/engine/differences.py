@@ -12,7 +12,7 @@ from torchreid_snloss.values import shown
 __all__ = ["NEUTRAL_KEYS", "Differences", "plain"]
 
 NEUTRAL_KEYS = (
-    *("data.root", "data.save_dir", "data.workers", "train.print_freq", "train.save_freq", "train.keep"),
+    *("data.root", "data.save_dir", "data.workers", "data.cache", "train.print_freq", "train.save_freq", "train.keep"),
     *("test.eval_freq", "test.start_eval", "test.visrank", "test.visrank_topk", "test.features"),
 )
 """Keys that change neither what is trained nor its results, but for random numbers."""

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
-
+from torchreid_snloss.data.batches import loader_like
 from torchreid_snloss.engine.extraction import SplitFeatures
 
 __all__ = ["find_more_queries", "more_queries", "pool_queries"]
@@ -39,8 +38,12 @@ def more_queries(loader: Any) -> Any:
         if found is not None and (key := (int(found[1]), int(found[2]) - 1)) in wanted:
             data.append((str(path), *key, *rest))
     dataset.data = data
-    return DataLoader(
-        dataset, batch_size=loader.batch_size, num_workers=loader.num_workers, worker_init_fn=loader.worker_init_fn
+    return loader_like(
+        loader,
+        dataset,
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
     )
 
 

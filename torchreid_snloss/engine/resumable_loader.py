@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchreid_snloss import distributed
+from torchreid_snloss.data.batches import BatchLoader
 from torchreid_snloss.data.fingerprint import describe_batches
 from torchreid_snloss.data.shards import Shards
 from torchreid_snloss.data.workers import batches_of
@@ -70,6 +71,8 @@ class ResumableLoader:
         seed_generators(seed, epoch)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
+        if isinstance(self.loader, BatchLoader):
+            self.loader.start_epoch(seed, epoch)
         if isinstance(batches, Shards):
             batches.draw()  # while all processes have the same random states
             seed_generators(seed, epoch, distributed.rank())

@@ -1,0 +1,163 @@
+"""Loaders whose batches travel as uint8 and are transformed as a whole, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from torchreid_snloss import device
+from torchreid_snloss.data.batch_transforms import BatchTransform, Patch, Resize, batched
+from torchreid_snloss.data.decoded import DecodedDataset, collate
+from torchreid_snloss.data.draws import Draws, picture_keys
+
+__all__ = ["BatchLoader", "loader_like", "use_batch_transforms"]
+
+
+def use_batch_transforms(datamanager: Any, seed: int, use_gpu: bool) -> None:
+    """Replaces the loaders of a data manager by some that transform whole batches on the model's device.
+
+    Their batches are as before, but for the device of `img`. The training loader's workers live through all epochs.
+
+    Args:
+        datamanager: a data manager of torchreid.
+        seed: the seed of the random transforms, which the training loop sets again at each epoch.
+        use_gpu: whether to transform the batches on the GPU.
+
+    Raises:
+        ValueError: for a transform that can't be done on a batch; it is named.
+    """
+    datamanager.train_loader = _batch_loader(datamanager.train_loader, seed, use_gpu, trains=True)
+    for split in datamanager.test_loader.values():
+        for name, loader in split.items():
+            split[name] = _batch_loader(loader, seed, use_gpu, trains=False)
+
+
+def _batch_loader(loader: Any, seed: int, use_gpu: bool, trains: bool) -> BatchLoader:
+    given = loader.dataset.transform
+    steps = given.transforms if isinstance(given, transforms.Compose) else [given]
+    for_each, for_batches = batched(steps)
+    return BatchLoader(
+        DecodedDataset(loader.dataset, for_each, seed),
+        BatchTransforms(for_batches, use_gpu),
+        batch_size=loader.batch_size,
+        sampler=loader.sampler,
+        drop_last=loader.drop_last,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        persistent_workers=trains and loader.num_workers > 0,
+        # Workers that live on draw their seed once in a run, which must not change the other random numbers.
+        generator=torch.Generator(),
+    )
+
+
+class BatchTransforms:
+    """The steps of a data set's transform, for batches.
+
+    Args:
+        steps: the steps; the first is a `Resize`.
+        use_gpu: whether to do them on the GPU.
+    """
+
+    def __init__(self, steps: Sequence[BatchTransform], use_gpu: bool) -> None:
+        self._steps, self._use_gpu = steps, use_gpu
+
+    def start_epoch(self) -> None:
+        """Forgets what the steps remember of earlier batches."""
+        for step in self._steps:
+            if isinstance(step, Patch):
+                step.start_epoch()
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any], seed: int, epoch: int) -> dict[str, Any]:
+        """Transforms the pictures of a batch from `collate`.
+
+        Args:
+            batch: the batch.
+            seed: the seed of the run.
+            epoch: the epoch.
+
+        Returns:
+            the batch as torchreid's loaders have it, with `img` on the device: (batch, 3, height, width) for images,
+            (batch, frames, 3, height, width) for tracklets.
+        """
+        batch = dict(batch)
+        sizes, shape = batch.pop("sizes").numpy(), batch["img"].shape[:-1]
+        frames = len(sizes) // shape[0]
+        index, earlier = (np.repeat(batch.pop(key).numpy(), frames) for key in ("index", "copy"))
+        keys = picture_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0]))
+        pictures = device.to_device(batch.pop("pictures"), self._use_gpu)
+        draws = Draws(keys)
+        first, *rest = self._steps
+        assert isinstance(first, Resize)
+        pictures = first.of_sizes(pictures, sizes)
+        for step in rest:
+            pictures = step(pictures, draws)
+        return {**batch, "img": pictures.view(*shape, *pictures.shape[1:])}
+
+
+class BatchLoader(DataLoader[dict[str, Any]]):
+    """A loader whose batches are transformed as a whole, on the device, when they are taken.
+
+    Args:
+        dataset: the data set.
+        transforms: what is done to a batch.
+        **options: the options of torch's `DataLoader`.
+    """
+
+    dataset: DecodedDataset
+
+    def __init__(self, dataset: DecodedDataset, transforms: BatchTransforms, **options: Any) -> None:
+        super().__init__(dataset, **{"collate_fn": collate, **options})
+        self.transforms = transforms
+        self._epoch_is_set = True
+
+    def start_epoch(self, seed: int, epoch: int) -> None:
+        """Sets what the random numbers of the next pass follow from; without it, each pass is an epoch of its own."""
+        self.dataset.start_epoch(seed, epoch)
+        self._epoch_is_set = True
+
+    def __iter__(self) -> Any:
+        seed, epoch = self.dataset.epoch
+        if not self._epoch_is_set:
+            epoch += 1
+            self.dataset.start_epoch(seed, epoch)
+        self._epoch_is_set = False
+        self.transforms.start_epoch()
+        return _Transformed(super().__iter__(), self.transforms, seed, epoch)
+
+
+class _Transformed:
+    """The transformed batches of an iterator of torch's; all other attributes are those of the iterator."""
+
+    def __init__(self, batches: Any, transforms: BatchTransforms, seed: int, epoch: int) -> None:
+        self._batches, self._transforms, self._of = batches, transforms, (seed, epoch)
+
+    def __iter__(self) -> _Transformed:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return self._transforms(next(self._batches), *self._of)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+
+def loader_like(loader: Any, dataset: Any, **options: Any) -> Any:
+    """A loader of the same kind as another.
+
+    Args:
+        loader: torch's `DataLoader`, or a `BatchLoader`, whose transforms are used.
+        dataset: what to load.
+        **options: the options of the `DataLoader`.
+    """
+    if isinstance(loader, BatchLoader):
+        return BatchLoader(dataset, loader.transforms, **options)
+    return DataLoader(dataset, **options)

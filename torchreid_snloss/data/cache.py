@@ -1,0 +1,200 @@
+"""Decoded pictures in memory that all workers and processes of a machine share."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from torchreid_snloss import distributed
+from torchreid_snloss.data.decoded import decode_array
+from torchreid_snloss.data.readable import UnreadableImageError, decode
+from torchreid_snloss.errors import text_of
+from torchreid_snloss.progress import progress
+
+__all__ = ["CacheError", "PictureCache", "available_memory", "cache_pictures"]
+
+Picture = npt.NDArray[np.uint8]
+Places = Mapping[str, tuple[int, int, int]]
+
+
+class CacheError(OSError):
+    """There is no room for the decoded pictures, or no way to share them."""
+
+
+class PictureCache:
+    """Decoded pictures by their paths, in memory without a name that ends with the last process that uses it.
+
+    Nothing has to be removed after a crash, and the size of `/dev/shm`, which containers keep small, does not limit it.
+
+    Args:
+        places: where the values of each picture start, its height and its width, by its path.
+        process: the number of the process that made the memory.
+        file: the number of the memory's file there.
+        writable: whether pictures may be put in.
+
+    Raises:
+        CacheError: if the memory of that process can't be opened.
+    """
+
+    def __init__(self, places: Places, process: int, file: int, writable: bool = False) -> None:
+        self._of = (places, process, file)
+        self._places = places
+        size = sum(height * width * 3 for _, height, width in places.values())
+        try:
+            with open(f"/proc/{process}/fd/{file}", "r+b" if writable else "rb") as memory:
+                access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+                self._values = np.frombuffer(mmap.mmap(memory.fileno(), size, access=access), dtype=np.uint8)
+        except OSError as error:
+            raise CacheError(
+                f"data.cache ram: can't share the memory of process {process}: {text_of(error)}"
+            ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PictureCache, self._of  # for a worker that is spawned
+
+    @property
+    def address(self) -> tuple[Places, int, int]:
+        """The first arguments of another cache with the same memory, in any process of the machine."""
+        return self._of
+
+    def get(self, path: str) -> Picture | None:
+        """The picture as uint8 (height, width, 3), or None if it is not one of the cache's."""
+        place = self._places.get(path)
+        if place is None:
+            return None
+        start, height, width = place
+        return self._values[start : start + height * width * 3].reshape(height, width, 3)
+
+    @classmethod
+    def filled(cls, paths: Iterable[str], threads: int) -> PictureCache:
+        """Makes a cache and decodes all pictures into it.
+
+        Args:
+            paths: the files.
+            threads: how many to decode at a time.
+
+        Raises:
+            CacheError: if the memory is not there.
+            UnreadableImageError: for a file that can't be read.
+        """
+        places, size = _places_of(paths)
+        _check_room(len(places), size)
+        if not hasattr(os, "memfd_create"):
+            raise CacheError("data.cache ram needs Linux; set it to off")
+        file = os.memfd_create("torchreid_snloss pictures")  # closed with the process
+        try:
+            os.posix_fallocate(file, 0, max(size, 1))  # here rather than when a page is first used
+        except OSError as error:
+            os.close(file)
+            raise CacheError(f"data.cache ram: can't take {_gib(size)}: {text_of(error)}; set it to off") from error
+        made = cls(places, os.getpid(), file, writable=True)
+
+        def put(path: str) -> None:
+            picture, room = decode_array(path), made.get(path)
+            if room is None or picture.shape != room.shape:
+                raise UnreadableImageError(f"can't read the image {path!r}: it is not of the size that its file says")
+            room[:] = picture
+
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            for _ in progress("decoding", pool.map(put, places), "image", len(places)):
+                pass
+        return cls(places, os.getpid(), file)
+
+
+def cache_pictures(loaders: Iterable[Any], threads: int) -> None:
+    """Decodes all pictures of some loaders, once for each machine.
+
+    All processes call it together.
+
+    Args:
+        loaders: loaders with batch transforms.
+        threads: how many pictures to decode at a time.
+
+    Raises:
+        CacheError: if the memory is not there.
+        UnreadableImageError: for a file that can't be read.
+        PeerError: if the function raised on another process.
+    """
+    datasets = [loader.dataset for loader in loaders]
+    machines = distributed.broadcast_object(distributed.gather_objects(_machine()))
+    maker = machines.index(_machine())
+    paths = (path for dataset in datasets for item in dataset.data for path in _paths(item[0]))
+    make = lambda: PictureCache.filled(paths, threads) if distributed.rank() == maker else None  # noqa: E731
+    made = distributed.main_process_first(make)
+    address = None if made is None else made.address
+    addresses: list[Any] = distributed.broadcast_object(distributed.gather_objects(address))
+    cache = distributed.main_process_first(lambda: made or PictureCache(*addresses[maker]))
+    for dataset in datasets:
+        dataset.cache = cache
+
+
+def _machine() -> tuple[str, ...]:
+    """What processes have in common that see each other in `/proc`."""
+    found = []
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(path) if os.path.islink(path) else Path(path).read_text())
+    return tuple(found)
+
+
+def _paths(item: Any) -> list[str]:
+    return [os.fspath(item)] if isinstance(item, (str, os.PathLike)) else [os.fspath(path) for path in item]
+
+
+def _places_of(paths: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], int]:
+    """Where each picture's values go, from the sizes in the files' headers, and how many values there are."""
+    places: dict[str, tuple[int, int, int]] = {}
+    end = 0
+    for path in dict.fromkeys(paths):
+        try:
+            with Image.open(path) as file:
+                width, height = file.size
+        except Exception:  # named by what reads the whole file
+            width, height = decode(path).size
+        places[path] = end, height, width
+        end += height * width * 3
+    return places, end
+
+
+def _check_room(number: int, size: int) -> None:
+    available = available_memory()
+    has = "" if available is None else f"; {_gib(available)} are available"
+    print(f"=> data.cache ram: {number:,} decoded images take {_gib(size)} of shared memory{has}")
+    if available is not None and size > available:
+        raise CacheError(
+            f"data.cache ram needs {_gib(size)} for {number:,} decoded images, but only {_gib(available)} of memory "
+            "are available: set data.cache off"
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def available_memory() -> int | None:
+    """The bytes of memory that this process can still get, by the system and by its container; None if unknown."""
+    known = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    for most, used, what in (
+        ("memory.max", "memory.current", "memory.stat"),  # cgroup v2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),  # v1
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            limit, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in (most, used))
+            files = 0  # which the system gives up for others
+            for line in Path("/sys/fs/cgroup", what).read_text().splitlines():
+                name, value = line.split()
+                files = int(value) if name in ("inactive_file", "total_inactive_file") else files
+            known.append(max(0, limit - now + files))
+    return min(known, default=None)
