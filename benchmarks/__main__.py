@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluator, losses, sampler, scaling, step
+from benchmarks import evaluator, loader, losses, sampler, scaling, step
 from benchmarks.figure import draw
 from benchmarks.timing import Row
 
@@ -20,14 +20,14 @@ _HERE = Path(__file__).parent
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    suites = ["losses", "memory", "sampler", "evaluator", "step", "scaling"]
+    suites = ["losses", "memory", "sampler", "evaluator", "step", "scaling", "loader"]
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(suites)}; all if none is named")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: losses and step only")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: losses, step and loader only")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=_HERE / "results", help="folder for DEVICE.json and DEVICE.png")
     args = parser.parse_args()
     if args.device == "cuda":
-        suites = ["losses", "step"]
+        suites = ["losses", "step", "loader"]
     if unknown := set(args.suites) - set(suites):
         parser.error(f"unknown suites {sorted(unknown)}, there are {suites}")
     torch.set_num_threads(args.threads)
@@ -38,20 +38,26 @@ def main() -> None:
         "evaluator": evaluator.measure,
         "step": lambda: step.measure(args.device),
         "scaling": scaling.measure,
+        "loader": lambda: loader.measure(args.device),
     }
-    path = args.output / f"{args.device}.json"
     print(machine := _machine(args.device, args.threads))
-    before = json.loads(path.read_text()) if path.exists() else {}
-    # Suites that are not measured now keep their results, if these are of this machine.
-    rows = [Row(**row) for row in before["rows"]] if before.get("machine") == machine else []
     for suite in args.suites or suites:
         print(f"\n{suite} ...", flush=True)
         new = run[suite]()
         _print(new)
-        measured = {row.suite for row in new}
-        rows = [row for row in rows if row.suite not in measured] + new
-        args.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+        # Loaders have files of their own, which a measurement on another machine does not take away.
+        path = args.output / f"{'loader-' if suite == 'loader' else ''}{args.device}.json"
+        _write(path, machine if suite != "loader" else _machine(args.device, 1), new)
+
+
+def _write(path: Path, machine: str, new: list[Row]) -> None:
+    """Adds results to a file; those of other suites stay, if they are of this machine."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    rows = [Row(**row) for row in before["rows"]] if before.get("machine") == machine else []
+    measured = {row.suite for row in new}
+    rows = [row for row in rows if row.suite not in measured] + new
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
     draw(rows, machine, path.with_suffix(".png"))
     print(f"\nWritten: {path} and {path.with_suffix('.png')}")
 

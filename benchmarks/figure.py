@@ -14,6 +14,7 @@ from benchmarks.timing import Row
 
 __all__ = ["draw"]
 
+_NOT_DRAWN = ("sampler, memory", "loader, throughput", "loader, training", "loader, waiting for data")
 _OURS, _OTHERS = "#1b7f5c", "#9aa5b1"
 
 
@@ -22,7 +23,7 @@ def draw(rows: list[Row], machine: str, path: Path) -> None:
     cases = [
         (suite, case)
         for suite, case in dict.fromkeys((row.suite, row.case) for row in rows)
-        if suite.startswith(("losses", "sampler", "evaluator", "training step")) and suite != "sampler, memory"
+        if suite.startswith(("losses", "sampler", "evaluator", "training step", "loader")) and suite not in _NOT_DRAWN
     ]
     if not cases:
         return

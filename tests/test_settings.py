@@ -120,6 +120,7 @@ def test_what_is_no_config_is_told() -> None:
 BROKEN = {
     "data.folder.camera": ["data.folder.camera", "cam"],
     "data.k_tfm": ["data.k_tfm", 2],
+    "data.cache ram needs data.batc": ["data.cache", "ram"],
     "loss.memory.size needs loss": ["loss.memory.size", 8, "loss.name", "triplet"],
     "train.amp bf16": ["train.amp", "bf16", "use_gpu", True],
     "train.compile": ["train.compile", True, "use_gpu", True],

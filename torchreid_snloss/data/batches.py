@@ -86,9 +86,9 @@ class BatchTransforms:
             (batch, frames, 3, height, width) for tracklets.
         """
         batch = dict(batch)
-        sizes, shape = batch.pop("sizes").numpy(), batch["img"].shape[:-1]
+        sizes, shape = batch.pop("sizes"), batch.pop("shape")
         frames = len(sizes) // shape[0]
-        index, earlier = (np.repeat(batch.pop(key).numpy(), frames) for key in ("index", "copy"))
+        index, earlier = (np.repeat(batch.pop(key), frames) for key in ("index", "copy"))
         keys = picture_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0]))
         pictures = device.to_device(batch.pop("pictures"), self._use_gpu)
         draws = Draws(keys)
@@ -97,7 +97,7 @@ class BatchTransforms:
         pictures = first.of_sizes(pictures, sizes)
         for step in rest:
             pictures = step(pictures, draws)
-        return {**batch, "img": pictures.view(*shape, *pictures.shape[1:])}
+        return {"img": pictures.view(*shape, *pictures.shape[1:]), **batch}
 
 
 class BatchLoader(DataLoader[dict[str, Any]]):

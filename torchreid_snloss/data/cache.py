@@ -95,7 +95,7 @@ class PictureCache:
             os.posix_fallocate(file, 0, max(size, 1))  # here rather than when a page is first used
         except OSError as error:
             os.close(file)
-            raise CacheError(f"data.cache ram: can't take {_gib(size)}: {text_of(error)}; set it to off") from error
+            raise CacheError(f"data.cache ram: can't take {_shown(size)}: {text_of(error)}; set it to off") from error
         made = cls(places, os.getpid(), file, writable=True)
 
         def put(path: str) -> None:
@@ -167,17 +167,17 @@ def _places_of(paths: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], i
 
 def _check_room(number: int, size: int) -> None:
     available = available_memory()
-    has = "" if available is None else f"; {_gib(available)} are available"
-    print(f"=> data.cache ram: {number:,} decoded images take {_gib(size)} of shared memory{has}")
+    has = "" if available is None else f"; {_shown(available)} are available"
+    print(f"=> data.cache ram: {number:,} decoded images take {_shown(size)} of shared memory{has}")
     if available is not None and size > available:
         raise CacheError(
-            f"data.cache ram needs {_gib(size)} for {number:,} decoded images, but only {_gib(available)} of memory "
-            "are available: set data.cache off"
+            f"data.cache ram needs {_shown(size)} for {number:,} decoded images, but only {_shown(available)} of "
+            "memory are available: set data.cache off"
         )
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+def _shown(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def available_memory() -> int | None:

@@ -172,12 +172,17 @@ def decode_array(path: str) -> Picture:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch as torch does, with the values of all pictures, of whatever sizes, one behind the other."""
-    pictures = [picture.reshape(-1) for item in items for picture in item["pictures"]]
-    sizes = [size for item in items for size in item["sizes"]]
-    rest = [{key: value for key, value in item.items() if key not in ("pictures", "sizes")} for item in items]
+    """Makes a batch as torch does, with the values of all pictures, of whatever sizes, one behind the other.
+
+    What only `BatchTransforms` reads are arrays, since each tensor that a worker sends takes a file of its own.
+    """
+    own = ("img", "pictures", "sizes", "index", "copy")
+    rest = [{key: value for key, value in item.items() if key not in own} for item in items]
     return {
         **default_collate(rest),
-        "pictures": torch.from_numpy(np.concatenate(pictures)),
-        "sizes": torch.tensor(sizes),
+        "shape": (len(items), *items[0]["img"].shape[:-1]),
+        "pictures": torch.from_numpy(np.concatenate([one.reshape(-1) for item in items for one in item["pictures"]])),
+        "sizes": np.array([size for item in items for size in item["sizes"]]),
+        "index": np.array([item["index"] for item in items]),
+        "copy": np.array([item["copy"] for item in items]),
     }

@@ -1,0 +1,401 @@
+"""Transforms of whole batches give torchreid's pictures; random numbers follow from seed, epoch and picture."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Done, Tiny, make_datamanager, make_engine
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+from torchreid import data, utils
+from torchvision import transforms
+
+import torchreid_snloss
+from torchreid_snloss import ImageSNEngine
+from torchreid_snloss.data import SyntheticTracklets, make_pedestrians, use_batch_transforms
+from torchreid_snloss.data.batch_transforms import _rotated, batched
+from torchreid_snloss.data.cache import CacheError, PictureCache
+from torchreid_snloss.data.decoded import decode_array
+from torchreid_snloss.data.draws import Draws, picture_keys
+from torchreid_snloss.data.readable import decode
+from torchreid_snloss.engine import Stopped
+
+ALL = ["random_flip", "random_crop", "random_patch", "color_jitter", "random_erase"]
+SIZE = (64, 32)
+
+
+def with_batch_transforms(datamanager: Any, seed: int = 1) -> Any:
+    """A copy of a data manager whose loaders transform batches."""
+    made = copy.copy(datamanager)
+    made.test_loader = {name: dict(splits) for name, splits in datamanager.test_loader.items()}
+    use_batch_transforms(made, seed, use_gpu=False)
+    return made
+
+
+# ---- the same pictures ----
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pictures of several sizes and formats: JPEGs in all ways of storing colour, grey ones, a PNG with a palette."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    made = []
+    for number, (height, width) in enumerate(
+        [(128, 64), (128, 64), (61, 33), (97, 40), (64, 32), (300, 151), (32, 16)]
+    ):
+        smooth = Image.fromarray(rng.integers(0, 256, (8, 4, 3), dtype=np.uint8)).resize((width, height))
+        for name, options in {
+            "420.jpg": {}, "444.jpg": {"subsampling": 0}, "422.jpg": {"subsampling": 1}, "p.jpg": {"progressive": True},
+            "L.jpg": {}, "CMYK.jpg": {}, "P.png": {},
+        }.items():  # fmt: skip
+            mode = name.split(".")[0]
+            made.append(folder / f"{number}-{name}")
+            (smooth.convert(mode) if mode in ("L", "CMYK", "P") else smooth).save(made[-1], **options)
+    return made
+
+
+def test_decodes_as_pillow(files: list[Path]) -> None:
+    for file in files:
+        np.testing.assert_array_equal(decode_array(str(file)), np.asarray(decode(str(file))), err_msg=file.name)
+
+
+def test_test_pictures_are_torchreids(files: list[Path], reid_data: Path) -> None:
+    theirs = make_datamanager(reid_data, batch_size_test=20, norm_mean=[0.4, 0.5, 0.6], norm_std=[0.1, 0.2, 0.3])
+    for splits in theirs.test_loader.values():
+        splits["query"].dataset.data = [(str(file), 0, 1, 0) for file in files]
+    ours = with_batch_transforms(theirs)
+    batches = [list(manager.test_loader["market1501"]["query"]) for manager in (ours, theirs)]
+    assert len(batches[0]) == 3
+    for own, expected in zip(*batches):
+        assert own.keys() == expected.keys()
+        assert own["impath"] == expected["impath"]
+        assert torch.equal(own["camid"], expected["camid"])
+        assert own["img"].shape == expected["img"].shape
+        levels = 255 * torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1) * (own["img"] - expected["img"]).abs()
+        assert levels.mean() <= 1
+        assert levels.max() <= 4
+
+
+def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Path) -> None:
+    torchreid_snloss.register()
+    make_pedestrians(tmp_path / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
+    frame = sorted(tmp_path.rglob("query/*.jpg"))[1]
+    Image.open(frame).resize((70, 50)).save(frame)
+    theirs = data.VideoDataManager(
+        root=str(tmp_path), sources="synthetic_video", height=64, width=32, batch_size_train=4, batch_size_test=2,
+        seq_len=2, use_gpu=False, workers=0, sample_method="random",
+    )  # fmt: skip
+    ours = with_batch_transforms(theirs)
+    train = ours.train_loader
+    for loader in (theirs, ours):
+        for split in loader.test_loader["synthetic_video"].values():
+            getattr(split.dataset, "dataset", split.dataset).sample_method = "evenly"
+    own, expected = (next(iter(x.test_loader["synthetic_video"]["query"]))["img"] for x in (ours, theirs))
+    assert own.shape == (2, 2, 3, 64, 32)
+    torch.testing.assert_close(own, expected, rtol=0, atol=4 / 255 / 0.22)
+
+    # Frames drawn at random follow from seed and epoch too, and change no other random number.
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    first, other = train.dataset.__getitems__([0, 0])
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    again = train.dataset[0]
+    np.testing.assert_array_equal(first["pictures"], again["pictures"])
+    drawn = {tuple(picture.sum() for picture in train.dataset[0]["pictures"])}
+    for epoch in range(1, 9):
+        train.dataset.start_epoch(1, epoch)
+        drawn.add(tuple(picture.sum() for picture in train.dataset[0]["pictures"]))
+    assert len(drawn) == 3  # of three frames two
+    assert other["copy"] == 1
+
+
+# ---- the same distributions ----
+
+
+def both(step: Any, picture: Tensor, measure: Callable[[Tensor], Any], count: int = 800) -> tuple[Any, Any]:
+    """What is measured of a picture after torchreid's transform and after ours; each (count, values)."""
+    random.seed(3)
+    torch.manual_seed(3)
+    floats = picture.is_floating_point()
+    to_tensor = transforms.PILToTensor()
+    theirs = []
+    for _ in range(count):
+        given = picture.clone() if floats else transforms.functional.to_pil_image(picture)
+        done = step(given)
+        theirs.append(measure(done if floats else to_tensor(done)))
+    _, (_, ours) = batched([transforms.Resize(SIZE), step])
+    done = ours(picture.expand(count, -1, -1, -1).clone(), Draws(picture_keys(3, 0, np.arange(count))))
+    assert done.dtype == picture.dtype
+    return np.array(theirs, float), np.array([measure(one) for one in done], float)
+
+
+def alike(theirs: Any, ours: Any) -> None:
+    """Each measured value has the same distribution, by the test of Kolmogorov and Smirnov, and by its spread."""
+    for column in range(theirs.shape[1]):
+        assert stats.ks_2samp(theirs[:, column], ours[:, column]).pvalue > 0.005, column
+        assert theirs[:, column].std() == pytest.approx(ours[:, column].std(), rel=0.15, abs=1e-9)
+
+
+def test_flips_and_crops_as_often_and_as_far_as_torchreid() -> None:
+    left = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    left[:, :, :5] = 255
+    theirs, ours = both(transforms.RandomHorizontalFlip(), left, lambda one: [one[0, 0, 0] == 0])
+    alike(theirs, ours)
+    assert ours.mean() == pytest.approx(0.5, abs=0.05)
+
+    # Red says how far from the top a pixel was, green how far from the left.
+    height, width = SIZE
+    where = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    where[0], where[1] = torch.arange(height).view(-1, 1) * 4, torch.arange(width) * 8
+    step = data.transforms.Random2DTranslation(*SIZE)
+
+    def offset(one: Tensor) -> list[float]:
+        return [one[0, 30, 16].item(), one[1, 30, 16].item(), one[0, -1, 0].item() - one[0, 0, 0].item()]
+
+    theirs, ours = both(step, where, offset)
+    alike(theirs, ours)
+    known = {tuple(row) for row in theirs}  # the same pixels for the same draws, but for the rarest corners
+    assert np.mean([tuple(row) in known for row in ours]) > 0.95
+    assert len(np.unique(ours, axis=0)) > 30
+
+
+def test_erases_as_often_as_large_and_where_torchreid_does() -> None:
+    step = data.transforms.RandomErasing(mean=[5.0, 6.0, 7.0])
+
+    def box(one: Tensor) -> list[float]:
+        rows, columns = (one[0] == 5).any(dim=1).nonzero(), (one[0] == 5).any(dim=0).nonzero()
+        if len(rows) == 0:
+            return [0, 0, 0, 0, 0, 0]
+        assert one[:, rows[0], columns[0]].flatten().tolist() == [5, 6, 7]
+        height, width = (int(ends[-1] - ends[0]) + 1 for ends in (rows, columns))
+        assert (one[0] == 5).sum() == height * width
+        return [1, height * width, height / width, int(rows[0]), int(columns[0]), height]
+
+    alike(*both(step, torch.zeros(3, *SIZE), box))
+
+
+def test_jitters_as_strongly_as_torchreid() -> None:
+    halves = torch.full((3, *SIZE), 60, dtype=torch.uint8)
+    halves[:, :, :20] = 200
+
+    def levels(one: Tensor) -> list[float]:
+        return [one[0, 0, 0].item(), one[0, 0, -1].item(), one[1, 0, 0].item() - one[1, 0, -1].item()]
+
+    theirs, ours = both(transforms.ColorJitter(brightness=0.2, contrast=0.15), halves, levels, count=500)
+    alike(theirs, ours)
+
+
+def test_jitter_rounds_as_pillow() -> None:
+    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *SIZE), dtype=np.uint8))
+    pillow = transforms.functional.to_pil_image(picture)
+    functions = {
+        "brightness": (1.13, transforms.functional.adjust_brightness),
+        "contrast": (0.91, transforms.functional.adjust_contrast),
+    }
+    for name, (factor, function) in functions.items():
+        given = transforms.ColorJitter(**{name: (factor, factor)})
+        _, (_, ours) = batched([transforms.Resize(SIZE), given])
+        own = ours(picture[None].clone(), Draws(picture_keys([0])))[0]
+        expected = transforms.PILToTensor()(function(pillow, factor))
+        assert (own.int() - expected.int()).abs().max() <= 1, name
+        assert (own != expected).float().mean() < 0.01, name
+
+
+def test_patches_as_often_and_as_large_as_torchreid() -> None:
+    torchreid_snloss.register()
+    rng, count = np.random.default_rng(0), 800
+    pictures = torch.from_numpy(rng.integers(1, 256, (count, 3, *SIZE), dtype=np.uint8))
+    step = data.transforms.RandomPatch(min_sample_size=10)
+    random.seed(3)
+    theirs = [transforms.PILToTensor()(step(transforms.functional.to_pil_image(picture))) for picture in pictures]
+    _, (_, ours) = batched([transforms.Resize(SIZE), data.transforms.RandomPatch(min_sample_size=10)])
+    draws = picture_keys(3, 0, np.arange(count))
+    own = torch.cat([ours(pictures[at : at + 64].clone(), Draws(draws[at : at + 64])) for at in range(0, count, 64)])
+
+    def box(before: Tensor, after: Tensor) -> list[float]:
+        changed = (before != after).any(dim=0)
+        if not changed.any():
+            return [0, 0, 0, 0, 0]
+        (rows,), (columns,) = changed.any(dim=1).nonzero(as_tuple=True), changed.any(dim=0).nonzero(as_tuple=True)
+        black = ((after == 0).all(dim=0)).sum()
+        return [1, len(rows) * len(columns), int(rows[0]), int(columns[0]), int(black)]
+
+    measured = [np.array([box(*pair) for pair in zip(pictures, after)], float) for after in (theirs, own)]
+    alike(*measured)
+    assert torch.equal(own[:9], pictures[:9])  # as there are not ten patches yet
+
+
+@pytest.mark.parametrize("degrees", [-10, -3, 1, 7, 10])
+def test_rotates_as_pillow(degrees: int) -> None:
+    picture = torch.from_numpy(np.random.default_rng(0).integers(1, 256, (3, 41, 20), dtype=np.uint8))
+    expected = transforms.PILToTensor()(transforms.functional.to_pil_image(picture).rotate(degrees))
+    assert (_rotated(picture, degrees) == expected).float().mean() > 0.98
+
+
+# ---- random numbers ----
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    keys = picture_keys(1, 2, np.arange(4000))
+    draws = {name: Draws(keys).of(name).uniform(times=3) for name in ("flip", "crop")}
+    columns = [column for drawn in draws.values() for column in drawn.T]
+    columns += [Draws(picture_keys(*parts, np.arange(4000))).of("flip").uniform()[:, 0] for parts in ((2, 1), (1, 3))]
+    for column in columns:
+        assert stats.kstest(column, "uniform").pvalue > 0.001
+    correlations = np.corrcoef([*columns, np.roll(columns[0], 1)]) - np.eye(len(columns) + 1)
+    assert np.abs(correlations).max() < 0.06
+    numbers = Draws(keys).integers(-1, 1)
+    assert np.bincount(numbers + 1).tolist() == pytest.approx([4000 / 3] * 3, rel=0.08)
+
+
+class Drops(Tiny):
+    """A model with dropout, which asks to stop in a step."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+
+    def forward(self, x: Any) -> Any:
+        self.stop_at -= 1
+        if self.stop_at == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(torch.nn.functional.dropout(x, 0.1, self.training))
+
+
+def test_neither_workers_nor_a_stop_in_an_epoch_change_anything(reid_data: Path, tmp_path: Path) -> None:
+    def build(workers: int, stop_at: int = 0) -> Any:
+        # The sampler draws from torch's generator, as dropout does.
+        manager = make_datamanager(reid_data, transforms=ALL, workers=workers, train_sampler="RandomSampler")
+        next(step for step in manager.transform_tr.transforms if hasattr(step, "patchpool")).min_sample_size = 8
+        use_batch_transforms(manager, seed=0, use_gpu=False)
+        utils.set_random_seed(1)
+        return make_engine(ImageSNEngine, manager, Drops(stop_at))
+
+    whole = build(workers=1)
+    seen = []
+    step = whole.step
+    whole.step = lambda batch: (seen.append(batch["img"].clone()), step(batch))[1]
+    whole.run(save_dir=str(tmp_path / "whole"), max_epoch=3)
+    epochs = [torch.cat(seen[at : at + 3]).sum() for at in (0, 3, 6)]
+    assert len(set(map(float, epochs))) == 3
+
+    stopped = build(workers=0, stop_at=5)
+    with pytest.raises(Stopped, match=r"model\.pth\.tar-1\.2"):
+        stopped.run(save_dir=str(tmp_path / "stopped"), max_epoch=3)
+    resumed = build(workers=0)
+    start = resumed.resume(tmp_path / "stopped/model/model.pth.tar-1.2")
+    resumed.run(save_dir=str(tmp_path / "stopped"), max_epoch=3, start_epoch=start)
+    for value, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(value, other)
+
+
+def test_workers_live_through_all_epochs(reid_data: Path) -> None:
+    loader = with_batch_transforms(make_datamanager(reid_data, workers=1)).train_loader
+    processes, batches = set(), []
+    for _ in range(2):
+        running = iter(loader)
+        processes |= {worker.pid for worker in running._workers}
+        batches.append([batch["img"] for batch in running])
+    assert len(processes) == 1
+    assert not torch.equal(batches[0][0], batches[1][0])  # without `start_epoch`, each pass is an epoch
+
+
+def test_copies_of_a_picture_in_a_batch_differ(reid_data: Path) -> None:
+    loader = with_batch_transforms(make_datamanager(reid_data, transforms=["random_crop"])).train_loader
+    batch = loader.transforms(loader.collate_fn(loader.dataset.__getitems__([3] * 16)), 1, 0)
+    assert len({float(one.sum()) for one in batch["img"]}) > 4
+
+
+# ---- the command line ----
+
+SHORT = ["train.max_epoch", 1, "loss.name", "sn", "data.batch_transforms", True]
+
+
+def test_a_run_with_a_cache_is_the_same(train: Callable[..., Done], in_folder: Path) -> None:
+    options = [*SHORT, "data.transforms", str(ALL), "data.val_fraction", 0.25, "data.save_dir"]
+    done = train(*options, "cached", "data.cache", "ram")
+    assert done.code == 0, done.err
+    assert "=> data.cache ram: 184 decoded images take 4.3 MiB of shared memory; " in done.out
+    assert train(*options, "decoded").code == 0
+    weights = [
+        torch.load(in_folder / name / "model/model.pth.tar-1", weights_only=True)["state_dict"]
+        for name in ("cached", "decoded")
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("cache", ["off", "ram"])
+def test_an_unreadable_image_is_named(cache: str, reid_data: Path, in_folder: Path, train: Callable[..., Done]) -> None:
+    root = in_folder / "broken"
+    shutil.copytree(reid_data, root)
+    image = sorted(root.rglob("query/*.jpg"))[5]
+    image.write_bytes(image.read_bytes()[:300])
+    done = train("data.root", root, "test.evaluate", True, "data.batch_transforms", True, "data.cache", cache)
+    assert done.code == 1
+    assert f"can't read the image '{image}'" in done.err.strip().splitlines()[-1]
+
+
+def test_a_cache_without_room_is_refused(train: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchreid_snloss.data.cache.available_memory", lambda: 100_000)
+    done = train(*SHORT, "data.cache", "ram")
+    assert done.code == 2
+    assert "data.cache ram needs 4.3 MiB for 184 decoded images, but only 0.1 MiB of memory are available" in done.err
+
+
+def test_a_cache_is_shared_by_its_address_and_holds_the_pixels(files: list[Path]) -> None:
+    cache = PictureCache.filled([*map(str, files), str(files[0])], threads=2)
+    other = PictureCache(*cache.address)
+    for file in files:
+        picture = other.get(str(file))
+        assert picture is not None
+        np.testing.assert_array_equal(picture, decode_array(str(file)))
+    assert other.get("elsewhere.jpg") is None
+    with pytest.raises(ValueError, match="read-only"):
+        picture[0] = 0
+    with pytest.raises(CacheError, match="can't share the memory of process"):
+        PictureCache(cache.address[0], os.getpid(), 999_999)
+
+
+class Solarize:
+    """A transform that torchreid does not have."""
+
+    def __call__(self, picture: Any) -> Any:
+        return picture.point(lambda value: value if value < 128 else 255 - value)
+
+    def __repr__(self) -> str:
+        return "Solarize()"
+
+
+def test_a_transform_of_ones_own_is_done_first_or_refused(reid_data: Path) -> None:
+    theirs = make_datamanager(reid_data, transforms=[], train_sampler="RandomSampler")
+    steps = theirs.train_loader.dataset.transform.transforms
+    steps.insert(0, Solarize())
+    own = with_batch_transforms(theirs).train_loader
+    expected = torch.stack([theirs.train_loader.dataset[number]["img"] for number in range(4)])
+    batch = own.transforms(own.collate_fn([own.dataset[number] for number in range(4)]), 1, 0)
+    torch.testing.assert_close(batch["img"], expected, rtol=0, atol=4 / 255 / 0.22)
+
+    steps.append(steps.pop(0))
+    with pytest.raises(ValueError, match=r"the transform Solarize\(\) has no batch transform"):
+        with_batch_transforms(theirs)
+    with pytest.raises(ValueError, match="changes saturation or hue"):
+        batched([transforms.Resize(SIZE), transforms.ColorJitter(hue=0.1)])
+    with pytest.raises(ValueError, match="must resize bilinearly"):
+        batched([transforms.Resize(64)])
+    with pytest.raises(ValueError, match="needs a transform that resizes"):
+        batched([transforms.ToTensor()])
+
+
+def test_softmax_in_torchreids_engine_trains_on_batch_transforms(train: Callable[..., Done]) -> None:
+    done = train(*SHORT, "loss.name", "softmax", "data.transforms", str(ALL))
+    assert done.code == 0, done.err
