@@ -3,7 +3,7 @@
 Each class stands for one of torchreid's or torchvision's, takes its parameters from an object of that class, and draws
 from the same distributions. `batched` finds the one for each step of a data set's transform.
 
-Pictures are uint8 up to `ToFloat`, and every step rounds as Pillow does. Without random transforms, the results equal
+Pictures are uint8 up to `to_float`, and every step rounds as Pillow does. Without random transforms, the results equal
 torchreid's to the bit on a CPU with AVX2, and to 1/255 elsewhere.
 """
 
@@ -149,32 +149,33 @@ class Jitter:
         draws = draws.of("jitter")
         ranges = {"brightness": self.brightness, "contrast": self.contrast, "order": (-1.0, 1.0)}
         drawn = np.stack([draws.of(name).uniform(*limits) for name, limits in ranges.items()]).astype(np.float32)
-        factors = torch.from_numpy(drawn).to(pictures.device)
-        brightness, contrast, order = factors.view(3, -1, 1, 1, 1)
-        for first in (True, False):
-            now = (order > 0) == first
-            # Pillow mixes a picture with black for brightness, and with its mean grey value for contrast.
-            grey = torch.where(now, _mean_grey(pictures), 0)
-            mixed = (pictures - grey).mul_(torch.where(now, contrast, brightness)).add_(grey)
-            pictures = mixed.clamp_(0, 255).to(torch.uint8)
+        factors = torch.from_numpy(drawn).to(pictures.device).view(3, -1, 1, 1, 1)
+        few = len(pictures) if pictures.is_cuda else 2  # a CPU's cache holds few
+        for part, drawn_of_part in zip(pictures.split(few), factors.split(few, dim=1)):
+            part.copy_(_jittered(part, *drawn_of_part))
         return pictures
 
 
+def _jittered(pictures: Tensor, brightness: Tensor, contrast: Tensor, order: Tensor) -> Tensor:
+    mixed = pictures.float()
+    for first in (True, False):
+        now = (order > 0) == first
+        # Pillow mixes a picture with black for brightness, and with its mean grey value for contrast.
+        grey = torch.where(now, _mean_grey(mixed), 0)
+        mixed = mixed.sub_(grey).mul_(torch.where(now, contrast, brightness)).add_(grey).clamp_(0, 255).floor_()
+    return mixed
+
+
 def _mean_grey(pictures: Tensor) -> Tensor:
-    """The mean of each picture's grey values, each rounded as by Pillow; (n, 1, 1, 1)."""
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=pictures.device).view(3, 1, 1)
-    grey = ((pictures * weights).sum(dim=1, dtype=torch.int32) + 0x8000) >> 16
-    return (grey.sum(dim=(1, 2)) / grey[0].numel() + 0.5).floor().float().view(-1, 1, 1, 1)
+    """The mean of each picture's grey values, each rounded as by Pillow, which float32 can do; (n, 1, 1, 1)."""
+    weights = pictures.new_tensor([[19595.0, 38470.0, 7471.0]])
+    grey = (weights @ pictures.flatten(2)).add_(0x8000).div_(0x10000).floor_()
+    return grey.double().mean(dim=-1).add_(0.5).floor_().float().view(-1, 1, 1, 1)
 
 
-class ToFloat:
+def to_float(pictures: Tensor, draws: Draws) -> Tensor:
     """`ToTensor`: from uint8 to float32 in [0, 1]."""
-
-    def __init__(self, step: Any) -> None:
-        pass
-
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        return pictures.float().div_(255)
+    return pictures.float().div_(255)
 
 
 class Normalise:
@@ -218,8 +219,7 @@ class Patch:
     most = 1024
 
     def __init__(self, step: Any) -> None:
-        self.parameters = step
-        self.areas = step.patch_min_area, step.patch_max_area
+        self.parameters, self.areas = step, (step.patch_min_area, step.patch_max_area)
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -293,7 +293,7 @@ _BATCHED: dict[type, Callable[[Any], BatchTransform]] = {
     torchreid_data.transforms.Random2DTranslation: EnlargeAndCrop,
     torchreid_data.transforms.RandomPatch: Patch,
     transforms.ColorJitter: Jitter,
-    transforms.ToTensor: ToFloat,
+    transforms.ToTensor: lambda step: to_float,
     transforms.Normalize: Normalise,
     torchreid_data.transforms.RandomErasing: Erase,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,10 +105,16 @@ class PictureCache:
                 raise UnreadableImageError(f"can't read the image {path!r}: it is not of the size that its file says")
             room[:] = picture
 
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            for _ in progress("decoding", pool.map(put, places), "image", len(places)):
-                pass
-        return cls(places, os.getpid(), file)
+        try:
+            with ThreadPoolExecutor(max(threads, 1)) as pool:
+                for _ in progress("decoding", pool.map(put, places), "image", len(places)):
+                    pass
+        except BaseException:
+            os.close(file)
+            raise
+        done = cls(places, os.getpid(), file)
+        weakref.finalize(done, os.close, file)
+        return done
 
 
 def cache_pictures(loaders: Iterable[Any], threads: int) -> None:

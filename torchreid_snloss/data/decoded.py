@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from torchreid import data as torchreid_data
 
 from torchreid_snloss.data.draws import picture_keys
-from torchreid_snloss.data.readable import NamingFailures, decode, reading_with
+from torchreid_snloss.data.readable import NamingFailures, UnreadableImageError, decode, reading_with
 
 if TYPE_CHECKING:
     from torchreid_snloss.data.cache import PictureCache
@@ -147,8 +147,8 @@ class _Pictures:
         """Returns the pictures since the last time, for `collate`."""
         pictures, self._read = self._read, []
         if not pictures:
-            raise TypeError(
-                "data.batch_transforms needs a data set that calls its transform for each picture; use False"
+            raise UnreadableImageError(
+                "data.batch_transforms needs a data set that calls its transform for each image; use False"
             )
         return {"pictures": pictures, "sizes": [picture.shape[:2] for picture in pictures]}
 
