@@ -68,3 +68,12 @@ def test_training_step(committed: dict[tuple[str, str, str], float]) -> None:
     from benchmarks import step
 
     check(step.measure("cpu", seconds=30), committed, ("Image",))
+
+
+def test_loader() -> None:
+    from benchmarks import loader
+
+    rows = json.loads(RESULTS.with_name("loader-cpu.json").read_text())["rows"]
+    committed = {(row["suite"], row["case"], row["name"]): row["ratio"] for row in rows}
+    measured = [row for row in loader.measure("cpu", repetitions=1) if row.suite == "loader"]
+    check(measured, committed, ("batch transforms",))

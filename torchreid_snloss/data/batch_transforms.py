@@ -168,8 +168,8 @@ def _jittered(pictures: Tensor, brightness: Tensor, contrast: Tensor, order: Ten
 
 def _mean_grey(pictures: Tensor) -> Tensor:
     """The mean of each picture's grey values, each rounded as by Pillow, which float32 can do; (n, 1, 1, 1)."""
-    weights = pictures.new_tensor([[19595.0, 38470.0, 7471.0]])
-    grey = (weights @ pictures.flatten(2)).add_(0x8000).div_(0x10000).floor_()
+    red, green, blue = pictures.flatten(2).unbind(dim=1)
+    grey = (red * 19595).add_(green * 38470).add_(blue * 7471).add_(0x8000).div_(0x10000).floor_()
     return grey.double().mean(dim=-1).add_(0.5).floor_().float().view(-1, 1, 1, 1)
 
 
