@@ -401,3 +401,16 @@ def test_a_transform_of_ones_own_is_done_first_or_refused(reid_data: Path) -> No
 def test_softmax_in_torchreids_engine_trains_on_batch_transforms(train: Callable[..., Done]) -> None:
     done = train(*SHORT, "loss.name", "softmax", "data.transforms", str(ALL))
     assert done.code == 0, done.err
+
+
+def test_all_is_done_on_the_device_of_the_batch(reid_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Torch refuses to mix the meta device, which computes nothing, with another, as it refuses to mix GPU and CPU.
+    manager = make_datamanager(reid_data, transforms=ALL)
+    next(step for step in manager.transform_tr.transforms if hasattr(step, "patchpool")).min_sample_size = 1
+    loader = with_batch_transforms(manager).train_loader
+    monkeypatch.setattr("torchreid_snloss.device.to_device", lambda value, use_gpu: value.to("meta"))
+    items = loader.dataset.__getitems__(range(16))
+    items[0]["pictures"], items[0]["sizes"] = [np.zeros((50, 40, 3), np.uint8)], [(50, 40)]
+    images = loader.transforms(loader.collate_fn(items), 1, 0)["img"]
+    assert images.device.type == "meta"
+    assert images.shape == (16, 3, *SIZE)
