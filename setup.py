@@ -73,7 +73,7 @@ setup(
             "timm>=1.0.31",
         ],
         "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
-        "docs": ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"],
+        "docs": ["latex2mathml", "mkdocs-material", "mkdocstrings[python]", "ruff"],
         "dev": ["build", "mypy", "ruff", "twine", "types-PyYAML", "types-tqdm"],
     },
     entry_points={
