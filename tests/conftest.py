@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or the workers wait for each other
-    os.environ["OMP_NUM_THREADS"] = "1"
+# One thread for each of pytest's workers and each process that a test starts, or they wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

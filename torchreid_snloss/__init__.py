@@ -3,6 +3,10 @@
 `register()` adds them to torchreid; importing the package changes nothing in torchreid.
 """
 
+from torchreid_snloss.run.program import prepare_imports
+
+prepare_imports()
+
 from torchreid_snloss.build import build_datamanager, build_engine, build_model, build_optimizer
 from torchreid_snloss.checkpoint import CheckpointError, load_checkpoint, load_weights
 from torchreid_snloss.config import ConfigError, get_default_config, load_config

@@ -162,8 +162,8 @@ class Run:
         Raises:
             ConfigError: If another process is training in the folder.
         """
-        # The run writes its output to a log. torchreid's warning is about an evaluator that is not used here.
-        command = [sys.executable, "-W", "ignore:Cython evaluation", "-m", "torchreid_snloss"]
+        # The run writes its output to a log.
+        command = [sys.executable, "-m", "torchreid_snloss"]
         command += ["--config-file", str(self.folder / _SETTINGS)]
         if has_record(self._records):  # a record that starts in the middle of a run would be useless
             command += ["model.resume", "auto"]
