@@ -16,7 +16,30 @@ from torchreid_snloss.engine.testing import Evaluated
 from torchreid_snloss.progress import progress_bar
 from torchreid_snloss.record import Features, Recorder
 
-__all__ = ["EpochLog"]
+__all__ = ["EpochLog", "PrintFrequency"]
+
+
+class PrintFrequency(int):
+    """torchreid's `print_freq`, with which an epoch also prints after its last batch, however few it has.
+
+    torchreid prints where `batch % print_freq` is 0.
+
+    Args:
+        print_freq: After how many batches a line is printed.
+        batches: How many an epoch has.
+    """
+
+    def __new__(cls, print_freq: int, batches: int) -> PrintFrequency:
+        """Makes an integer that knows the last batch."""
+        made = super().__new__(cls, print_freq)
+        made._last = batches
+        return made
+
+    _last: int
+
+    def __rmod__(self, batch: int) -> int:
+        """Called for `batch % self`, since this class is more special than that of `batch`."""
+        return 0 if batch == self._last else batch % int(self)
 
 
 class EpochLog:

@@ -20,18 +20,36 @@ class NoWriter:
 class EventWriter:
     """torch's `SummaryWriter`, whose first error is printed in one line and whose later ones are ignored.
 
+    torchreid counts training in batches and tests in epochs; here both count batches, so that their curves have the
+    same axis.
+
     Args:
         folder: The folder of the event file.
+        batches: How many batches an epoch has.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, batches: int) -> None:
+        self._folder, self._batches = folder, batches
         self._writer: Any = NoWriter()
         self._writer = self._tried(SummaryWriter, log_dir=folder) or self._writer
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._writer, name)
         return functools.partial(self._tried, value) if callable(value) else value
+
+    def add_scalar(self, tag: str, value: Any, step: int, *args: Any, **kwargs: Any) -> None:
+        """Adds a value.
+
+        Args:
+            tag: Its name, which begins with `Test/` for an evaluation.
+            value: The value.
+            step: Of an evaluation the number of the epoch, from 0, or -1 before training; otherwise that of the batch.
+            *args: Further arguments of `SummaryWriter.add_scalar`.
+            **kwargs: Its keywords.
+        """
+        if tag.startswith("Test/"):
+            step = (step + 1) * self._batches
+        self._tried(self._writer.add_scalar, tag, value, step, *args, **kwargs)
 
     def _tried(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:

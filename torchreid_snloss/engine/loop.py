@@ -17,7 +17,7 @@ from torchreid_snloss.data.readable import test_loaders
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.compiling import compile_in_place, named_compile_errors, to_channels_last
-from torchreid_snloss.engine.epoch_log import EpochLog
+from torchreid_snloss.engine.epoch_log import EpochLog, PrintFrequency
 from torchreid_snloss.engine.event_writer import EventWriter, NoWriter
 from torchreid_snloss.engine.monitor import LearningMonitor
 from torchreid_snloss.engine.options import NonFiniteError, Stopped, TrainOptions
@@ -110,7 +110,7 @@ class TrainingLoop(engine.Engine):
         if not first:
             self.writer = NoWriter()
         elif self.writer is None and not testing_only:
-            self.writer = EventWriter(save_dir)
+            self.writer = EventWriter(save_dir, len(self.train_loader))
         at_once = testing_only and distributed.world_size() == 1  # there is nothing to save, and nobody to agree with
         with (
             lock,
@@ -173,7 +173,7 @@ class TrainingLoop(engine.Engine):
 
     # ---- an epoch ----
 
-    def train(self, *args: Any, **kwargs: Any) -> None:
+    def train(self, print_freq: int = 10, *args: Any, **kwargs: Any) -> None:
         state, loader = self.checkpointer.state, self.train_loader
         loader.start_epoch(state.seed, self.epoch, state.batch, self.checkpointer.restore_random_states)
         self._learning.start_epoch()
@@ -181,7 +181,7 @@ class TrainingLoop(engine.Engine):
         unit = "tracklet" if getattr(self.datamanager, "data_type", "image") == "video" else "image"
         try:
             with self._log.epoch(self.epoch + 1, self.max_epoch, len(loader), loader.skipped, loader.batch_size, unit):
-                super().train(*args, **kwargs)
+                super().train(PrintFrequency(print_freq, len(loader)), *args, **kwargs)
         finally:
             loader.end_epoch()
         done = self.epoch + 1
