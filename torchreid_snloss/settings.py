@@ -204,12 +204,16 @@ def decide(cfg: CfgNode) -> tuple[CfgNode, tuple[str, ...]]:
     except ValueError as error:
         raise ConfigError(f"model.name: {error}") from error
     weights = metric_weights(cfg)
+    normalises = any(weight != 0 and bool(cfg.loss[name].get("normalize")) for name, weight in weights.items())
     if cfg.test.normalize_feature is None:
-        decided.test.normalize_feature = any(
-            weight != 0 and bool(cfg.loss[name].get("normalize")) for name, weight in weights.items()
-        )
+        decided.test.normalize_feature = normalises
         if decided.test.normalize_feature:
             notes.append(f"=> test.normalize_feature: True, as loss {cfg.loss.name!r} normalises features too")
+    elif normalises and not cfg.test.normalize_feature and cfg.test.dist_metric == "euclidean":
+        notes.append(
+            f"=> test.normalize_feature: False in the config, though loss {cfg.loss.name!r} normalises features: the "
+            "test compares them with their lengths; leave the key out, or set it to True, to test as is trained"
+        )
     if cfg.sampler.train_sampler == "RandomSampler" and any(weights.values()) and not cfg.test.evaluate:
         decided.sampler.train_sampler = IdentitySampler.__name__
         notes.append(
