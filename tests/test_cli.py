@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Done, Tiny, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchreid_snloss import ImageSNEngine, get_default_config
 from torchreid_snloss.config import load_config
@@ -44,7 +45,7 @@ EXISTING = {
         "open_layers": ["classifier"],
         "lr_scheduler": "single_step",
         "stepsize": [60],
-        "print_freq": 1,
+        "print_freq": 100,
     },
     "test": {"batch_size": 100, "dist_metric": "euclidean", "normalize_feature": False, "evaluate": False,
              "eval_freq": -1, "rerank": False},
@@ -67,7 +68,7 @@ def run_process(*arguments: str, cwd: Path) -> Done:
 
 @pytest.mark.parametrize("loss", ["softmax", "triplet", "sn", "hap2s", "fidi"])
 def test_existing_config_with_the_loss_named(
-    loss: str, existing: list[str], command_line: Callable[..., Done], tmp_path: Path
+    loss: str, existing: list[str], command_line: Callable[..., Done], reid_data: Path, tmp_path: Path
 ) -> None:
     def start(*options: str) -> Done:
         if loss == "sn":  # one as processes
@@ -83,8 +84,30 @@ def test_existing_config_with_the_loss_named(
     assert swapped == (loss != "softmax")
     assert ("sampler.num_instances 2 may train better than 4" in trained.out) == swapped  # from scratch
     assert ("loss_m" in trained.out) == (loss in ("sn", "hap2s", "fidi"))
+    assert ("=> test.normalize_feature: False in the config" in trained.out) == (loss in ("sn", "hap2s", "fidi"))
+    assert "Cython" not in trained.err
+
+    # The screen is short, however few batches there are it has a loss, and the log has all of it and more.
     log = tmp_path / "log" / "existing"
-    assert next(log.glob("train.log-*")).read_text() in trained.out
+    lines, text = trained.out.splitlines(), next(log.glob("train.log-*")).read_text()
+    assert lines.index("=> Start training") < 25
+    images = len(list(reid_data.rglob("bounding_box_train/*.jpg")))
+    assert re.search(rf"^  train +16 +{images} +6   market1501$", trained.out, re.MULTILINE)
+    assert [line.split("\t")[0] for line in lines if line.startswith("epoch:")] == ["epoch: [1/1][3/3]"]
+    assert "  model: name " in trained.out
+    assert not re.search("Show configuration|Building train|Extracting|=> Loaded|seed: 1", trained.out)
+    assert all(
+        words in text for words in ("Show configuration", "Building train", "Extracting", "=> Loaded", "seed: 1")
+    )
+    assert set(lines) <= set(text.splitlines())
+
+    # TensorBoard's training and tests count steps.
+    events = EventAccumulator(str(log))
+    events.Reload()
+    assert [event.step for event in events.Scalars("Train/lr")] == [0, 1, 2]
+    assert [event.step for name in ("rank1", "mAP", "mINP") for event in events.Scalars(f"Test/market1501/{name}")] == [
+        *[3, 3, 3]
+    ]
 
     # The checkpoint evaluates to what training ended with, torchreid's own (softmax, triplet) included.
     checkpoint = str(log / "model" / "model.pth.tar-1")
@@ -284,9 +307,11 @@ def test_options_go_before_flags_and_flags_before_the_file(
     flags = ["--root", "nowhere", "--transforms", "random_flip", "random_crop", "--", "model.name", "osnet_x0_25"]
     done = command_line(*existing[:2], *flags, "data.height", "48", "data.root", reid_data)
     assert done.code == 0, done.err
-    assert "+ random crop" in done.out
-    assert "48x32" in done.out
-    assert f"root: {reid_data}" in done.out
+    (log,) = Path("log/existing").glob("train.log-*")
+    text = log.read_text()
+    assert "+ random crop" in text
+    assert "48x32" in text
+    assert f"root: {reid_data}" in text
     assert command_line(*existing, "-s", "market1501", "loss.name", "sn").code == 2
 
 

@@ -270,7 +270,7 @@ def send_when(process: subprocess.Popen[str], words: str, *numbers: int) -> None
     ("words", "numbers", "code"),
     [
         ("epoch: [1/50][2/", [signal.SIGHUP], 129),
-        ("Extracting features from query", [signal.SIGTERM, signal.SIGTERM], 143),
+        ("##### Evaluating", [signal.SIGTERM, signal.SIGTERM], 143),
         ("Drawing the synthetic", [signal.SIGTERM], 143),
     ],
 )

@@ -205,7 +205,7 @@ def test_train_from_a_script(reid_data: Path, tmp_path: Path, capsys: pytest.Cap
     assert cfg == before
     out = capsys.readouterr().out
     assert "=> model.resume auto: no checkpoint in" in out
-    assert next(tmp_path.glob("train.log-*")).read_text() == out
+    assert set(out.splitlines()) <= set(next(tmp_path.glob("train.log-*")).read_text().splitlines())
     weights = torch.load(tmp_path / "model/model.pth.tar-1", weights_only=True)["state_dict"]
     assert all(torch.equal(weights[name], value) for name, value in first.model.state_dict().items())
 

@@ -27,8 +27,9 @@ from torchreid_snloss.engine import TrainingLoop
 from torchreid_snloss.engine.checkpointer import new_run
 from torchreid_snloss.loading import load_data, share_decoded
 from torchreid_snloss.run.lock import FolderInUseError, locked_on_all_ranks
-from torchreid_snloss.run.log import logged
+from torchreid_snloss.run.log import log_only, log_path, logged
 from torchreid_snloss.run.restarts import identify_run, restarted
+from torchreid_snloss.run.screen import data_lines, setting_lines, version_line
 from torchreid_snloss.run.writable import check_run_writable, checkpoint_size
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve, wants_gpu
 
@@ -108,8 +109,7 @@ def _locked(settings: Settings) -> Iterator[None]:
 
 
 def _train_or_test(settings: Settings) -> TrainingLoop:
-    print(f"Show configuration\n{settings}\n")
-    print(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
+    _print_settings(settings)
     torch.backends.cudnn.benchmark = settings.use_gpu
 
     folder, restart = model_folder(settings.save_dir), restarted()
@@ -117,12 +117,12 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     datamanager = distributed.main_process_first(lambda: load_data(settings))
     share_decoded(settings, datamanager)
     _on_all_ranks(lambda: check_datamanager(settings, datamanager))
-    print(f"Building model: {settings.model_name}")
+    print("Data:", *data_lines(settings, datamanager), sep="\n")
     classes = datamanager.num_train_pids or _num_classes_of_checkpoint(settings, folder)
     model = distributed.main_process_first(lambda: load_model(settings, classes))
     _on_all_ranks(lambda: check_model(settings, model))
     params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
-    print(f"Model complexity: params={params:,} flops={flops:,}")
+    print(f"Model: {settings.model_name}, {params:,} parameters, {flops:,} flops an image")
     if settings.load_weights:
         distributed.main_process_first(lambda: load_weights(model, settings.load_weights, settings.evaluate))
     model = device.to_device(model, settings.use_gpu)
@@ -133,7 +133,6 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     optimizer, scheduler = _on_all_ranks(lambda: build_optimizer(settings, model, criteria))
     if distributed.rank() == 0:
         check_run_writable(settings, checkpoint_size(model, optimizer))
-    print(f"Building {settings.loss_name}-engine for {settings.data_type}-reid")
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
     engine.checkpointer.run = run
     kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine, folder, restart)}
@@ -147,6 +146,16 @@ def _num_classes_of_checkpoint(settings: Settings, folder: Path) -> int:
     if path == "auto":
         path = _newest(folder, None) or settings.load_weights
     return distributed.main_process_first(lambda: num_classes(load_checkpoint(path)["state_dict"])) if path else 0
+
+
+def _print_settings(settings: Settings) -> None:
+    """Shows the versions and what differs from the defaults; the log also has the whole config and the environment."""
+    print(version_line(settings))
+    if path := log_path():
+        print(f'Log: "{path}", with the whole config and the environment')
+    print("Config, where it differs from the defaults:", *setting_lines(settings), sep="\n")
+    log_only(f"Show configuration\n{settings}\n")
+    log_only(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
 
 
 def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: bool) -> int:

@@ -13,9 +13,10 @@ from typing import TextIO, cast
 from torchreid_snloss import distributed
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.run.failures import report
+from torchreid_snloss.run.screen import Screen
 from torchreid_snloss.run.streams import SafeStream, Tee
 
-__all__ = ["log_of", "logged", "note"]
+__all__ = ["log_of", "log_only", "log_path", "logged", "note"]
 
 _LOG = "torchreid_snloss_log"  # an attribute of an exception
 _open: list[tuple[Path, SafeStream]] = []  # the logs of this process
@@ -23,7 +24,9 @@ _open: list[tuple[Path, SafeStream]] = []  # the logs of this process
 
 @contextlib.contextmanager
 def logged(save_dir: str, name: str) -> Iterator[None]:
-    """Within it what rank 0 prints is in a file as well, and so is the exception that ends it; other ranks have none.
+    """Within it what rank 0 prints is in a file, and so is the exception that ends it; other ranks have none.
+
+    The screen shows the same without the steps of torchreid's work.
 
     A standard output or a log that can't be written any more doesn't end the run.
 
@@ -46,7 +49,8 @@ def logged(save_dir: str, name: str) -> Iterator[None]:
         raise ConfigError(f"data.save_dir {save_dir!r} can't be written to: {error}") from error
     safe_log = SafeStream(log, lambda error: _tell_of_log(path, error))
     # torchreid's Logger is not used because it closes standard output at the end.
-    with contextlib.redirect_stdout(cast(TextIO, Tee(SafeStream(sys.stdout), safe_log))):
+    tee = Tee(Screen(sys.stdout), safe_log)
+    with contextlib.redirect_stdout(cast(TextIO, tee)):
         _open.append((path, safe_log))
         try:
             yield
@@ -55,7 +59,7 @@ def logged(save_dir: str, name: str) -> Iterator[None]:
             raise
         finally:
             _open.pop()
-            safe_log.flush()
+            tee.flush()
             with contextlib.suppress(OSError):
                 log.close()
 
@@ -69,10 +73,21 @@ def note(error: BaseException) -> None:
         setattr(error, _LOG, path)
 
 
+def log_only(text: str) -> None:
+    """Writes a line to the log of the run alone, if there is one."""
+    if _open:
+        _open[-1][1].write(text + "\n")
+
+
 def log_of(error: BaseException) -> Path | None:
     """The log of the run that an error ended; None if there was none yet, or if the log is not complete."""
     path: Path | None = getattr(error, _LOG, None)
     return path
+
+
+def log_path() -> Path | None:
+    """The log of the run, if there is one."""
+    return _open[-1][0] if _open else None
 
 
 def _tell_of_log(path: Path, error: Exception) -> None:
