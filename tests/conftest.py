@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torchreid
+import zygote
 from torch import Tensor, nn
 from torchreid import data, models, optim, utils
 
@@ -212,16 +213,30 @@ def record_run(
     return Run(variant, resolve(cfg), split)
 
 
-def start(*command: str, cwd: Path | None = None, path: Path | None = None, **options: Any) -> subprocess.Popen[str]:
-    """Starts Python as a user would, with the installed package; `path` goes before all else on PYTHONPATH."""
+def start(
+    *command: str, cwd: Path | None = None, path: Path | None = None, fresh: bool | None = None, **options: Any
+) -> Any:
+    """Starts Python as a user would, with the installed package.
+
+    Args:
+        *command: Python's arguments.
+        cwd: its working directory.
+        path: what goes before all else on PYTHONPATH.
+        fresh: whether it imports everything itself, which takes seconds, rather than being forked from a process that
+            has; None: only what is neither one of the package's command lines nor a script.
+        **options: of `subprocess.Popen`.
+    """
     python_path = os.pathsep.join(filter(None, [str(path or ""), os.environ.get("PYTHONPATH", "")]))
+    environment = {**ENVIRONMENT, "PYTHONPATH": python_path}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=cwd, env={**ENVIRONMENT, "PYTHONPATH": python_path}, **options
-    )
+    fresh = not zygote.takes(command) if fresh is None else fresh
+    if not fresh and path is None and zygote.AVAILABLE:
+        del options["text"]
+        return zygote.shared(tuple(environment.items())).start(command, cwd, environment, **options)
+    return subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, **options)
 
 
-def interrupt_at(process: subprocess.Popen[str], folder: Path, text: str, seconds: float) -> str:
+def interrupt_at(process: Any, folder: Path, text: str, seconds: float) -> str:
     """Sends Ctrl-C to a process when a training log in the folder has the text; returns its standard error.
 
     Args:
@@ -241,9 +256,11 @@ def interrupt_at(process: subprocess.Popen[str], folder: Path, text: str, second
     return errors
 
 
-def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, cwd: Path | None = None, path: Path | None = None, fresh: bool | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs Python as `start` does, to its end."""
-    with start(*command, cwd=cwd, path=path) as process:
+    with start(*command, cwd=cwd, path=path, fresh=fresh) as process:
         try:
             out, err = process.communicate(timeout=300)
         except BaseException:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torchreid import losses
 
 from torchreid_snloss import IdentitySampler, ImageFIDIEngine, ImageHAP2SEngine, ImageSNEngine, SNLoss, distributed
 from torchreid_snloss.checkpoint import save_checkpoint
+from torchreid_snloss.cli import main
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
 from torchreid_snloss.data.shards import shard_training
@@ -32,7 +35,7 @@ from torchreid_snloss.pml import PairwiseLoss
 from torchreid_snloss.record import read_features, read_record
 from torchreid_snloss.settings import resolve
 
-PROCESSES = [2, 3, 4]
+PROCESSES = [2, 4]
 SLOW_IMPORTS = ["torchreid_snloss.cli", "pytorch_metric_learning.utils.distributed", "pytest"]
 # A loss, its engine's options, and how many steps.
 CASES: dict[str, tuple[type[Any], dict[str, Any], int]] = {
@@ -70,8 +73,11 @@ def batches(steps: int) -> list[dict[str, Any]]:
     return [{"img": images + step, "pid": pids, "impath": paths} for step in range(steps)]
 
 
+data_of = functools.cache(make_datamanager)  # one for all cases of a process
+
+
 def make(name: str, root: str) -> tuple[Any, int]:
-    manager = make_datamanager(Path(root))
+    manager = data_of(Path(root))
     torch.manual_seed(0)
     model = SmallModel().double().eval()
     cls, options, steps = CASES[name]
@@ -100,11 +106,22 @@ def evaluate(root: str, save_dir: str, features: str) -> dict[str, float]:
     return {"first": first, "re-ranked": tested.checkpointer.mean_aps["market1501"]}
 
 
-def on_one_of_several(rank: int, processes: int, port: int, root: str, results: str) -> None:
+def join(rank: int, processes: int, port: int) -> None:
+    """Sets what torchrun does, under which processes meet at a store of the one that started them."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
-    # As under torchrun, where the processes meet at a store of the one that started them.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     torch.set_num_threads(1)
+
+
+def spawn(function: Callable[..., None], processes: int, *arguments: Any) -> None:
+    """Calls `function(rank, port, *arguments)` in processes forked from one that has imported what takes seconds."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that no other process has
+    multiprocessing.get_context("forkserver").set_forkserver_preload(SLOW_IMPORTS)
+    multiprocessing.start_processes(function, (store.port, *arguments), nprocs=processes, start_method="forkserver")
+
+
+def on_one_of_several(rank: int, port: int, processes: int, root: str, results: str) -> None:
+    join(rank, processes, port)
     distributed.start(use_gpu=False)
     # Uneven parts; the last process's anchors have no positive.
     cuts = [0, *([8, 13][: processes - 1] if processes < 4 else [5, 11, 16]), 24]
@@ -118,7 +135,7 @@ def on_one_of_several(rank: int, processes: int, port: int, root: str, results: 
     # It multiplies by the number of processes, for the mean that DistributedDataParallel makes.
     torch.testing.assert_close(value / processes, SNLoss(num_neighbors=4)(features, batch["pid"]))
 
-    if processes == 3:
+    if processes == 2:
         torch.save(evaluate(root, results, f"{results}/features.npz"), f"{results}/evaluated-{rank}")
 
     engine, _ = make("sn", root)
@@ -151,13 +168,9 @@ def no_disk_on_the_second() -> None:
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(processes: int, reid_data: Path, tmp_path: Path) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that no other process has
-    arguments = (processes, store.port, str(reid_data), str(tmp_path))
-    # New processes, forked from one that has imported what takes seconds.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(SLOW_IMPORTS)
-    multiprocessing.start_processes(on_one_of_several, arguments, nprocs=processes, start_method="forkserver")
+    spawn(on_one_of_several, processes, processes, str(reid_data), str(tmp_path))
     results = [torch.load(tmp_path / str(rank), weights_only=False) for rank in range(processes)]
-    if processes == 3:
+    if processes == 2:
         (tmp_path / "one").mkdir()
         expected = evaluate(str(reid_data), str(tmp_path / "one"), "")
         assert evaluate(str(reid_data), str(tmp_path), str(tmp_path / "features.npz")) == pytest.approx(
@@ -219,11 +232,11 @@ def test_a_last_batch_too_small_for_all_is_left_out_and_a_batch_too_small_is_tol
         shard_training(DataLoader(range(14), batch_size=2))  # type: ignore[arg-type]
 
 
-def start_torchrun(
-    processes: int, *options: str, cwd: Path, restarts: int = 0, program: Sequence[str] = ("-m", "torchreid_snloss")
-) -> subprocess.Popen[str]:
+def start_torchrun(processes: int, *options: str, cwd: Path, restarts: int = 0) -> subprocess.Popen[str]:
     how = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    return start("-m", "torch.distributed.run", *how, *program, *options, cwd=cwd, stderr=subprocess.STDOUT)
+    command = ["-m", "torch.distributed.run", *how, "-m", "torchreid_snloss", *options]
+    started: subprocess.Popen[str] = start(*command, cwd=cwd, stderr=subprocess.STDOUT)
+    return started
 
 
 def torchrun(processes: int, *options: str, **how: Any) -> str:
@@ -249,62 +262,75 @@ def results_in(output: str) -> list[str]:
 def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_number(
     reid_data: Path, tmp_path: Path, command_line: Callable[..., Done]
 ) -> None:
-    output = torchrun(3, *options(reid_data, 2), cwd=tmp_path)
+    output = torchrun(2, *options(reid_data, 2), "train.record", "True", cwd=tmp_path)
     assert output.count("epoch: [2/2][3/3]") == 1, "one process prints"
+    assert "Cython" not in output
     assert output.count("does nothing") == output.count("** loss_fidi does nothing in epoch 1: its value is ") == 1
-    assert len(results_in(output)) == 6
+    assert len(results_in(output)) == 12  # before training and after it
     assert sorted(path.name for path in (tmp_path / "log" / "model").iterdir()) == [
         "model-best.pth.tar", "model.pth.tar-1", "model.pth.tar-2",
     ]  # fmt: skip
     assert len(list((tmp_path / "log").glob("events.out*"))) == len(list((tmp_path / "log").glob("train.log*"))) == 1
-
-    test = [*options(reid_data, 2), "model.load_weights", "log/model/model.pth.tar-2", "test.evaluate", "True"]
-    assert results_in(command_line(*test).out) == results_in(output)
-
-    output = torchrun(2, *options(reid_data, 3), "model.resume", "auto", "train.record", "True", cwd=tmp_path)
-    assert "after 2 epochs" in output
-    assert "epoch: [3/3][3/3]" in output
     record = read_record(tmp_path / "log/record")
-    assert list(record.epochs) == list(record.evaluations["market1501"]) == [3]
-    assert f"mAP: {record.evaluations['market1501'][3]['mAP']:.1%}" in results_in(output)
+    assert list(record.epochs) == [1, 2]
+    assert list(record.evaluations["market1501"]) == [0, 2]
+    assert f"mAP: {record.evaluations['market1501'][2]['mAP']:.1%}" in results_in(output)[6:]
     query, gallery = read_features(tmp_path / "log/record", "market1501", after=True)
     assert (len(query.features), len(gallery.features)) == (16, 48)
     assert [int(Path(path).name[:4]) for path in gallery.paths] == gallery.pids.tolist()
 
+    test = [*options(reid_data, 2), "model.load_weights", "log/model/model.pth.tar-2", "test.evaluate", "True"]
+    assert results_in(command_line(*test).out) == results_in(output)[6:]
 
-def test_softmax_alone_trains_by_torchrun_and_leaves_no_thread(reid_data: Path, tmp_path: Path) -> None:
-    script = tmp_path / "threads.py"
-    script.write_text(
-        "import pathlib, sys\n"
-        "from torchreid_snloss.cli import main\n"
-        "code = main(sys.argv[1:])\n"
-        "for thread in pathlib.Path('/proc/self/task').glob('*/comm'):\n"
-        "    print('thread', thread.read_text().strip())\n"
-        "sys.exit(code)\n"
-    )
-    output = torchrun(2, *options(reid_data, 1), "loss.name", "softmax", cwd=tmp_path, program=[str(script)])
-    assert not re.findall("thread .*gloo.*", output), "such a thread can abort the process at its end"
-    (line,) = re.findall(r"epoch: \[1/1\]\[3/3\].*", output)
+    resumed = command_line(*options(reid_data, 3), "model.resume", "auto")
+    assert resumed.code == 0, resumed.err
+    assert "after 2 epochs" in resumed.out
+    assert "epoch: [3/3][3/3]" in resumed.out
+
+
+def command_line_on_one_of_two(rank: int, port: int, arguments: list[list[str]], folder: str) -> None:
+    """Runs the command line, with arguments of each process's own; what it prints, returns and leaves goes to files."""
+    join(rank, 2, port)
+    os.chdir(folder)
+    with (
+        open(f"out-{rank}", "w") as out,
+        open(f"err-{rank}", "w") as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(arguments[rank])
+    Path(f"code-{rank}").write_text(str(code))
+    Path(f"threads-{rank}").write_text("".join(name.read_text() for name in Path("/proc/self/task").glob("*/comm")))
+
+
+def on_two(arguments: list[list[str]], folder: Path) -> list[Done]:
+    spawn(command_line_on_one_of_two, 2, arguments, str(folder))
+    texts = [[(folder / f"{what}-{rank}").read_text() for what in ("code", "out", "err")] for rank in (0, 1)]
+    return [Done(int(code), out, err) for code, out, err in texts]
+
+
+def test_softmax_alone_trains_on_two_processes_and_leaves_no_thread(reid_data: Path, tmp_path: Path) -> None:
+    first, second = on_two([[*options(reid_data, 1), "loss.name", "softmax"]] * 2, tmp_path)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    (line,) = re.findall(r"epoch: \[1/1\]\[3/3\].*", first.out)
     assert "loss_x " in line
-    assert len(results_in(output)) == 6
+    assert len(results_in(first.out)) == 6
+    assert second.out == ""
+    threads = [(tmp_path / f"threads-{rank}").read_text() for rank in (0, 1)]
+    assert "gloo" not in "".join(threads), "such a thread can abort the process at its end"
     assert (tmp_path / "log/model/model.pth.tar-1").is_file()
 
 
-def test_an_error_of_one_rank_is_told_once(reid_data: Path, tmp_path: Path) -> None:
-    script = tmp_path / "on_one.py"
-    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *options(reid_data, 1)]
-    for failing, prefix in (("1", "rank 1: "), ("01", "")):
-        script.write_text(
-            "import os, sys\n"
-            "from torchreid_snloss.cli import main\n"
-            f"lr = '-1' if os.environ['RANK'] in '{failing}' else '0.1'\n"
-            "sys.exit(main([*sys.argv[1:], 'train.lr', lr]))\n"
-        )
-        started = start(*how, cwd=tmp_path, stderr=subprocess.STDOUT)
-        output, _ = started.communicate(timeout=120)
-        told = [line for line in output.splitlines() if line.startswith("torchreid-snloss: ")]
-        assert len(told) == 1, output
-        assert told[0].startswith(f"torchreid-snloss: error: {prefix}train.lr must be")
+@pytest.mark.parametrize(("failing", "prefix"), [((1,), "rank 1: "), ((0, 1), "")])
+def test_an_error_of_one_rank_is_told_once(
+    failing: tuple[int, ...], prefix: str, reid_data: Path, tmp_path: Path
+) -> None:
+    rates = ["-1" if rank in failing else "0.1" for rank in (0, 1)]
+    done = on_two([[*options(reid_data, 1), "train.lr", rate] for rate in rates], tmp_path)
+    assert [one.code for one in done] == [2, 2]
+    told = [line for one in done for line in one.err.splitlines() if line.startswith("torchreid-snloss: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"torchreid-snloss: error: {prefix}train.lr must be")
 
 
 @pytest.mark.parametrize(
@@ -345,40 +371,36 @@ def test_what_torchrun_did_not_set_is_told(
         distributed.start(use_gpu=True)
 
 
-def kill_one_of_two(started: Any, number: signal.Signals) -> str:
-    """Kills the second process, once a checkpoint is there; returns what was printed so far."""
+def kill_one_of_two(started: Any, words: str) -> str:
+    """Kills the second process, once a line has the words; returns what was printed until then."""
     printed = ""
     for line in started.stdout:
         printed += line
-        if "epoch: [2/" in line:
+        if words in line:
             break
     children = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True).stdout.split()
     second = [pid for pid in children if b"RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
-    os.kill(int(second[0]), number)
+    os.kill(int(second[0]), signal.SIGKILL)
     return printed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_lost_process_ends_the_others_and_a_restart_goes_on(reid_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "again").mkdir()
-    started = start_torchrun(2, *options(reid_data, 40), cwd=tmp_path)
-    kill_one_of_two(started, signal.SIGKILL)
+    # What an earlier run left in the folder, with times in the future, is not gone on from.
+    earlier = {"epoch": 30, "optimizer": {}, "scheduler": {}, "state_dict": {"w": torch.zeros(3)}, "run": "9" * 20}
+    save_checkpoint(earlier, tmp_path / "log/model/model.pth.tar-30")
+    (tmp_path / "log/model/.run").write_text("an earlier launch\n" + "9" * 20 + "\n")
+    os.utime(tmp_path / "log/model/model.pth.tar-30", (2**32, 2**32))
+
+    started = start_torchrun(2, *options(reid_data, 40), cwd=tmp_path, restarts=1)
+    before = kill_one_of_two(started, "epoch: [2/")
+    assert "Resuming from" not in before
+    between = kill_one_of_two(started, "epoch: [5/")
+    (done,) = re.findall(r'Resuming from "log/model/model.pth.tar-\d+", after (\d+) epoch', between)
+    assert 1 <= int(done) < 5
+    assert "epoch: [1/" not in between
     killed = time.monotonic()
     output, _ = started.communicate(timeout=60)
     assert time.monotonic() - killed < 40
     assert started.returncode != 0
     assert re.search(r"rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9", output), output
-
-    # What an earlier run left in the folder, with times in the future, is not gone on from.
-    earlier = {"epoch": 30, "optimizer": {}, "scheduler": {}, "state_dict": {"w": torch.zeros(3)}, "run": "9" * 20}
-    save_checkpoint(earlier, tmp_path / "again/log/model/model.pth.tar-30")
-    (tmp_path / "again/log/model/.run").write_text("an earlier launch\n" + "9" * 20 + "\n")
-    os.utime(tmp_path / "again/log/model/model.pth.tar-30", (2**32, 2**32))
-
-    started = start_torchrun(2, *options(reid_data, 4), cwd=tmp_path / "again", restarts=1)
-    before = kill_one_of_two(started, signal.SIGKILL)
-    output, _ = started.communicate(timeout=120)
-    assert "Resuming from" not in before
-    assert started.returncode == 0, output
-    assert re.search(r'Resuming from "log/model/model.pth.tar-\d+", after', output), output
-    assert "epoch: [4/4][3/3]" in output

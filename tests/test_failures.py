@@ -326,7 +326,7 @@ def test_a_signal_where_python_drops_exceptions(capsys: pytest.CaptureFixture[st
 
 def test_what_a_killed_drawing_left_is_removed(tmp_path: Path) -> None:
     code = f"from torchreid_snloss.data import make_pedestrians; make_pedestrians({str(tmp_path / 'people')!r})"
-    with start("-u", "-c", code, cwd=tmp_path) as process:
+    with start("-u", "-c", code, cwd=tmp_path, fresh=False) as process:
         while not list(tmp_path.glob(".people-*/made/*/*/*.jpg")):
             assert process.poll() is None
             time.sleep(0.02)

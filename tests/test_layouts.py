@@ -68,7 +68,7 @@ refused("a data set named 'synthetic'")
 
 
 def test_register_refuses_what_it_would_overwrite() -> None:
-    done = run("-c", TAKEN)
+    done = run("-c", TAKEN, fresh=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -102,5 +102,5 @@ assert data.sampler.AVAI_SAMPLERS == ["RandomSampler", "IdentitySampler"]
 @pytest.mark.parametrize("layout", ["PyPI's", "upstream's"])
 def test_register_changes_nothing_if_it_raises(layout: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue("upstream_layout") if layout == "upstream's" else None
-    done = run("-c", UNDONE.replace("BAD", "('RandomSampler',)"), path=path)
+    done = run("-c", UNDONE.replace("BAD", "('RandomSampler',)"), path=path, fresh=bool(path))
     assert done.returncode == 0, done.stderr
