@@ -20,7 +20,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-
 AVAILABLE = hasattr(os, "fork")
 
 
