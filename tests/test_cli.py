@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchreid_snloss import ImageSNEngine, get_default_config
 from torchreid_snloss.config import load_config
 from torchreid_snloss.losses import LOSSES
+from torchreid_snloss.run.program import prepare_imports
 
 # What a torchreid user has: a softmax config, as those in upstream's configs/.
 EXISTING = {
@@ -314,6 +316,38 @@ def test_options_go_before_flags_and_flags_before_the_file(
     assert "48x32" in text
     assert f"root: {reid_data}" in text
     assert command_line(*existing, "-s", "market1501", "loss.name", "sn").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        (["python", "-u", "-m", "torchreid_snloss", "loss.name", "sn"], {}, "1000"),
+        (["python", "-m", "torchreid_snloss.compare"], {}, "1000"),
+        (["python", "/usr/bin/torchreid-snloss-compare"], {}, "1000"),
+        (["python", "train.py", "-m", "torch"], {}, None),
+        (["python", "-m", "torch.distributed.run", "train.py"], {}, None),
+        (["python", "-m", "torchreid_snloss"], {"GOMP_SPINCOUNT": "5"}, "5"),
+        (["python", "-m", "torchreid_snloss"], {"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_of_a_command_line_wait_for_a_short_time(
+    words: list[str], environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back in the end
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(sys, "argv", ["-m"] if "-m" in words[:3] else words[1:])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        prepare_imports()
+        warnings.warn_explicit("Cython evaluation ...", UserWarning, "rank.py", 1, "torchreid.reid.metrics.rank")
+        warnings.warn_explicit("Cython evaluation ...", UserWarning, "mine.py", 1, "mine")
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    quiet = words[1] not in ("train.py",) and "torch.distributed.run" not in words
+    assert [str(each.filename) for each in told] == (["mine.py"] if quiet else ["rank.py", "mine.py"])
 
 
 def test_installed_command() -> None:
