@@ -129,7 +129,7 @@ def test_resume_goes_on_where_the_checkpoint_ends(
     checkpoint = str(tmp_path / "log" / "existing" / "model" / "model.pth.tar-2")
     resumed = command_line(*existing, *options, "train.max_epoch", "3", "model.resume", checkpoint)
     assert resumed.code == 0, resumed.err
-    assert "epoch: [3/3][1/3]" in resumed.out
+    assert "epoch: [3/3][3/3]" in resumed.out
     assert "epoch: [2/3]" not in resumed.out
 
 
