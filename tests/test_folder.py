@@ -299,7 +299,7 @@ def test_modules_register_data_sets(
     for _ in range(2):
         done = command_line(*small, *options, "data.modules", "elsewhere/own_set_a.py")
         assert done.code == 0, done.err
-        assert "=> Loaded Own" in done.out
+        assert re.search(r"^  train .* own_a$", done.out, re.MULTILINE)
     own("own_set_b.py", "own_b")
     options = own("own_set_c.py", "own_c")
     assert command_line(*small, *options, "data.modules", "['own_set_b', 'own_set_c']").code == 0
