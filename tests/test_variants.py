@@ -279,7 +279,7 @@ def test_a_trial_that_is_ended_early_has_no_message_of_its_own(
     monkeypatch.setenv("PROGRAM", "import sys, time; print('stopped', file=sys.stderr, flush=True); time.sleep(60)")
     (run,) = _runs("--losses", "sn", "--baselines", "none", "--seeds", "1", options=("data.save_dir", str(tmp_path)))
     beside_others = Place({}, alone=False, stop_requests=lambda: 0)
-    assert run.execute(beside_others, lambda: False) == 128 + signal.SIGTERM
+    assert run.execute(beside_others, lambda: False) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == ""
 
 

@@ -157,19 +157,23 @@ def serve(channel: socket.socket) -> list[Any] | None:
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken)
+    alive: set[int] = set()
     while True:
         ready, _, _ = select.select([channel, wakes], [], [])
         if wakes in ready:
             os.read(wakes, 4096)
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                alive.discard(ended[0])
                 channel.sendall(json.dumps([ended[0], os.waitstatus_to_exitcode(ended[1])]).encode() + b"\n")
         if channel not in ready:
             continue
         text, streams, _, _ = socket.recv_fds(channel, 1 << 20, 3)
         while text and not text.endswith(b"\n"):
             text += channel.recv(1 << 20)
-        if not text:
+        if not text:  # pytest has ended, or was killed: what a test left behind ends too
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
             return None
         pid = os.fork()
         if pid == 0:
@@ -185,6 +189,7 @@ def serve(channel: socket.socket) -> list[Any] | None:
             return request
         for stream in streams:
             os.close(stream)
+        alive.add(pid)
         channel.sendall(json.dumps([pid, None]).encode() + b"\n")
 
 
