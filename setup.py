@@ -60,6 +60,7 @@ setup(
         *torchreid_needs,
     ],
     extras_require={
+        "onnx": ["onnx", "onnxruntime"],
         "timm": ["timm>=1.0.16"],
         "tune": ["optuna>=4"],
         "test": [
@@ -80,6 +81,8 @@ setup(
         "console_scripts": [
             "torchreid-snloss = torchreid_snloss.cli:main",
             "torchreid-snloss-compare = torchreid_snloss.compare:main",
+            "torchreid-snloss-export = torchreid_snloss.inference.export:main",
+            "torchreid-snloss-features = torchreid_snloss.inference.features:main",
         ]
     },
     classifiers=[

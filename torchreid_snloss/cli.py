@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torchreid_snloss import distributed
 from torchreid_snloss.config import load_config
+from torchreid_snloss.config.file import own_configs, own_configs_folder
+from torchreid_snloss.losses import LOSSES
 from torchreid_snloss.run.entry import run_command
 from torchreid_snloss.session import train
 
-__all__ = ["add_config_arguments", "config_options", "main"]
+__all__ = ["add_config_arguments", "command_parser", "config_options", "main"]
 
 _DESCRIPTION = """Train and test a torchreid model. Every torchreid config runs as it is; with `loss.name sn`, `hap2s`
 or `fidi` it trains with that loss. The keys are torchreid's and this package's own, all in its documentation."""
+_ASIDE = re.compile(r" \([^)]*\)")
+_SENTENCE_END = re.compile(r"[,;:.](?: |$)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchreid-snloss", description=_DESCRIPTION)
+    parser = command_parser("torchreid-snloss", _DESCRIPTION)
     add_config_arguments(parser)
     return parser
 
@@ -41,6 +46,38 @@ def _train(args: argparse.Namespace) -> int:
     train(load_config(args.config_file, config_options(args)))
     distributed.stop()
     return 0
+
+
+def command_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with `--version`, and with the losses and the configs that come with the package in its `--help`.
+
+    Args:
+        program: the name of the command line.
+        description: what it does.
+    """
+    from torchreid_snloss import __version__
+
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, epilog=_epilog(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"torchreid-snloss {__version__}")
+    return parser
+
+
+def _epilog() -> str:
+    names = ["softmax", "triplet", *LOSSES, "custom"]
+    lines = [f"losses (loss.name, several joined by +): {', '.join(names)}", ""]
+    configs = own_configs()
+    width = max(map(len, configs), default=0)
+    for title, variants in (("configs (--config-file)", False), ("variants of torchreid-snloss-compare", True)):
+        lines += [f"{title} that come with the package, found by these names in any folder:"]
+        lines += [
+            f"  {name:{width}}  {_SENTENCE_END.split(_ASIDE.sub('', text))[0]}"
+            for name, text in configs.items()
+            if ("/variants/" in name) == variants
+        ]
+        lines += [""]
+    return "\n".join([*lines, f"They are in {own_configs_folder()}."])
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

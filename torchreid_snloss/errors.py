@@ -1,4 +1,4 @@
-"""The words of an exception, for messages."""
+"""An exception of more than one part of the package, and the words of any, for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import os
 import traceback
 from types import FrameType
 
-__all__ = ["printable", "text_of", "where_raised"]
+__all__ = ["ExportError", "printable", "text_of", "where_raised"]
+
+
+class ExportError(RuntimeError):
+    """A model can't be exported to ONNX, or does not compute there what it computes in torch."""
 
 
 def text_of(error: BaseException, longest: int | None = None) -> str:

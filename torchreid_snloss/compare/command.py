@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torchreid_snloss.checkpoint import atomic_write
-from torchreid_snloss.cli import add_config_arguments, config_options
+from torchreid_snloss.cli import add_config_arguments, command_parser, config_options
 from torchreid_snloss.compare.export import write_csv, write_json
 from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
 from torchreid_snloss.compare.page import write_page
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchreid-snloss-compare", description=_DESCRIPTION)
+    parser = command_parser("torchreid-snloss-compare", _DESCRIPTION)
     default = get_default_config().data
     parser.add_argument(
         "--losses",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from torchreid_snloss.config.ranges import shown
 
-__all__ = ["find_file", "read_yaml", "with_number"]
+__all__ = ["find_file", "own_configs", "own_configs_folder", "read_yaml", "with_number"]
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _MOST_CHARACTERS = 100_000  # of a file, and of what its aliases make of it
@@ -40,11 +41,29 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: Date(node
 def find_file(name: str) -> Path:
     """The path of a config file. Those of the package, `configs/...`, are also found where it is installed."""
     path = Path(name)
-    installed = Path(__file__).parent.parent / path
-    if not path.exists() and path.parts[:1] == ("configs",) and installed.is_file():
-        print(f"=> {name} is the package's own, {installed}")
-        return installed
+    if not path.exists() and path.parts[:1] == ("configs",):
+        own = own_configs_folder().joinpath(*path.parts[1:])
+        if own.is_file():
+            print(f"=> {name} is the package's own, {own}")
+            return own
     return path
+
+
+def own_configs_folder() -> Path:
+    """The folder of the configs that come with the package: within it, or beside it in a clone."""
+    package = Path(__file__).parent.parent
+    beside = package.parent / "configs"
+    return beside if (package.parent / "setup.py").is_file() and beside.is_dir() else package / "configs"
+
+
+def own_configs() -> dict[str, str]:
+    """The names of the configs and variants files that come with the package, with the first comment of each."""
+    folder, found = own_configs_folder(), {}
+    for path in sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.relative_to(folder).parts), path)):
+        text = path.read_text(encoding="utf-8")
+        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        found[f"configs/{path.relative_to(folder).as_posix()}"] = " ".join(line.strip("# ") for line in comment)
+    return found
 
 
 def read_yaml(path: Path) -> Any:

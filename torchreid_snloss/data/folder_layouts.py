@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["FolderImage", "FoundImages", "left_out_words", "natural_order", "read_folder"]
+__all__ = ["FolderImage", "FoundImages", "files_below", "is_image", "left_out_words", "natural_order", "read_folder"]
 
 _SPLITS = {
     "train": ("train", "bounding_box_train", "image_train", "training"),
@@ -119,7 +119,8 @@ def _endings() -> frozenset[str]:
     return frozenset(ending for ending, name in formats if name in Image.OPEN and name != "MPEG")
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file has the ending of an image that Pillow reads."""
     return os.path.splitext(name)[1].lower() in _endings()
 
 
@@ -129,12 +130,12 @@ def _only_folder(path: str) -> str:
         with os.scandir(path) as listed:
             entries = [entry for entry in listed if not entry.name.startswith(".")]
         folders = [entry.path for entry in entries if entry.is_dir()]
-        if len(folders) != 1 or any(_is_image(entry.name) for entry in entries):
+        if len(folders) != 1 or any(is_image(entry.name) for entry in entries):
             return path
         path = folders[0]
 
 
-def _files(folder: str) -> Iterator[tuple[str, ...]]:
+def files_below(folder: str) -> Iterator[tuple[str, ...]]:
     """The parts of the path of each file below a folder; links are followed, but each folder is read once."""
     seen = set()
     for path, folders, files in os.walk(folder, followlinks=True):
@@ -152,10 +153,10 @@ def _files(folder: str) -> Iterator[tuple[str, ...]]:
 def _read_files(folder: str, layout: str) -> FoundImages:
     left_out: Counter[str] = Counter()
     files = []
-    for parts in _files(folder):
+    for parts in files_below(folder):
         if any(part.startswith(".") for part in parts):
             left_out["hidden"] += 1
-        elif not _is_image(parts[-1]):
+        elif not is_image(parts[-1]):
             left_out[f"that are no images ({os.path.splitext(parts[-1])[1] or 'no ending'})"] += 1
         else:
             files.append(parts)
@@ -271,7 +272,7 @@ def _read_table(file: str) -> FoundImages:
             split = splits.get(cells.get("split", "").lower(), "")
             if not cells["path"] or not cells["identity"]:
                 found.left_out["in rows without path or identity"] += 1
-            elif not _is_image(cells["path"]):
+            elif not is_image(cells["path"]):
                 found.left_out[f"that are no images ({os.path.splitext(cells['path'])[1] or 'no ending'})"] += 1
             elif "split" in columns and not split:
                 raise ValueError(

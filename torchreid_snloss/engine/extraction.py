@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,17 @@ from torchreid_snloss.data.workers import batches_of
 from torchreid_snloss.engine.options import NonFiniteError
 from torchreid_snloss.progress import progress
 
-__all__ = ["SplitFeatures", "check_comparable", "extract", "first_files"]
+__all__ = [
+    "SplitFeatures",
+    "check_comparable",
+    "extract",
+    "first_files",
+    "lengths",
+    "mean_with_flipped",
+    "normalized",
+]
+
+_SMALLEST_NORM = 1e-12  # that of torch.nn.functional.normalize
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +47,27 @@ class SplitFeatures:
     pids: NDArray[np.int64]
     camids: NDArray[np.int64]
     paths: list[str]
+
+
+def mean_with_flipped(extract_features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The mean features of images and their mirror images.
+
+    Args:
+        extract_features: returns the features of a batch of images.
+        images: (batch, ..., height, width).
+    """
+    return (extract_features(images) + extract_features(images.flip(-1))) / 2
+
+
+def lengths(features: Tensor) -> Tensor:
+    """The lengths by which features are divided to normalise them, (images, 1), above zero."""
+    norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return norms.clamp_min(_SMALLEST_NORM)
+
+
+def normalized(split: SplitFeatures) -> SplitFeatures:
+    """Features of length 1, in place, since those of a gallery may take gigabytes."""
+    return replace(split, features=split.features.div_(lengths(split.features)))
 
 
 def first_files(loader: Any) -> list[str]:
@@ -57,7 +88,7 @@ def extract(
     Batches are shared out and not split, so that the features are the same as with one process.
 
     Args:
-        tested: the engine whose model is tested; its `parse_data_for_eval` is used.
+        tested: the engine whose model is tested; its `parse_data_for_eval` and `use_gpu` are used.
         loader: the loader of the images.
         features_of: returns the features of a batch of images.
         name: what the images are called in messages.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from torchreid_snloss import device, distributed
 from torchreid_snloss.data.validation import VALIDATION
-from torchreid_snloss.engine.extraction import SplitFeatures, check_comparable, extract, first_files
+from torchreid_snloss.engine.extraction import (
+    SplitFeatures,
+    check_comparable,
+    extract,
+    first_files,
+    mean_with_flipped,
+    normalized,
+)
 from torchreid_snloss.engine.features_file import FeaturesFile, conditions, weights_digest
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
 from torchreid_snloss.engine.ranked_lists import RankedLists
@@ -21,7 +28,6 @@ from torchreid_snloss.evaluation import FeatureRanker, Ranking
 
 __all__ = ["Evaluated", "Testing", "selecting_map"]
 
-_SMALLEST_NORM = 1e-12  # that of torch.nn.functional.normalize
 _CURVE_LENGTH = 50  # torchreid's
 _SPLITS = {"query": "query images", "gallery": "gallery images", "further query": "further query images"}
 
@@ -138,7 +144,7 @@ class Testing:
                 query = pool_queries(query, self._features(dataset_name, "further query", more))
         gallery = self._features(dataset_name, "gallery", gallery_loader)
         if normalize_feature:
-            query, gallery = _normalized(query), _normalized(gallery)
+            query, gallery = normalized(query), normalized(gallery)
         rerank = rerank or self._tested.options.rerank
         ranker = self._ranker(query, gallery, dist_metric, rerank)
         ranking = ranker.ranking(max([_CURVE_LENGTH, *ranks]), use_metric_cuhk03)
@@ -180,16 +186,9 @@ class Testing:
         return found
 
     def _features_of(self, images: Tensor) -> Tensor:
-        features: Tensor = self._tested.extract_features(images)
-        if self._tested.options.flip:
-            features = (features + self._tested.extract_features(images.flip(-1))) / 2
+        features_of = self._tested.extract_features
+        features: Tensor = mean_with_flipped(features_of, images) if self._tested.options.flip else features_of(images)
         return features
-
-
-def _normalized(split: SplitFeatures) -> SplitFeatures:
-    """Features of length 1, in place, since those of a gallery may take gigabytes."""
-    norms = split.features.norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
-    return replace(split, features=split.features.div_(norms))
 
 
 def _print_results(ranking: Ranking, ranks: Sequence[int]) -> None:

@@ -12,12 +12,13 @@ from torchreid_snloss.distributed import PeerError
 from torchreid_snloss.engine import CompileError, NonFiniteError, NothingLearntError, Stopped, WriteError
 from torchreid_snloss.engine.features_file import FeaturesError
 from torchreid_snloss.engine.stopping import SignalInterrupt
+from torchreid_snloss.errors import ExportError
 from torchreid_snloss.record import RecordError
 
 __all__ = ["concerns_one_process", "describe", "exit_code", "report"]
 
 _BEFORE_TRAINING = (ConfigError, CheckpointError, RecordError, FeaturesError)
-_ON_THE_WAY = (CompileError, NonFiniteError, NothingLearntError, WriteError)
+_ON_THE_WAY = (CompileError, ExportError, NonFiniteError, NothingLearntError, WriteError)
 _OF_ONE_PROCESS = (UnreadableImageError, WorkerKilledError, PeerError)
 _LONGEST = 1000  # characters of a message of which nobody knows how long it is
 

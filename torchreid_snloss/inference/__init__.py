@@ -1,0 +1,1 @@
+"""A trained model in use: features of images in a file, and the model as ONNX."""

@@ -1,0 +1,111 @@
+"""The trained model that a config names, set up as a test sets it up."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchreid import engine
+
+from torchreid_snloss import device
+from torchreid_snloss.build import load_model
+from torchreid_snloss.checkpoint import find_newest, load_checkpoint, load_weights, model_folder, num_classes
+from torchreid_snloss.cli import config_options
+from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.engine.extraction import mean_with_flipped
+from torchreid_snloss.run.writable import check_replaceable
+from torchreid_snloss.settings import Settings, resolve
+
+__all__ = ["TestModel", "check_output", "load_trained_model", "settings_for_test"]
+
+
+def settings_for_test(args: argparse.Namespace, **options: Any) -> Settings:
+    """The settings of a test run with the config of a command line.
+
+    Args:
+        args: the arguments of `add_config_arguments`.
+        **options: values of keys at the top of the config that replace the given ones.
+
+    Raises:
+        ConfigError: for an error in the config, and for a process that was started by torchrun.
+    """
+    if "RANK" in os.environ:
+        raise ConfigError("this command runs in one process, which uses all GPUs: start it without torchrun")
+    cfg = load_config(args.config_file, config_options(args))
+    cfg.test.evaluate = True
+    cfg.update(options)
+    if cfg.model.load_weights or cfg.model.resume:
+        cfg.model.pretrained = False  # no download for weights that are replaced
+    return resolve(cfg)
+
+
+def load_trained_model(settings: Settings) -> nn.Module:
+    """Builds the model with the weights of `model.resume` or `model.load_weights`, on the CPU, in evaluation mode.
+
+    Without either it has its pretrained weights.
+
+    Raises:
+        ConfigError: if the config names no weights, or the model can't be built.
+        CheckpointError: if the checkpoint can't be read, or is that of another model.
+    """
+    path: Path | str | None = settings.resume or settings.load_weights
+    if path == "auto":
+        folder = model_folder(settings.save_dir)
+        path = find_newest(folder) or settings.load_weights
+        if not path:
+            raise ConfigError(f"model.resume auto: no checkpoint in {folder}")
+    if not path and (not settings.pretrained or settings.embedding):
+        raise ConfigError("the model has no trained weights: name a checkpoint in model.load_weights or model.resume")
+    model = load_model(settings, num_classes(load_checkpoint(path)["state_dict"]) if path else 1)
+    if path:
+        load_weights(model, path, complete=True)
+    else:
+        print(f"** The config names no checkpoint: {settings.model_name} has its pretrained weights")
+    return model.eval()
+
+
+def check_output(path: str, ending: str) -> None:
+    """Checks that a file can be written. Its folder is created if needed.
+
+    Raises:
+        ConfigError: if it can't, or its name has another ending.
+    """
+    if not path.endswith(ending):
+        raise ConfigError(f"--output must end in {ending}, got {path!r}")
+    try:
+        check_replaceable(Path(path).parent, [Path(path).name])
+    except OSError as error:
+        raise ConfigError(f"--output {path!r} can't be written: {error}") from error
+
+
+class TestModel:
+    """A model with what `engine.extraction.extract` needs of an engine.
+
+    Args:
+        settings: the settings; images go to the GPU, tracklets are pooled and mirror images count as they say.
+        model: the model, in evaluation mode.
+    """
+
+    __test__ = False  # no class of tests for pytest
+    parse_data_for_eval = engine.Engine.parse_data_for_eval
+    extract_features: Callable[[Tensor], Tensor]
+
+    def __init__(self, settings: Settings, model: nn.Module) -> None:
+        self.use_gpu = settings.use_gpu
+        self.model = device.to_device(model, settings.use_gpu)
+        if settings.use_gpu and device.count() > 1:
+            self.model = nn.DataParallel(self.model)
+        self.pooling_method = settings.values["video.pooling_method"]
+        self.extract_features = self.model
+        if settings.data_type == "video":
+            self.extract_features = functools.partial(engine.VideoSoftmaxEngine.extract_features, self)
+        self._flip = settings.flip
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """The features of a batch, not normalised."""
+        return mean_with_flipped(self.extract_features, images) if self._flip else self.extract_features(images)
