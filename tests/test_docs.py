@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import glob
 import importlib
 import io
 import re
@@ -30,10 +31,11 @@ import torchreid_snloss
 from torchreid_snloss import get_default_config, load_config
 from torchreid_snloss.data import SyntheticPedestrians, SyntheticTracklets, make_pedestrians
 from torchreid_snloss.engine import TrainingLoop
+from torchreid_snloss.inference import export, features
 
 pytestmark = pytest.mark.docs
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,14 @@ scheduler = None
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "torchreid-snloss": cli_main,
     "torchreid-snloss-compare": compare_main,
+    "torchreid-snloss-export": lambda argv: int(export.main(shrunk(argv))),
+    "torchreid-snloss-features": lambda argv: int(features.main(shrunk(argv))),
 }
+SCRIPTS = {
+    "own_images.py": ["--epochs", "1", "--batch-size", "32", "--workers", "0"],
+    "swap_the_loss.py": ["--epochs", "1"],
+}
+"""What scripts that take no options get besides, so that they take seconds."""
 
 
 @contextlib.contextmanager
@@ -193,9 +202,12 @@ class Runner:
         if program in COMMANDS:
             assert COMMANDS[program](rest) == 0, words
         elif program == "python" and rest[0].startswith("examples/"):
-            script = str(ROOT / rest[0])
-            self.monkeypatch.setattr(sys, "argv", [script, *shrunk(rest[1:])])
-            runpy.run_path(script, run_name="__main__")
+            script = ROOT / rest[0]
+            given = [word for pattern in rest[1:] for word in (sorted(glob.glob(pattern)) or [pattern])]
+            takes_options = "cfg.merge_from_list" in script.read_text() or "REMAINDER" in script.read_text()
+            more = shrunk(given) if takes_options else [*given, *SCRIPTS.get(script.name, [])]
+            self.monkeypatch.setattr(sys, "argv", [str(script), *more])
+            runpy.run_path(str(script), run_name="__main__")
         elif program == "torchrun":
             self.torchrun(rest)
         else:
@@ -230,6 +242,12 @@ class Runner:
         assert "mAP:" in done.stdout
 
     def python(self, block: Block) -> None:
+        # Not the form on one line, which is Python and would be formatted.
+        if included := re.fullmatch(r"--8<--\n(examples/\w+\.py)\n--8<--\n", block.text):
+            # which a test of its own runs
+            assert Path(included[1]).name in (ROOT / "tests/test_examples.py").read_text()
+            compile((ROOT / included[1]).read_text(), included[1], "exec")
+            return
         if named := re.fullmatch(r'title="(\w+\.py)"', block.info):  # a module for the commands that follow
             (self.folder / named[1]).write_text(block.text, encoding="utf-8")
             return
@@ -346,6 +364,10 @@ def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runn
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page(page: Path, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    if page.parent.name == "how-to":  # which begin with a trained model
+        (trained,) = Path("log").rglob("model.pth.tar-250")
+        Path("log/small/model").mkdir(parents=True)
+        shutil.copy(trained, "log/small/model/model-best.pth.tar")
     for block in blocks_of(page):
         runner.run(block)
     if page.stem == "index":  # which explains the columns of what it prints
@@ -518,7 +540,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")}
     assert pages.keys() >= {page.stem for page in PAGES[1:]}
     assert "<math" in pages["losses"]
     for name in ("losses", "api"):
