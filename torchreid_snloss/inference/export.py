@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from torchreid_snloss.build import load_data
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
@@ -29,6 +28,7 @@ from torchreid_snloss.errors import ExportError, text_of
 from torchreid_snloss.inference.features import description_of
 from torchreid_snloss.inference.images import image_loader, list_images
 from torchreid_snloss.inference.trained import check_output, load_trained_model, settings_for_test
+from torchreid_snloss.loading import load_data
 from torchreid_snloss.run.entry import run_command
 from torchreid_snloss.run.screen import Screen
 from torchreid_snloss.settings import Settings

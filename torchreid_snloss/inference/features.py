@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torchreid import utils as reid_utils
 
-from torchreid_snloss.build import load_data
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
@@ -23,6 +22,7 @@ from torchreid_snloss.engine import WriteError
 from torchreid_snloss.engine.extraction import SplitFeatures, extract, normalized
 from torchreid_snloss.inference.images import image_loader, list_images
 from torchreid_snloss.inference.trained import TestModel, check_output, load_trained_model, settings_for_test
+from torchreid_snloss.loading import load_data
 from torchreid_snloss.run.entry import run_command
 from torchreid_snloss.run.screen import Screen
 from torchreid_snloss.settings import Settings
