@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,12 @@ def command_line(
 
     yield run
     torch.set_num_threads(threads)
+
+
+def extracted_splits(save_dir: str = "log") -> list[str]:
+    """The splits whose features the last test in the folder extracted, by its log."""
+    newest = max(Path(save_dir).glob("test.log*"), key=lambda path: path.stat().st_mtime_ns)
+    return re.findall("Extracting features from (.*) set", newest.read_text())
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Done, Tiny, make_datamanager, make_engine
+from conftest import Done, Tiny, extracted_splits, make_datamanager, make_engine
 from PIL import Image
 
 from torchreid_snloss import ImageSNEngine
@@ -76,7 +75,7 @@ def test_from_the_command_line_and_without_the_folder(
     for extracted in (["further query"], []):  # what the file does not have
         done = train(*options)
         assert done.code == 0, done.err
-        assert re.findall("Extracting features from (.*) set", done.out) == extracted
+        assert extracted_splits() == extracted
         results.append(done.out[done.out.index("** Results **") :].splitlines()[:7])
     assert results[0].splitlines()[:7] != results[1] == results[2]
     cfg = load_config(options=["test.multi_query", True])
