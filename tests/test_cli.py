@@ -96,6 +96,7 @@ def test_existing_config_with_the_loss_named(
     assert re.search(rf"^  train +16 +{images} +6   market1501$", trained.out, re.MULTILINE)
     assert [line.split("\t")[0] for line in lines if line.startswith("epoch:")] == ["epoch: [1/1][3/3]"]
     assert "  model: name " in trained.out
+    assert "norm_mean" not in trained.out
     assert not re.search("Show configuration|Building train|Extracting|=> Loaded|seed: 1", trained.out)
     assert all(
         words in text for words in ("Show configuration", "Building train", "Extracting", "=> Loaded", "seed: 1")

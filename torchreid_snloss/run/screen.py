@@ -14,7 +14,7 @@ import torch
 from torchreid_snloss import device
 from torchreid_snloss.config import get_default_config, leaves
 from torchreid_snloss.run.streams import SafeStream
-from torchreid_snloss.settings import Settings
+from torchreid_snloss.settings import Settings, decide
 
 __all__ = ["Screen", "data_lines", "setting_lines", "version_line"]
 
@@ -82,7 +82,7 @@ def version_line(settings: Settings) -> str:
 
 def setting_lines(settings: Settings) -> Iterator[str]:
     """The keys in which a run differs from the defaults, a line for each section of the config."""
-    defaults = dict(leaves(get_default_config()))
+    defaults = dict(leaves(decide(get_default_config())[0]))
     sections: dict[str, list[str]] = {}
     for key, value in settings.values.items():
         if key not in defaults or value != defaults[key]:
