@@ -13,6 +13,9 @@ from torchreid_snloss.losses.statistics import add_totals
 
 __all__ = ["RowTerms", "anchor_terms"]
 
+# torch 2.2 has it elsewhere.
+_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, "is_compiling") else torch._utils.is_compiling
+
 
 class RowTerms(NamedTuple):
     """The values of some anchors, and the slopes of the values with respect to the distances."""
@@ -79,7 +82,7 @@ def anchor_terms(
         RuntimeError: under a transform of `torch.func`, and for a second derivative.
     """
     call = _Call(terms_of_rows, distances, normalize, self_offset, block_size, {})
-    apply = torch.compiler.disable(_AnchorValues.apply) if torch.compiler.is_compiling() else _AnchorValues.apply
+    apply = torch.compiler.disable(_AnchorValues.apply) if _is_compiling() else _AnchorValues.apply
     try:
         values, counts = apply(anchors, None if references is anchors else references, call)
     except RuntimeError as error:
