@@ -114,7 +114,7 @@ setup(
         ],
         "bench": ["pytest", "pytest-xdist", "pytorch-metric-learning"],
         "docs": ["latex2mathml", "mkdocs-material", "mkdocstrings[python]", "ruff"],
-        "dev": ["build", "mypy", "ruff", "twine", "types-PyYAML", "types-tqdm"],
+        "dev": ["build", "mypy", "pre-commit", "ruff", "twine", "types-PyYAML", "types-tqdm"],
     },
     entry_points={
         "console_scripts": [
