@@ -49,7 +49,7 @@ def long_description() -> str:
 
 # PyPI's torchreid imports these and declares none of them. The oldest versions are those that the tests ran with.
 torchreid_needs = [
-    "numpy>=1.23",
+    "numpy>=1.24",
     "scipy>=1.9",
     "h5py>=3.7",
     "Pillow>=9.2",

@@ -35,7 +35,8 @@ from torchreid_snloss.inference import export, features
 
 pytestmark = pytest.mark.docs
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class Runner:
 
     def run(self, block: Block) -> None:
         kinds = {"sh": self.sh, "python": self.python, "yaml": self.yaml, "diff": self.diff, "text": self.text}
+        kinds["bibtex"] = self.bibtex
         if block.language not in kinds:
             pytest.fail(f"{block.place}: a block must be one of {', '.join(kinds)}, got {block.language!r}")
         try:
@@ -218,11 +220,14 @@ class Runner:
         make, install, last = (shlex.split(part) for part in line.split("&&"))
         assert make == ["python3", "-m", "venv", ".venv"]
         assert install[:2] == [".venv/bin/pip", "install"]
-        for extra in re.findall(r"\[(\w+)\]", install[2]):
+        assert set(install[2:-1]) <= {"-e"}
+        for extra in re.findall(r"\w+", install[-1]):
             assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
         pattern = re.search(r"grep -E '(.*)' README.md", (ROOT / ".ci/run").read_text())
         assert pattern is not None
-        if not re.match(pattern[1], line):
+        if last == [".venv/bin/pre-commit", "install"]:  # it would change the clone that the tests are of
+            assert '"pre-commit"' in (ROOT / "setup.py").read_text()
+        elif not re.match(pattern[1], line):
             program, *rest = last
             self.command([program.removeprefix(".venv/bin/"), *rest])
         else:
@@ -248,8 +253,9 @@ class Runner:
             assert Path(included[1]).name in (ROOT / "tests/test_examples.py").read_text()
             compile((ROOT / included[1]).read_text(), included[1], "exec")
             return
-        if named := re.fullmatch(r'title="(\w+\.py)"', block.info):  # a module for the commands that follow
+        if named := re.fullmatch(r'title="(\w+\.py)"', block.info):  # a module for the blocks that follow
             (self.folder / named[1]).write_text(block.text, encoding="utf-8")
+            self.monkeypatch.syspath_prepend(self.folder)
             return
         if re.search(r"\bdatamanager, model, optimizer\b", block.text) and "datamanager" not in self.names:
             self.python(Block("python", "", GIVEN, block.page, block.line))
@@ -289,6 +295,18 @@ class Runner:
                 self.python(part)
             else:
                 self.yaml(part)
+
+    def bibtex(self, block: Block) -> None:
+        """An entry that CITATION.cff has too, with the same words."""
+        entry = dict(re.findall(r"^  (\w+) *= \{(.*)\}", block.text, re.MULTILINE))
+        papers = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+        (paper,) = [paper for paper in papers if paper["title"] == entry["title"]]
+        names = [f"{name['family-names']}, {name['given-names']}" for name in paper["authors"]]
+        assert entry["author"] == " and ".join(names)
+        assert entry["year"] == str(paper["year"])
+        assert {entry[key] for key in ("note", "doi") if key in entry} == {i["value"] for i in paper["identifiers"]}
+        if "pages" in entry:
+            assert (entry["pages"], entry["volume"]) == (f"{paper['start']}--{paper['end']}", str(paper["volume"]))
 
     def text(self, block: Block) -> None:
         """Output or a drawing, which nothing runs. Lines that the programs print are in their sources."""
@@ -391,6 +409,47 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(local) > 10
     assert not [path for path, _ in local if not path.exists()]
     assert not [(path.name, anchor) for path, anchor in local if anchor and anchor not in anchors_of(path)]
+
+
+def long_description(folder: Path, repository: str) -> tuple[str, str]:
+    """The package's metadata as an index reads them, headers and text, with another address of the repository."""
+    for name in ("setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "torchreid_snloss").mkdir()
+    shutil.copy(ROOT / "torchreid_snloss/__init__.py", folder / "torchreid_snloss")
+    setting = (ROOT / "pyproject.toml").read_text().replace('\nrepository = ""', f'\nrepository = "{repository}"')
+    (folder / "pyproject.toml").write_text(setting)
+    command = [sys.executable, "setup.py", "-q", "egg_info"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    headers, text = (folder / "torchreid_snloss.egg-info/PKG-INFO").read_text(encoding="utf-8").split("\n\n", 1)
+    return headers, text
+
+
+def test_links_work_on_a_package_index(tmp_path: Path) -> None:
+    home = "https://github.com/someone/torchreid-snloss"
+    headers, text = long_description(tmp_path, home)
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 20
+    assert not [target for target in targets if not target.startswith(("https://", "#"))]
+    assert {f"{home}/raw/main/docs/images/ranked.jpg", f"{home}/blob/main/docs/flag.md#checkpoints"} <= set(targets)
+    assert f"[![Tests]({home}/actions/workflows/tests.yml/badge.svg)]" in text
+    assert f"Project-URL: Changelog, {home}/blob/main/CHANGELOG.md" in headers
+    assert "Author: the torchreid-snloss developers" in headers
+
+
+def test_versions_are_the_same_everywhere() -> None:
+    """Those that the package claims, the workflow tests, and the README shows."""
+    setup = (ROOT / "setup.py").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]
+    matrix, steps = workflow["strategy"]["matrix"], workflow["steps"]
+    assert {"run": ".ci/run"} in steps
+    assert 'python_requires=">=3.10"' in setup
+    assert matrix["python"] == [f"3.{minor}" for minor in eval(re.search(r"range\(\d+, \d+\)", setup)[0])]  # type: ignore[index]
+    assert f'"torch>={matrix["torch"][0]}"' in setup
+    assert f"torch=={matrix['torch'][0]}.*" in str(steps)
+    readme = (ROOT / "README.md").read_text()
+    assert f"Python {matrix['python'][0]} to {matrix['python'][-1]}]" in readme
+    assert f"PyTorch {matrix['torch'][0]} or newer]" in readme
 
 
 def test_blocks_are_found(tmp_path: Path) -> None:
@@ -536,12 +595,24 @@ def test_the_figure_is_the_losses(tmp_path: Path) -> None:
     assert drawn >= set(re.findall(r"images/(penalties[\w.-]+)", (ROOT / "docs/losses.md").read_text()))
 
 
+def test_the_published_site_has_edit_links(tmp_path: Path) -> None:
+    hook = site_module("published.py")["on_config"]
+    config = types.SimpleNamespace(repo_url=None, edit_uri=None, theme={"features": []}, extra={})
+    assert hook(config).edit_uri is None  # as long as nothing is published
+    (tmp_path / "pyproject.toml").write_text('repository = "https://github.com/someone/torchreid-snloss/"\n')
+    hook.__globals__["_PYPROJECT"] = tmp_path / "pyproject.toml"
+    hook(config)
+    assert (config.repo_url, config.edit_uri) == ("https://github.com/someone/torchreid-snloss", "edit/main/docs/")
+    assert config.repo_name == "someone/torchreid-snloss"
+    assert config.theme["features"] == ["content.action.edit"]
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")}
-    assert pages.keys() >= {page.stem for page in PAGES[1:]}
+    assert pages.keys() >= {page.stem for page in SITE}
     assert "<math" in pages["losses"]
     for name in ("losses", "api"):
         text = re.sub(r"<(code|math|pre).*?</\1>", "", pages[name], flags=re.DOTALL)

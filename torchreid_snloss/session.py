@@ -155,7 +155,7 @@ def _print_settings(settings: Settings) -> None:
         print(f'Log: "{path}", with the whole config and the environment')
     print("Config, where it differs from the defaults:", *setting_lines(settings), sep="\n")
     log_only(f"Show configuration\n{settings}\n")
-    log_only(f"Collecting env info ...\n** System info **\n{reid_utils.collect_env_info()}\n")
+    log_only(f"Collecting env info ...\n** System info **\n{_environment()}\n")
 
 
 def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: bool) -> int:
@@ -192,3 +192,11 @@ def _newest(folder: Path, run: str | None) -> Path | None:
     if isinstance(found, CheckpointError):
         raise found
     return found
+
+
+def _environment() -> str:
+    """What torch tells of its version and the machine."""
+    try:
+        return str(reid_utils.collect_env_info())
+    except AttributeError:  # torch 2.2 fails in an environment without pip, as uv makes them
+        return f"PyTorch version: {torch.__version__} (install pip to have more here)"

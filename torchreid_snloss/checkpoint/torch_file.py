@@ -48,7 +48,7 @@ def read_torch_file(path: str | Path) -> Any:
             # The encoding is that of Python 2's strings, which are ASCII or the bytes of a NumPy scalar.
             return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
     except Exception as error:  # unpickling raises nearly any class
-        name = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+        name = re.search(r"(?:GLOBAL|Unsupported class) (\w+(?:\.\w+)+)", str(error))  # of torch 2.2: the latter
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{str(path)!r} is a TorchScript model, which holds code; save the state_dict() of the model instead"
