@@ -42,6 +42,10 @@ for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
 # For subprocesses: one thread, since tests run side by side, and no GPU.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
+NEEDS_COMPILE = pytest.mark.skipif(
+    sys.version_info >= (3, 12) and torch.__version__ < (2, 4), reason="torch.compile on Python 3.12 needs torch 2.4"
+)
+
 TINY = [
     *["model.name", "tiny", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
     *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1"],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import NEEDS_COMPILE
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -215,6 +216,7 @@ def test_statistics_are_returned_by_criterion() -> None:
     assert set(stat_totals) == {"d_pos", "d_neg", "anchors", "spread", "in_support"}
 
 
+@NEEDS_COMPILE
 @pytest.mark.parametrize("name", LOSSES)
 def test_torch_compile_leaves_a_loss_as_it_is(name: str) -> None:
     features, targets = torch.randn(16, 8), torch.arange(4).repeat_interleave(4)

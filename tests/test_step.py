@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done, Tiny, make_engine
+from conftest import NEEDS_COMPILE, Done, Tiny, make_engine
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchreid import engine, models, optim
@@ -308,6 +308,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
         assert same(before, dict(model.named_parameters())) == isinstance(criterion, BrokenGradient)
 
 
+@NEEDS_COMPILE
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++ is not there")
 def test_compile(train: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config  # takes seconds
