@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchreid_snloss import device
+from torchreid_snloss import device, environment
 from torchreid_snloss.checkpoint.atomic import atomic_write, remove_unfinished
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.evaluation import Ranking
@@ -58,7 +59,8 @@ class Recorder:
         remove_unfinished(self._folder)
         record = read_record(self._folder) if has_record(self._folder) else Record()
         evaluations = {dataset: _up_to(start_epoch, found) for dataset, found in record.evaluations.items()}
-        self._record = Record(_up_to(start_epoch, record.epochs), evaluations)
+        self._session: dict[str, str] = {}  # filled in when the first result is there, and the run is on its device
+        self._record = Record(_up_to(start_epoch, record.epochs), evaluations, record.sessions)
 
     def add_epoch(self, epoch: int, terms: dict[str, float], seconds: float | None) -> None:
         """Records an epoch.
@@ -93,6 +95,11 @@ class Recorder:
         self._write()
 
     def _write(self) -> None:
+        if not self._session:
+            now = datetime.datetime.now(datetime.timezone.utc)
+            self._session = {"began": f"{now:%Y-%m-%d %H:%M} UTC"}
+            self._session |= {"versions": environment.versions(), "hardware": environment.hardware()}
+            self._record.sessions.append(self._session)
         text = json.dumps({"format_version": FORMAT_VERSION, **vars(self._record)})
         atomic_write(self._folder / _FILE, lambda stream: stream.write(text.encode()))
 

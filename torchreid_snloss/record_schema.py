@@ -27,10 +27,13 @@ class Record:
             `memory` is the peak so far in MiB: what torch has allocated on a GPU, otherwise what the process used; it
             is None on Windows without a GPU.
         evaluations: By data set and epoch a dictionary with `mAP`, `mINP` and `cmc` (a list), in [0, 1].
+        sessions: For each process that has trained, one after the other, a dictionary with `began`, the time of its
+            first result, `versions` and `hardware`. A record of this package before 0.3 has none.
     """
 
     epochs: dict[int, dict[str, Any]] = field(default_factory=dict)
     evaluations: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    sessions: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,13 @@ def to_record(content: Any) -> Record:
         values = (evaluation["mAP"], evaluation["mINP"], *cmc)
         if not all(_is_number(value) and 0 <= value <= 1 + 1e-6 for value in values):
             raise ValueError("mAP, mINP or the CMC curve is not in [0, 1]")
-    return Record(epochs, evaluations)
+    sessions = content.get("sessions", [])
+    if not isinstance(sessions, list):
+        raise ValueError("its sessions are not a list")
+    for session in sessions:
+        if not all(isinstance(_dictionary(session).get(key), str) for key in ("began", "versions", "hardware")):
+            raise ValueError("a session has no time, versions or hardware")
+    return Record(epochs, evaluations, sessions)
 
 
 def to_splits(path: Path) -> list[Features]:

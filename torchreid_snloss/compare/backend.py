@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 
-__all__ = ["Figure", "MaxNLocator", "matplotlib"]
+__all__ = ["Axes", "Figure", "MaxNLocator", "PolyCollection", "matplotlib"]
 
 _given = os.environ.pop("MPLBACKEND", None)
 try:
     import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -16,7 +17,9 @@ from torchreid_snloss.compare.drawing import (
     INK,
     MARKERS,
     STYLE,
+    Style,
     color_of,
+    hover_strips,
     legend,
     legend_columns,
     shortened,
@@ -59,12 +62,15 @@ def _mean_curves(curves: Curves, x_label: str, y_label: str, dataset: str) -> Ma
         columns = legend_columns(curves, width)
         figure = Figure(figsize=(width, 2.9 + 0.2 * math.ceil(len(curves) / columns)), layout="constrained")
         axes = figure.subplots()
+        texts: dict[float, list[tuple[float, str]]] = {}
+        ends = []
         for variant, of_seeds in curves.items():
             x = of_seeds[0][0]
             values = np.array([y for _, y in of_seeds])
             color, marker, linestyle = styles[variant]
+            means, lows, highs = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
             axes.plot(
-                *(x, values.mean(axis=0)),
+                *(x, means),
                 color=color,
                 marker=marker,
                 linestyle=linestyle,
@@ -72,32 +78,52 @@ def _mean_curves(curves: Curves, x_label: str, y_label: str, dataset: str) -> Ma
                 linewidth=1.3,
                 label=shortened(variant),
             )
-            axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, linewidth=0)
+            if len(of_seeds) > 1:
+                axes.fill_between(x, lows, highs, color=color, alpha=0.12, linewidth=0)
+            for place, mean, low, high in zip(x, means, lows, highs):
+                band = f" ({low:.1f} to {high:.1f})" if len(of_seeds) > 1 else ""
+                texts.setdefault(place, []).append((mean, f"{variant} {mean:.1f}{band}"))
+            ends.append(f"{texts[x[-1]][-1][1]} at {x[-1]:g}")
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(figure, columns)
-        return to_svg(figure, f"{y_label} by {x_label} on {dataset}: {', '.join(curves)}")
+        highest_first = {place: [text for _, text in sorted(of_place)[::-1]] for place, of_place in texts.items()}
+        titles = ["\n".join([f"{x_label}: {place:g}", *highest_first[place]]) for place in sorted(texts)]
+        strips = hover_strips(axes, sorted(texts))
+        label = f"{y_label} by {x_label} on {dataset}: {', '.join(curves)}. Ends of the curves: {'; '.join(ends)}"
+        return to_svg(figure, label, {strips: titles})
 
 
-def term_curves(variant: str, terms: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Markup:
+def term_curves(
+    variant: str, terms: Mapping[str, tuple[Sequence[float], Sequence[float]]], styles: Mapping[str, Style]
+) -> Markup:
     """Plots the loss terms of one variant by epoch.
 
     Args:
         variant: The name of the variant.
-        terms: The epochs and the values by the name of the term.
+        terms: The epochs and the values by the name of the term. All terms have the same epochs.
+        styles: How each term is drawn.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 2.3), layout="constrained")
         axes = figure.subplots()
-        for number, (name, (x, y)) in enumerate(terms.items()):
-            axes.plot(x, y, color=color_of(number), linestyle=("-", "--", ":", "-.")[number % 4], label=name)
-        axes.set(xlabel="epochs trained")
+        for name, (x, y) in terms.items():
+            color, marker, linestyle = styles[name]
+            axes.plot(x, y, color=color, marker=marker, markersize=3, linestyle=linestyle, label=name)
+        axes.set(xlabel="epochs trained", ylabel="mean per epoch")
         axes.set_title(shortened(variant), fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         legend(figure, legend_columns(terms, 3.4))
-        return to_svg(figure, f"Loss terms of {variant} by epoch")
+        epochs = next(iter(terms.values()))[0]
+        titles = [
+            "\n".join([f"epoch {epoch:g}", *(f"{name} {y[place]:.4g}" for name, (_, y) in terms.items())])
+            for place, epoch in enumerate(epochs)
+        ]
+        ends = ", ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in terms.items())
+        label = f"Loss terms of {variant} by epoch: {ends}"
+        return to_svg(figure, label, {hover_strips(axes, epochs): titles})
 
 
 def histograms(variant: str, before: DistanceHistograms, after: DistanceHistograms) -> Markup:
@@ -109,17 +135,31 @@ def histograms(variant: str, before: DistanceHistograms, after: DistanceHistogra
         after: The distances after training.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.6), layout="constrained")
+        titles: dict[str, list[str]] = {}
         for axes, when, distances in zip(figure.subplots(1, 2), ("before", "after"), (before, after)):
             kinds = {"different people": (distances.different, 0, None), "same person": (distances.same, 1, "///")}
             for label, (shares, color, hatch) in kinds.items():
-                axes.stairs(shares, distances.edges, fill=True, color=COLORS[color], alpha=0.35)
-                axes.stairs(shares, distances.edges, color=COLORS[color], label=label, hatch=hatch, linewidth=1.3)
-            axes.set(xlabel="distance", yticks=[])
+                percent = 100 * shares
+                axes.stairs(percent, distances.edges, fill=True, color=COLORS[color], alpha=0.35)
+                axes.stairs(percent, distances.edges, color=COLORS[color], label=label, hatch=hatch, linewidth=1.3)
+            axes.set_xlabel("distance")
             axes.set_title(f"{when}: overlap {distances.overlap:.0%}", fontsize=9)
+            bins = zip(distances.edges, distances.edges[1:], distances.same, distances.different)
+            middles = (distances.edges[1:] + distances.edges[:-1]) / 2
+            titles[hover_strips(axes, middles.tolist())] = [
+                f"{when} training, distance {low:.2f} to {high:.2f}\n"
+                f"same person {same:.1%}\ndifferent people {other:.1%}"
+                for low, high, same, other in bins
+            ]
+        figure.axes[0].set_ylabel("share of the pairs, %")
         figure.suptitle(shortened(variant), fontsize=10)
         legend(figure, 2)
-        return to_svg(figure, f"Distances with {variant}, before and after training")
+        label = (
+            f"Distances with {variant}, before and after training: those between images of the same person and those "
+            f"between images of different people overlap by {before.overlap:.0%} before and {after.overlap:.0%} after"
+        )
+        return to_svg(figure, label, titles)
 
 
 def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[int], metric: str, kind: str) -> Markup:
@@ -152,13 +192,20 @@ def feature_map(title: str, query: Features, gallery: Features, pids: Sequence[i
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 3.2), layout="constrained")
         axes = figure.subplots()
+        titles = {}
         for number, pid in enumerate(pids):
             color, marker = color_of(number), MARKERS[number // len(COLORS) % len(MARKERS)]
             for of_query, rim in ((False, "none"), (True, INK)):
                 x, y = points[(labels == pid) & (is_query == of_query)].T
-                axes.scatter(x, y, s=34, color=color, marker=marker, edgecolors=rim, linewidths=1)
-        axes.set(xticks=[], yticks=[])
+                if len(x):
+                    name = f"points-{number}-{'query' if of_query else 'gallery'}"
+                    style: dict[str, Any] = {"color": color, "marker": marker, "edgecolors": rim}
+                    axes.scatter(x, y, s=34, linewidths=1, gid=name, **style)
+                    titles[name] = f"identity {pid}, {'query' if of_query else 'gallery'}"
+        names = ("first component", "second component") if kind == "pca" else ("t-SNE 1", "t-SNE 2")
+        axes.set(xticks=[], yticks=[], xlabel=names[0], ylabel=names[1])
         axes.set_title(shortened(title), fontsize=10)
         axes.grid(False)
         axes.spines[["top", "right"]].set_visible(True)
-        return to_svg(figure, f"Map of test features, {title}")
+        label = f"Map of test features, {title}: {len(labels)} images of {len(pids)} identities"
+        return to_svg(figure, label, titles)

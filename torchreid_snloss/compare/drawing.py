@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 from markupsafe import Markup
 
-from torchreid_snloss.compare.backend import Figure
+from torchreid_snloss.compare.backend import Axes, Figure, PolyCollection
 from torchreid_snloss.compare.variants import CONTROL, SOFTMAX
 
 __all__ = [
@@ -21,20 +22,25 @@ __all__ = [
     "STYLE",
     "Style",
     "color_of",
+    "hover_strips",
     "legend",
     "legend_columns",
+    "seeds_text",
     "shortened",
     "styles_of",
     "to_svg",
 ]
 
-# The colour-blind safe palette of Okabe and Ito, a little lighter or darker so that it shows on white and on black, and
-# three more colours. Variants differ in their markers, too.
-COLORS = ("#d55e00", "#2f8fd0", "#00a67a", "#c79a00", "#7e6bd1", "#cf7fb0", "#8a9a2b", "#a5673f", "#e0405a", "#4fb7c9")
+# The colour-blind safe palette of Okabe and Ito, a little lighter or darker so that each has a contrast of 3 to 1 on
+# the white and on the black of the page, and three more colours. Variants differ in their markers, too.
+COLORS = ("#d55e00", "#2f8fd0", "#00a67a", "#b58900", "#7e6bd1", "#c26fa2", "#8a9a2b", "#a5673f", "#e0405a", "#2f9fb3")
 MARKERS = "sD^vP*X<>ph"
-_BASELINE_STYLES = {CONTROL: ("#6d747c", "o", "-"), SOFTMAX: ("#a0a6ad", "o", "--")}
+_LINES = ("-", "--", ":", "-.")
+_BASELINE_STYLES = {CONTROL: ("#6d747c", "o", "-"), SOFTMAX: ("#858c94", "o", "--")}
+_OWN_COLORS = ("triplet", "sn", "hap2s", "fidi")  # names that have the first colours to themselves
 _LONGEST_NAME = 28  # characters of a variant's name in a chart
 INK = "#0a0b0c"  # a placeholder for the text colour of the page
+_SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _SVG_METADATA = ("Creator", "Date", "Format", "Type")  # left out of the file
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
@@ -63,13 +69,25 @@ class Style(NamedTuple):
     linestyle: str
 
 
-def styles_of(variants: Iterable[str]) -> dict[str, Style]:
-    """Gives each variant a style: the baselines are grey, and the others have colours in their order."""
-    others = [name for name in variants if name not in _BASELINE_STYLES]
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """Gives each variant, or each loss term, a style by its name, so that it looks the same in every report.
+
+    The baselines are grey and the losses have fixed colours. Of other names that ask for the same colour, the first in
+    the alphabet gets it; their order in the comparison does not matter.
+    """
     styles = {name: Style(*style) for name, style in _BASELINE_STYLES.items()}
-    for number, name in enumerate(others):
-        linestyle = ("-", "--", ":", "-.")[number // len(COLORS) % 4]
-        styles[name] = Style(color_of(number), MARKERS[number % len(MARKERS)], linestyle)
+    styles |= {name: Style(COLORS[place], MARKERS[place], "-") for place, name in enumerate(_OWN_COLORS)}
+    first, number = len(_OWN_COLORS), len(COLORS) - len(_OWN_COLORS)
+    taken: set[tuple[int, int]] = set()
+    for name in sorted({*names} - {*styles}):
+        wanted = zlib.crc32(name.encode()) % number
+        line, place = next(
+            found
+            for step in range(len(taken) + 1)
+            if (found := (step // number, first + (wanted + step) % number)) not in taken
+        )
+        taken.add((line, place))
+        styles[name] = Style(COLORS[place], MARKERS[(place + line) % len(MARKERS)], _LINES[line % len(_LINES)])
     return styles
 
 
@@ -101,14 +119,54 @@ def legend(figure: Figure, columns: int) -> None:
     figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=9)
 
 
-def to_svg(figure: Figure, label: str) -> Markup:
-    """The figure as an `<svg>` element for an HTML page, with `label` as the text for screen readers."""
+def seeds_text(by_seed: Mapping[int, float], sign: str = "") -> str:
+    """The values of the seeds in words, such as `"seed 1: 52.3, seed 2: 54.0"`, with a sign where `sign` is `"+"`."""
+    return ", ".join(f"seed {seed}: {value:{sign}.1f}" for seed, value in by_seed.items())
+
+
+def hover_strips(axes: Axes, centers: Sequence[float], along: str = "x") -> str:
+    """Covers the axes with strips that can't be seen, one around each of the places, for `to_svg` to give them texts.
+
+    Whoever points anywhere in a strip sees its text, however small and close the points in it are.
+
+    Args:
+        axes: The axes, whose limits must be final.
+        centers: The places in ascending order, in the axes' units.
+        along: The axis of the places, `"x"` or `"y"`.
+
+    Returns:
+        The id of the strips.
+    """
+    low, high = sorted(axes.get_xlim() if along == "x" else axes.get_ylim())
+    middles = [(left + right) / 2 for left, right in itertools.pairwise(centers)]
+    edges = [min(low, centers[0]), *middles, max(high, centers[-1])]
+    corners = [[(start, 0.0), (end, 0.0), (end, 1.0), (start, 1.0)] for start, end in itertools.pairwise(edges)]
+    transform = axes.get_xaxis_transform()
+    if along == "y":
+        corners, transform = [[(y, x) for x, y in strip] for strip in corners], axes.get_yaxis_transform()
+    number = len(axes.figure.findobj(PolyCollection))
+    strips = PolyCollection(corners, transform=transform, facecolors=INK, gid=f"strips-{number}", zorder=10)
+    axes.add_collection(strips, autolim=False)
+    return f"strips-{number}"
+
+
+def to_svg(figure: Figure, label: str, titles: Mapping[str, str | Sequence[str]] | None = None) -> Markup:
+    """The figure as an `<svg>` element for an HTML page.
+
+    Args:
+        figure: The figure.
+        label: The text for screen readers.
+        titles: What browsers show where the pointer is: by the id of an artist one text, or a text for each of the
+            strips that `hover_strips` has drawn.
+    """
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
     svg = ElementTree.fromstring(stream.getvalue().replace(INK, "currentColor"))
     for name in ("width", "height"):  # the page sets the size
         del svg.attrib[name]
     svg.attrib.update({"role": "img", "aria-label": label})
+    for gid, texts in (titles or {}).items():
+        _add_titles(svg, gid, texts)
     # Ids must be unique within the page, so the ids of each chart get a prefix.
     prefix = f"{zlib.crc32(label.encode()):x}-"
     for element in svg.iter():
@@ -120,3 +178,14 @@ def to_svg(figure: Figure, label: str) -> Markup:
             else:
                 element.set(name, value.replace("url(#", f"url(#{prefix}"))
     return Markup(ElementTree.tostring(svg, encoding="unicode"))  # safe: tostring has escaped all text
+
+
+def _add_titles(svg: ElementTree.Element, gid: str, texts: str | Sequence[str]) -> None:
+    group = next(element for element in svg.iter(f"{_SVG}g") if element.get("id") == gid)
+    shapes = [group] if isinstance(texts, str) else group.findall(f".//{_SVG}path")
+    for shape, text in zip(shapes, [texts] if isinstance(texts, str) else texts, strict=True):
+        if shape is not group:
+            shape.attrib = {"d": shape.attrib["d"], "class": "strip", "fill": "currentColor", "fill-opacity": "0"}
+        title = ElementTree.Element(f"{_SVG}title")
+        title.text = text
+        shape.insert(0, title)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -12,11 +12,13 @@ from markupsafe import Markup
 
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare import charts
+from torchreid_snloss.compare.drawing import styles_of
+from torchreid_snloss.compare.provenance import Provenance
 from torchreid_snloss.compare.queries import RankedQueries
 from torchreid_snloss.compare.ranked import DistanceHistograms
-from torchreid_snloss.compare.results import Result, Results
+from torchreid_snloss.compare.results import Result, Results, mean_over_splits
 from torchreid_snloss.compare.runs import Run, by_variant
-from torchreid_snloss.compare.trial_charts import forest, trial_chart
+from torchreid_snloss.compare.trial_charts import BySeed, forest, seed_chart, trial_chart
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.progress import progress
 from torchreid_snloss.record import RecordError
@@ -28,13 +30,11 @@ _NUM_MAP_IDENTITIES = 16
 _CMC_RANKS = 20
 _MOST_NAMES = 4  # of variants in the title
 
-_RunOrResult = TypeVar("_RunOrResult", Run, Result)
-
 
 def write_page(
     results: Results, runs: Sequence[Run], path: Path, command: str, map_kind: str, tunings: Sequence[Tuning] = ()
 ) -> None:
-    """Writes the report.
+    """Writes the report, which refers to `results.csv` and `results.json` beside it.
 
     The table, the differences and the learning curves are there for all test sets; the other charts and the ranked
     lists show the first one. What shows a single run of each variant shows that with the first seed on the first split.
@@ -56,7 +56,7 @@ def write_page(
     datasets = runs[0].datasets
     dataset = datasets[0]
     sections: dict[str, Callable[[], Any]] = {
-        "forests": lambda: {name: _forests(results, name) for name in datasets},
+        "mean_ap_charts": lambda: {name: _mean_ap_charts(results, name) for name in datasets},
         "trial_charts": lambda: [trial_chart(tuning.name, tuning.trials) for tuning in tunings],
         "learning_charts": lambda: {name: _learning_charts(grouped, name) for name in datasets},
         "term_charts": lambda: _term_charts(first_runs),
@@ -75,6 +75,8 @@ def write_page(
     names = ", ".join(variants) if len(variants) <= _MOST_NAMES else f"{len(variants)} variants"
     page = environment.get_template("report.html").render(
         results=results,
+        num_runs=len(runs),
+        provenance=Provenance.of(runs),
         verdicts={name: _verdicts(results, name) for name in datasets},
         title=f"{names} on {', '.join(datasets)}",
         facts=_facts(runs),
@@ -128,24 +130,25 @@ def _verdicts(results: Results, dataset: str) -> dict[str, dict[str, list[str]]]
     return {baseline: found for baseline, found in verdicts.items() if found}
 
 
-def _forests(results: Results, dataset: str) -> list[Markup]:
-    """A chart for each baseline, with the difference of every other variant to it."""
-    drawn = []
+def _mean_ap_charts(results: Results, dataset: str) -> list[Markup]:
+    """A chart of the mAP of each seed, and one for each baseline with the difference of every other variant to it."""
+    mean_aps: dict[str, BySeed] = {}
+    rows = [row for row in results.rows if row.dataset == dataset]
+    for row in rows:
+        own = [result for result in results.results if (result.dataset, result.variant) == (dataset, row.variant)]
+        means = mean_over_splits([result.seed for result in own], [100 * result.mAP for result in own])
+        mean_aps[row.variant] = {seed: float(mean) for seed, mean in means.items()}
+    drawn = [seed_chart(mean_aps, results.before[dataset].metrics["mAP"].mean or 0.0, dataset)]
     for baseline in results.baselines:
-        rows = [row for row in results.rows if row.dataset == dataset and row.variant != baseline]
-        if rows:
-            drawn.append(forest({row.variant: row.differences.get(baseline) for row in rows}, baseline, dataset))
+        others = [row for row in rows if row.variant != baseline]
+        by_seed = {
+            row.variant: {seed: value - mean_aps[baseline][seed] for seed, value in mean_aps[row.variant].items()}
+            for row in others
+        }
+        if others:
+            differences = {row.variant: row.differences.get(baseline) for row in others}
+            drawn.append(forest(differences, by_seed, baseline, dataset))
     return drawn
-
-
-def _mean_over_splits(
-    items: Sequence[_RunOrResult], values: Callable[[_RunOrResult], Sequence[float]]
-) -> list[list[float]]:
-    """The values of each seed, averaged over the splits."""
-    by_seed: dict[int, list[Sequence[float]]] = {}
-    for item in items:
-        by_seed.setdefault(item.seed, []).append(values(item))
-    return [np.mean(own, axis=0).tolist() for own in by_seed.values()]
 
 
 def _learning_charts(grouped: dict[str, list[Run]], dataset: str) -> list[Markup]:
@@ -167,14 +170,15 @@ def _learning_charts(grouped: dict[str, list[Run]], dataset: str) -> list[Markup
             def curve(run: Run, of_runs: Any = of_runs, epochs: Any = epochs, percent: Any = percent) -> list[float]:
                 return [percent(of_runs[run.split, run.seed][epoch]) for epoch in epochs]
 
-            curves[name] = [(epochs, values) for values in _mean_over_splits(grouped[name], curve)]
+            means = mean_over_splits([run.seed for run in grouped[name]], map(curve, grouped[name]))
+            curves[name] = [(epochs, values.tolist()) for values in means.values()]
         drawn.append(charts.learning_curves(curves, label, dataset))
     return drawn
 
 
 def _term_charts(runs: Sequence[Run]) -> list[Markup]:
     """A chart for each run, with the terms of its loss by epoch."""
-    drawn = []
+    of_runs = {}
     for run in runs:
         by_epoch = run.record().epochs
         epochs = sorted(by_epoch)
@@ -183,8 +187,9 @@ def _term_charts(runs: Sequence[Run]) -> list[Markup]:
         names = [name for name in by_epoch[epochs[-1]]["terms"] if name.startswith("loss")]
         terms = {name: (epochs, [by_epoch[epoch]["terms"].get(name, np.nan) for epoch in epochs]) for name in names}
         if terms:
-            drawn.append(charts.term_curves(run.variant, terms))
-    return drawn
+            of_runs[run.variant] = terms
+    styles = styles_of(name for terms in of_runs.values() for name in terms)
+    return [charts.term_curves(variant, terms, styles) for variant, terms in of_runs.items()]
 
 
 def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
@@ -198,8 +203,10 @@ def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
 
     for variant in dict.fromkeys(result.variant for result in own):
         of_variant = [result for result in own if result.variant == variant]
-        of_seeds = _mean_over_splits(of_variant, percent)
-        curves[variant] = [([float(rank) for rank in range(1, ranks + 1)], values) for values in of_seeds]
+        means = mean_over_splits([result.seed for result in of_variant], map(percent, of_variant))
+        curves[variant] = [
+            ([float(rank) for rank in range(1, ranks + 1)], values.tolist()) for values in means.values()
+        ]
     return curves
 
 

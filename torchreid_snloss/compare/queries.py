@@ -22,19 +22,21 @@ __all__ = ["RankedQueries"]
 
 _NUM_QUERIES = 8
 _LIST_LENGTH = 10
-_THUMBNAIL_HEIGHT = 112  # pixels
+_LARGEST = 224  # pixels; a picture is shown smaller until the reader asks for large ones
 _NO_FEATURES = np.empty((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
-class _Thumbnail:
+class _Picture:
     name: str  # of the image file
     jpeg: str  # base64
 
 
 @dataclass(frozen=True)
 class _RankedImage:
-    thumbnail: _Thumbnail
+    picture: _Picture
+    pid: int
+    camid: int
     distance: float
     is_match: bool
 
@@ -49,7 +51,8 @@ class _RankedList:
 @dataclass(frozen=True)
 class _Query:
     pid: int
-    thumbnail: _Thumbnail
+    camid: int
+    picture: _Picture
     lists: list[_RankedList]
 
     @property
@@ -80,7 +83,7 @@ class RankedQueries:
             self._check_same(run, pids[0], of_run)
         self._precisions = np.array(precisions)
         self._rows = choose_queries(self._precisions, _NUM_QUERIES)
-        self._thumbnails: dict[str, _Thumbnail] = {}  # an image may appear in several lists
+        self._pictures: dict[str, _Picture] = {}  # an image may appear in several lists
         self._lists: list[list[_RankedList]] = []  # of each run, by query
         self._labels: tuple[Features, Features] | None = None  # of the first run, without features
 
@@ -111,11 +114,12 @@ class RankedQueries:
             indices = nearest[place][found]
             # The paths of the first run, whose images are the same, so that each is read once.
             images = [
-                _RankedImage(self._thumbnail(path), float(distance), bool(match))
-                for path, distance, match in zip(
+                _RankedImage(self._picture(path), int(pid), int(camid), float(distance), pid == query.pids[row])
+                for path, pid, camid, distance in zip(
                     self._labels[1].paths[indices],
+                    gallery.pids[indices],
+                    gallery.camids[indices],
                     distances[place][found] if rerank else unsquared(distances[place][found], metric),
-                    gallery.pids[indices] == query.pids[row],
                 )
             ]
             lists.append(_RankedList(run.variant, float(self._precisions[number, row]), images))
@@ -126,7 +130,7 @@ class RankedQueries:
         assert self._labels is not None
         query, _ = self._labels
         return [
-            _Query(int(query.pids[row]), self._thumbnail(query.paths[row]), list(lists))
+            _Query(int(query.pids[row]), int(query.camids[row]), self._picture(query.paths[row]), list(lists))
             for row, lists in zip(self._rows, zip(*self._lists))
         ]
 
@@ -136,10 +140,10 @@ class RankedQueries:
                 f"the runs in {str(self._runs[0].folder)!r} and {str(run.folder)!r} were tested on other images"
             )
 
-    def _thumbnail(self, path: str) -> _Thumbnail:
-        if path not in self._thumbnails:
-            self._thumbnails[path] = _thumbnail(path)
-        return self._thumbnails[path]
+    def _picture(self, path: str) -> _Picture:
+        if path not in self._pictures:
+            self._pictures[path] = _picture(path)
+        return self._pictures[path]
 
 
 def _average_precisions(run: Run, dataset: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -151,10 +155,10 @@ def _average_precisions(run: Run, dataset: str) -> tuple[NDArray[np.int64], NDAr
     return query.pids, average_precisions(query, gallery, run.settings.dist_metric, rerank=True)
 
 
-def _thumbnail(path: str) -> _Thumbnail:
+def _picture(path: str) -> _Picture:
     path = str(path)  # convert a NumPy string
     image = read_image(path)
-    image.thumbnail((_THUMBNAIL_HEIGHT, _THUMBNAIL_HEIGHT), Image.Resampling.LANCZOS)
+    image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=80)
-    return _Thumbnail(Path(path).name, base64.b64encode(stream.getvalue()).decode())
+    return _Picture(Path(path).name, base64.b64encode(stream.getvalue()).decode())

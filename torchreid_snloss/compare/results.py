@@ -15,7 +15,7 @@ from torchreid_snloss.compare.variants import BASELINES, describe
 from torchreid_snloss.deprecation import renamed
 from torchreid_snloss.record import RecordError
 
-__all__ = ["ROW_COLUMNS", "MeanStd", "Result", "Results", "Row"]
+__all__ = ["ROW_COLUMNS", "MeanStd", "Result", "Results", "Row", "mean_over_splits"]
 
 __getattr__ = renamed(__name__, {"Figure": "torchreid_snloss.compare.results.MeanStd"})
 
@@ -113,12 +113,14 @@ class Results:
     Attributes:
         results: The result of each run on each test set.
         rows: The rows of the table, in which the runs of a variant are averaged.
+        before: By test set a row of the networks before training, in which the runs of all variants are averaged.
         baselines: The names of the variants that the others are compared with.
         findings: A line for each difference to a baseline, which says in words what its interval shows.
     """
 
     results: list[Result]
     rows: list[Row]
+    before: dict[str, Row]
     baselines: list[str]
     findings: list[str]
 
@@ -131,8 +133,8 @@ class Results:
             unchanged: The same runs on the unchanged training set, without label noise, outliers or a smaller number
                 of identities; empty if there are none.
         """
-        results = [result for run in runs for result in _results(run)]
-        without_change = [result for run in unchanged for result in _results(run)]
+        results = [_result(run, name, run.settings.max_epoch) for run in runs for name in run.datasets]
+        without_change = [_result(run, name, run.settings.max_epoch) for run in unchanged for name in run.datasets]
         grouped = by_variant(runs)
         baselines = [name for name in BASELINES if name in grouped]
         rows, findings = [], []
@@ -157,7 +159,8 @@ class Results:
                 seeds = len({run.seed for run in own})
                 metrics = _metrics(of_row, reference)
                 rows.append(Row(dataset, variant, _trained_with(own), seeds, metrics, differences, unknown))
-        return cls(results, rows, baselines, findings)
+        before = {dataset: _before_training(runs, dataset) for dataset in runs[0].datasets}
+        return cls(results, rows, before, baselines, findings)
 
     @property
     def columns(self) -> list[str]:
@@ -168,20 +171,6 @@ class Results:
         """The cells of a row, in the order of the columns."""
         mean_ap, *others = map(str, row.metrics.values())
         return [*row.names, mean_ap, *(str(row.differences.get(name, "")) for name in self.baselines), *others]
-
-    def is_best(self, row: Row, name: str) -> bool:
-        """Whether a row has the best mean of its test set. Times and memory have no best mean.
-
-        Args:
-            row: One of the rows.
-            name: The name of the metric.
-        """
-        mean = row.metrics[name].mean
-        if mean is None or not name.startswith(("mAP", "mINP", "rank")):
-            return False
-        means = [other.metrics[name].mean for other in self.rows if other.dataset == row.dataset]
-        best = min if name == "mAP lost" else max
-        return mean == best(other for other in means if other is not None)
 
     def table(self) -> str:
         """The table as text, which is Markdown too."""
@@ -225,48 +214,76 @@ def _difference(
         return str(error)
 
 
-def _results(run: Run) -> list[Result]:
+def _result(run: Run, dataset: str, epoch: int) -> Result:
     record = run.record()
-    seconds = [epoch["seconds"] for epoch in record.epochs.values() if epoch["seconds"] is not None]
-    memory = [epoch["memory"] for epoch in record.epochs.values() if epoch["memory"] is not None]
-    results = []
-    for dataset in run.datasets:
-        last = record.evaluations[dataset][run.settings.max_epoch]
-        results.append(
-            Result(
-                variant=run.variant,
-                split=run.split,
-                seed=run.seed,
-                dataset=dataset,
-                mAP=last["mAP"],
-                mINP=last["mINP"],
-                cmc=last["cmc"],
-                seconds=statistics.median(seconds) if seconds else None,
-                memory=max(memory, default=None),
-            )
-        )
-    return results
+    seconds = [found["seconds"] for found in record.epochs.values() if found["seconds"] is not None]
+    memory = [found["memory"] for found in record.epochs.values() if found["memory"] is not None]
+    evaluation = record.evaluations[dataset][epoch]
+    return Result(
+        variant=run.variant,
+        split=run.split,
+        seed=run.seed,
+        dataset=dataset,
+        mAP=evaluation["mAP"],
+        mINP=evaluation["mINP"],
+        cmc=evaluation["cmc"],
+        seconds=statistics.median(seconds) if seconds else None,
+        memory=max(memory, default=None),
+    )
 
 
-def _metrics(results: Sequence[Result], unchanged: Sequence[Result]) -> dict[str, MeanStd]:
-    def over_seeds(values: Iterable[float | None], digits: int = 1) -> MeanStd:
-        """Mean and standard deviation over seeds of the mean over splits, of a value for each result."""
-        by_seed: dict[int, list[float]] = {}
-        for result, value in zip(results, values):
-            if value is not None:
-                by_seed.setdefault(result.seed, []).append(value)
-        return MeanStd.of([statistics.fmean(own) for own in by_seed.values()], digits)
+def _before_training(runs: Sequence[Run], dataset: str) -> Row:
+    results = [_result(run, dataset, 0) for run in runs]
+    of_rows = [statistics.fmean(own.mAP for own in results if own.variant == name) for name in by_variant(runs)]
+    low, high = (f"{100 * end:.1f}" for end in (min(of_rows), max(of_rows)))
+    networks = "the networks of all rows" + ("" if low == high else f", mAP {low} to {high}")
+    seeds = len({run.seed for run in runs})
+    return Row(dataset, "before training", networks, seeds, _accuracies(results), {}, {})
 
+
+def mean_over_splits(
+    seeds: Sequence[int], values: Iterable[float | Sequence[float] | None]
+) -> dict[int, NDArray[np.float64]]:
+    """Averages a value, or several in an array, over the splits.
+
+    Args:
+        seeds: The seed of each run.
+        values: What is averaged, of each run; None, as for an unknown time, is left out.
+
+    Returns:
+        The mean by seed.
+    """
+    by_seed: dict[int, list[float | Sequence[float]]] = {}
+    for seed, value in zip(seeds, values):
+        if value is not None:
+            by_seed.setdefault(seed, []).append(value)
+    return {seed: np.asarray(own, dtype=np.float64).mean(axis=0) for seed, own in by_seed.items()}
+
+
+def _over_seeds(results: Sequence[Result], values: Iterable[float | None], digits: int = 1) -> MeanStd:
+    """Mean and standard deviation over seeds of the mean over splits, of a value for each result."""
+    means = mean_over_splits([result.seed for result in results], values)
+    return MeanStd.of([float(mean) for mean in means.values()], digits)
+
+
+def _accuracies(results: Sequence[Result]) -> dict[str, MeanStd]:
     metrics = {
-        "mAP": over_seeds(100 * result.mAP for result in results),
-        "mINP": over_seeds(100 * result.mINP for result in results),
+        "mAP": _over_seeds(results, (100 * result.mAP for result in results)),
+        "mINP": _over_seeds(results, (100 * result.mINP for result in results)),
     }
     for rank in (1, 5, 10):
         # The CMC curve of a smaller gallery is shorter, and ends at 1.
-        metrics[f"rank-{rank}"] = over_seeds(100 * result.cmc[min(rank, len(result.cmc)) - 1] for result in results)
-    metrics["s/epoch"] = over_seeds((result.seconds for result in results), digits=2)
-    metrics["peak MiB"] = over_seeds((result.memory for result in results), digits=0)
+        shares = (result.cmc[min(rank, len(result.cmc)) - 1] for result in results)
+        metrics[f"rank-{rank}"] = _over_seeds(results, (100 * share for share in shares))
+    return metrics
+
+
+def _metrics(results: Sequence[Result], unchanged: Sequence[Result]) -> dict[str, MeanStd]:
+    metrics = _accuracies(results)
+    metrics["s/epoch"] = _over_seeds(results, (result.seconds for result in results), digits=2)
+    metrics["peak MiB"] = _over_seeds(results, (result.memory for result in results), digits=0)
     if unchanged:  # a result for each of the others, in the same order
-        metrics["mAP unchanged"] = over_seeds(100 * old.mAP for old in unchanged)
-        metrics["mAP lost"] = over_seeds(100 * (old.mAP - new.mAP) for old, new in zip(unchanged, results))
+        metrics["mAP unchanged"] = _over_seeds(results, (100 * old.mAP for old in unchanged))
+        lost = (100 * (old.mAP - new.mAP) for old, new in zip(unchanged, results))
+        metrics["mAP lost"] = _over_seeds(results, lost)
     return metrics
