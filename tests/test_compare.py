@@ -6,6 +6,7 @@ import csv
 import html.parser
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, interrupt_at, process_options, record_run, run, start
 from PIL import Image
 
@@ -121,16 +123,24 @@ def test_the_report_escapes_names_and_paths(recorded_runs: list[Run], tmp_path: 
     assert {attrs["title"] for tag, attrs in parsed.tags if tag == "img"} == {"<i>0001_c1.jpg"}
 
 
-def test_the_reports_table_marks_the_best_and_names_the_test_sets(recorded_runs: list[Run], tmp_path: Path) -> None:
+def test_the_reports_table_names_the_test_sets_and_where_training_began(
+    recorded_runs: list[Run], tmp_path: Path
+) -> None:
     write_page(Results.of(recorded_runs), recorded_runs, tmp_path / "report.html", "", "pca")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)[1:]
+    table = re.search(r"<table>.*?</table>", text, re.DOTALL)[0]  # type: ignore[index]
+    rows = re.findall(r"<tr.*?>(.*?)</tr>", table, re.DOTALL)[1:]
     names = [re.search(r"<th.*?>(.*?)<", row)[1] for row in rows]  # type: ignore[index]
-    assert names == ["&lt;b&gt;one", "softmax", "sn", "two&amp;amp;", "softmax", "sn"]
-    best = [re.findall(r'<td class="best">(.*?)</td>', row) for row in rows]
-    # 0.61 and 0.62 by 0.6 + seed / 100; the seconds have no best.
-    assert best[2] == best[5] == ["61.5 ± 0.7", "30.0 ± 0.0", "60.0 ± 0.0", "74.5 ± 0.0", "92.7 ± 0.0"]
-    assert best[0] == best[1] == best[3] == best[4] == []
+    of_set = ["before training", "softmax", "sn"]
+    assert names == ["&lt;b&gt;one", *of_set, "two&amp;amp;", *of_set]
+    cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in rows]
+    # By 0.6 + seed / 100 they are 0.61 and 0.62. The evaluations before training are the same here, and averaged.
+    numbers = ["61.5 ± 0.7", "30.0 ± 0.0", "60.0 ± 0.0", "74.5 ± 0.0", "92.7 ± 0.0"]
+    assert [cells[3][1], *cells[3][3:7]] == [cells[7][1], *cells[7][3:7]] == numbers
+    assert (
+        cells[1] == cells[5] == ["2", "51.5 ± 0.7", "", "25.0 ± 0.0", "50.0 ± 0.0", "68.2 ± 0.0", "90.9 ± 0.0", "", ""]
+    )
+    assert "the networks of all rows, mAP 41.5 to 61.5" in table
 
 
 def test_results_as_files(recorded_runs: list[Run], tmp_path: Path) -> None:
@@ -189,18 +199,23 @@ def test_the_report_is_one_file_with_everything(compared: tuple[Path, Any]) -> N
     text = (folder / "log/compare/plain/report.html").read_text()
     parsed = _Tags()
     parsed.feed(text)
-    sections = ["Results", "Learning", "CMC", "Distances", "Map of test features", "Ranked lists"]
-    assert [name for name in parsed.texts if name in sections] == sections
+    sections = ["Results", "Learning", "CMC", "Distances", "Map of test features", "Ranked lists", "How this was made"]
+    assert [name for name in parsed.texts if name in sections] == 2 * sections  # the contents, and the headings
+    assert {f"torch {torch.__version__}", f"Python {platform.python_version()}"} <= {
+        part for text in parsed.texts for part in text.split(", ")
+    }
     # Nothing is loaded from elsewhere.
     links = [value for _, attrs in parsed.tags for key, value in attrs.items() if key in ("src", "href", "xlink:href")]
     assert links
-    assert all(str(link).startswith(("data:", "#")) for link in links)
-    # A forest plot, two learning curves, two of terms, CMC, two histograms, a map before and two after.
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 1 + 2 + 2 + 1 + 2 + 3
+    beside = {link for link in links if not str(link).startswith(("data:", "#"))}
+    assert beside == {"results.csv", "results.json"}
+    assert all((folder / "log/compare/plain" / str(name)).is_file() for name in beside)
+    # Seeds, a forest plot, two learning curves, two of terms, CMC, two histograms, a map before and two after.
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 1 + 1 + 2 + 2 + 1 + 2 + 3
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
     # 8 queries, each with a list of 10 images for both losses. Right are those images that show the query's person.
-    queries = re.findall(r'<article class="query">.*?</article>', text, re.DOTALL)
+    queries = re.findall(r'<article class="query".*?</article>', text, re.DOTALL)
     assert len(queries) == 8
     marked = []
     for query in queries:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import html.parser
+import json
+import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +14,22 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from conftest import record_run
 from PIL import Image
 
-from torchreid_snloss.compare.charts import feature_map
+from torchreid_snloss.compare.charts import cmc_curves, feature_map
 from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.drawing import COLORS, styles_of
 from torchreid_snloss.compare.page import write_page
+from torchreid_snloss.compare.provenance import Provenance
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import BASELINES, Variant
+from torchreid_snloss.config import get_default_config, leaves
 from torchreid_snloss.evaluation import Ranking, nearest_gallery
-from torchreid_snloss.record import Features
+from torchreid_snloss.record import Features, Recorder, RecordError, read_record
 
 VARIANTS = {
     "control": 0.0, "softmax": -0.2, "triplet": -0.3, "sn": 0.25, "hap2s": 0.3, "fidi": 0.0, "wrt": 0.01,
@@ -64,11 +71,20 @@ def _report(runs: list[Run], folder: Path, tunings: tuple[Tuning, ...] = ()) -> 
 
 
 @pytest.fixture(scope="module")
-def ten_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
+def ten_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """The runs of a trial with ten rows, the last of which an earlier version recorded."""
+    runs = recorded_trial(tmp_path_factory.mktemp("ten"), rows=10)
+    path = runs[-1].folder / "record/record.json"
+    content = json.loads(path.read_text())
+    del content["sessions"]
+    path.write_text(json.dumps(content))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def ten_rows(ten_runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
     """The results of a trial with ten rows, and its report."""
-    folder = tmp_path_factory.mktemp("ten")
-    runs = recorded_trial(folder, rows=10)
-    return Results.of(runs), _report(runs, folder)
+    return Results.of(ten_runs), _report(ten_runs, tmp_path_factory.mktemp("report"))
 
 
 def _charts(text: str, label: str) -> list[ElementTree.Element]:
@@ -206,7 +222,7 @@ def test_curves_of_several_splits_are_their_means(tmp_path: Path) -> None:
     text = " ".join(_report(runs, tmp_path).split())
     assert "2 splits" in text
     assert "of the mean over the 2 splits" in text
-    assert "mean of 2 seeds, each averaged over the splits, with a band" in text
+    assert text.count("Each line is the mean of 2 seeds, each averaged over the 2 splits. The band around it goes") == 2
     assert "with seed 1 on the first split" in text
     # The last point of a curve stands where the table's mAP does: the places of all curves are affine in it.
     (chart,) = _charts(text, "mAP, % by epochs trained")
@@ -324,3 +340,224 @@ def test_the_map_of_a_collapsed_model_is_drawn(kind: str) -> None:
     pids, paths = np.arange(12) % 3, np.array(["image"] * 12)
     same = Features(np.ones((12, 8), dtype=np.float32), pids, np.zeros_like(pids), paths)
     assert "<svg" in feature_map("collapsed", same, same, [0, 1, 2], "euclidean", kind)
+
+
+def _titles(chart: ElementTree.Element) -> list[str]:
+    """What the chart shows where the pointer is, in the order of the places."""
+    return [element.text or "" for element in chart.iter(f"{SVG}title")]
+
+
+def _labels(chart: ElementTree.Element) -> set[str]:
+    return {element.text or "" for element in chart.iter(f"{SVG}text")}
+
+
+def test_only_what_differs_beyond_its_interval_is_bold(ten_rows: tuple[Results, str]) -> None:
+    results, text = ten_rows
+    style = text[text.index("<style>") : text.index("</style>")]
+    bold = [selector.strip() for selector in re.findall(r"([^{}]+)\{[^{}]*font-weight: (?:bold|[6-9]00)", style)]
+    assert bold == ["td.ahead, td.behind"]
+    assert not re.findall(r"<(?:b|strong)>", text)
+    marked = re.findall(r'<td class="(?:ahead|behind)">(.*?)</td>', text)
+    found = [difference for row in results.rows for difference in row.differences.values()]
+    assert marked == [str(difference) for difference in found if difference.low > 0 or difference.high < 0]
+    assert 0 < len(marked) < len(found)
+
+
+def test_a_row_shows_where_training_began(ten_runs: list[Run], ten_rows: tuple[Results, str]) -> None:
+    parsed = _Rows()
+    parsed.feed(ten_rows[1])
+    (row,) = (row for row in parsed.rows if row[0].startswith("before training"))
+    began = {(run.variant, run.seed): run.record().evaluations["one"][0]["mAP"] for run in ten_runs}
+    of_seeds = [100 * np.mean([value for (_, seed), value in began.items() if seed == number]) for number in (1, 2)]
+    assert row[1:3] == ["2", f"{np.mean(of_seeds):.1f} ± {np.std(of_seeds, ddof=1):.1f}"]
+    rows = [100 * np.mean([value for (name, _), value in began.items() if name == variant]) for variant in VARIANTS]
+    assert row[0].endswith(f"the networks of all rows, mAP {min(rows):.1f} to {max(rows):.1f}")
+
+
+def _places(chart: ElementTree.Element, name: str) -> list[float]:
+    """The x places of the markers in the groups of this name."""
+    groups = [group for group in chart.iter(f"{SVG}g") if re.search(name, group.get("id", ""))]
+    return [float(use.attrib["x"]) for group in groups for use in group.iter(f"{SVG}use")]
+
+
+def test_each_seed_is_a_point(ten_rows: tuple[Results, str]) -> None:
+    results, text = ten_rows
+    mean_aps = {(result.variant, result.seed): 100 * result.mAP for result in results.results}
+    (chart,) = _charts(text, "mAP of each seed on one")
+    drawn, values = _places(chart, "-seeds-"), list(mean_aps.values())
+    scale, offset = np.polyfit(values, drawn, 1)
+    assert scale > 0
+    np.testing.assert_allclose(drawn, scale * np.array(values) + offset, atol=0.01)
+    mean = (mean_aps["sn", 1] + mean_aps["sn", 2]) / 2
+    expected = f"sn: mean {mean:.1f}; seed 1: {mean_aps['sn', 1]:.1f}, seed 2: {mean_aps['sn', 2]:.1f}"
+    assert _titles(chart)[[*VARIANTS].index("sn")] == expected
+    (forest,) = _charts(text, "Difference of mAP to control")
+    differences = [mean_aps[name, seed] - mean_aps["control", seed] for name in [*VARIANTS][1:] for seed in (1, 2)]
+    drawn = _places(forest, "-seeds-")
+    scale, offset = np.polyfit(differences, drawn, 1)
+    np.testing.assert_allclose(drawn, scale * np.array(differences) + offset, atol=0.01)
+    (found,) = (row.differences["control"] for row in results.rows if row.variant == "sn")
+    assert _titles(forest)[2] == f"sn {found}, ahead; seed 1: {differences[4]:+.1f}, seed 2: {differences[5]:+.1f}"
+
+
+def test_charts_have_both_labels_and_show_values_where_the_pointer_is(ten_rows: tuple[Results, str]) -> None:
+    results, text = ten_rows
+    axes = {
+        "mAP of each seed": ("mAP, %", "variant"),
+        "Difference of mAP to control": ("mAP - control, percentage points", "variant"),
+        "mAP, % by epochs trained": ("epochs trained", "mAP, %"),
+        "rank-1, % by epochs trained": ("epochs trained", "rank-1, %"),
+        "Loss terms of sn ": ("epochs trained", "mean per epoch"),
+        "queries with a match": ("rank k", "queries with a match, %"),
+        "Distances with sn,": ("distance", "share of the pairs, %"),
+        "Map of test features, sn:": ("first component", "second component"),
+    }
+    charts = {label: _charts(text, label) for label in axes}
+    for label, (chart,) in charts.items():
+        assert set(axes[label]) <= _labels(chart), label
+        assert all(_titles(chart)), label
+    ends = {row.variant: row.metrics["mAP"].mean for row in results.rows}
+    began, ended = _titles(charts["mAP, % by epochs trained"][0])
+    assert began.startswith("epochs trained: 0\n")
+    lines = ended.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == sorted(ends, key=lambda name: -(ends[name] or 0))
+    assert {f"{name} {mean:.1f}" for name, mean in ends.items()} == {line.split(" (")[0] for line in lines}
+    assert _titles(charts["Loss terms of sn "][0]) == ["epoch 2\nloss 1.5"]
+    assert len(_titles(charts["queries with a match"][0])) == 12
+    assert len(_titles(charts["Distances with sn,"][0])) == 2 * 50
+    assert "identity 3, query" in _titles(charts["Map of test features, sn:"][0])
+    for chart in (chart for (chart,) in charts.values()):
+        assert all("style" not in strip.attrib for strip in chart.iter() if strip.get("class") == "strip")
+
+
+def test_a_band_needs_several_seeds() -> None:
+    bands = []
+    for seeds in (1, 2):
+        chart = ElementTree.fromstring(cmc_curves({"sn": [([1, 2], [50, 60 + seed]) for seed in range(seeds)]}, "one"))
+        bands.append(sum("FillBetween" in element.get("id", "") for element in chart.iter()))
+    assert bands == [0, 1]
+
+
+def test_colours_go_by_name_and_not_by_order() -> None:
+    names = ["wrt", "sn", "circle", "control", "fidi", "another", *(f"row-{number}" for number in range(15))]
+    styles = styles_of(names)
+    assert styles_of(reversed(names)) == styles
+    assert {name: styles_of([name])[name] for name in ("sn", "hap2s", "control")} == {
+        name: styles[name] for name in ("sn", "hap2s", "control")
+    }
+    assert styles_of(["wrt"])["wrt"] == styles_of(["wrt", "sn", "fidi", "triplet"])["wrt"]
+    drawn = [(styles[name].color, styles[name].linestyle) for name in names]
+    assert len({*drawn}) == len(names)
+
+
+def _contrast(one: str, other: str) -> float:
+    """The contrast of two colours as WCAG 2.2 defines it, from 1 to 21."""
+    lights = []
+    for color in (one, other):
+        digits = color.removeprefix("#")
+        digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+        parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(lights) / min(lights)
+
+
+def test_colours_can_be_told_from_the_page_in_light_and_dark(ten_rows: tuple[Results, str]) -> None:
+    grounds = [dict(re.findall(r"--(\w+): (#\w+);", rule)) for rule in re.findall(r":root \{([^}]*)\}", ten_rows[1])]
+    assert len(grounds) == 2
+    lines = [style.color for style in styles_of([]).values()]
+    for colors in grounds:
+        for name in ("ink", "soft", "right", "wrong", "link"):
+            assert _contrast(colors[name], colors["ground"]) >= 4.5, name
+        for color in (*COLORS, *lines):
+            assert _contrast(color, colors["ground"]) >= 3, color
+
+
+class _Elements(html.parser.HTMLParser):
+    """All elements with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.found if tag in tags]
+
+
+def test_the_page_can_be_used_with_a_keyboard_and_a_screen_reader(ten_rows: tuple[Results, str]) -> None:
+    page = _Elements()
+    page.feed(ten_rows[1])
+    assert len(page.of("main")) == len(page.of("h1")) == 1
+    assert page.of("html") == [{"lang": "en"}]
+    levels = [int(tag[1]) for tag, _ in page.found if re.fullmatch("h[1-6]", tag)]
+    assert all(below <= above + 1 for above, below in zip(levels, levels[1:]))  # noqa: RUF007
+    assert all(attrs.get("scope") in ("col", "row", "rowgroup") for attrs in page.of("th"))
+    scrolling = [*page.of("pre"), *(attrs for attrs in page.of("div") if attrs.get("class") == "scroll")]
+    assert len(scrolling) == 3
+    for attrs in scrolling:
+        assert (attrs["tabindex"], attrs["role"]) == ("0", "region")
+        assert len(attrs["aria-label"] or "") > 10
+    alts = [attrs["alt"] or "" for attrs in page.of("img")]
+    assert len(alts) == 8 + 8 * 10 * 10
+    assert all(
+        re.fullmatch(r"(Query|Rank \d+, a (correct|wrong) match): identity \d, camera \d", text) for text in alts
+    )
+    assert all(attrs["role"] == "img" and len(attrs["aria-label"] or "") > 40 for attrs in page.of("svg"))
+    ids = [attrs["id"] for _, attrs in page.found if "id" in attrs]
+    assert len({*ids}) == len(ids)
+    # The contents, of which each leads to a section that is there.
+    links = [(attrs["href"] or "")[1:] for attrs in page.of("a") if (attrs["href"] or "").startswith("#")]
+    assert links == [attrs["id"] for attrs in page.of("section")]
+    assert len(links) == 7
+    assert sum(attrs.get("type") == "checkbox" for attrs in page.of("input")) == 8  # large pictures of each query
+
+
+def test_the_page_says_where_its_numbers_come_from(ten_rows: tuple[Results, str]) -> None:
+    text = ten_rows[1]
+    origin = " ".join(text[text.index('<section id="origin">') :].split())
+    today = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    assert f"<dt>Runs</dt><dd>20, begun {today} " in origin
+    assert f"torch {torch.__version__}, " in origin
+    assert f"Python {platform.python_version()}</li>" in origin
+    assert f"threads), {platform.system()} {platform.machine()}</li>" in origin
+    assert "date, versions and hardware of 1 of the runs" in origin
+    assert 'href="results.csv"' in origin
+    assert 'href="results.json"' in origin
+    # Together, what differs and what is shared are the whole config.
+    shared = dict(line.split(" ", 1) for line in re.findall(r"<pre.*?>(.*?)</pre>", text, re.DOTALL)[1].splitlines())
+    parsed = _Rows()
+    parsed.feed(text)
+    start = next((number for number, row in enumerate(parsed.rows) if row[0] == "key"), len(parsed.rows))
+    differing = {row[0] for row in parsed.rows[start + 1 :]}
+    assert {*shared} | differing | {"train.seed", "data.save_dir"} == {*dict(leaves(get_default_config()))}
+    assert shared["train.max_epoch"] == "2"
+
+
+def test_where_runs_differ_is_a_table(tmp_path: Path) -> None:
+    runs = recorded_trial(tmp_path, rows=2)
+    image = tmp_path / "0001_c1.jpg"
+    for seed, rate in ((1, 0.1), (2, 0.2)):
+        ranking = _evaluation(0.4, np.random.default_rng(0), 12)
+        options = ("data.targets", ["one"], "train.seed", seed, "train.lr", rate)
+        runs.append(record_run(tmp_path / f"own{seed}", "own", image, *options, evaluate=lambda *_, r=ranking: r))
+    found = Provenance.of(runs)
+    default = str(get_default_config().train.lr)
+    assert found.differing == {"train.lr": [default, default, "0.1 or 0.2"]}
+    assert not any(line.startswith("train.lr ") for line in found.shared.splitlines())
+    assert found.unknown == 0
+
+
+def test_a_record_knows_each_process_that_trained(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        Recorder(tmp_path, epoch - 1).add_epoch(epoch, {"loss": 1.0}, seconds=1.0)
+    sessions = read_record(tmp_path).sessions
+    assert [set(session) for session in sessions] == 2 * [{"began", "versions", "hardware"}]
+    path = tmp_path / "record.json"
+    content = json.loads(path.read_text())
+    for damaged in ({}, [1], [{"began": "now"}], [{**sessions[0], "hardware": 1}]):
+        path.write_text(json.dumps({**content, "sessions": damaged}))
+        with pytest.raises(RecordError, match="damaged"):
+            read_record(tmp_path)

@@ -130,7 +130,7 @@ def hover_strips(axes: Axes, centers: Sequence[float], along: str = "x") -> str:
     Whoever points anywhere in a strip sees its text, however small and close the points in it are.
 
     Args:
-        axes: The axes, whose limits must be final.
+        axes: The axes, whose limits must be final, and which have no strips yet.
         centers: The places in ascending order, in the axes' units.
         along: The axis of the places, `"x"` or `"y"`.
 
@@ -144,10 +144,10 @@ def hover_strips(axes: Axes, centers: Sequence[float], along: str = "x") -> str:
     transform = axes.get_xaxis_transform()
     if along == "y":
         corners, transform = [[(y, x) for x, y in strip] for strip in corners], axes.get_yaxis_transform()
-    number = len(axes.figure.findobj(PolyCollection))
-    strips = PolyCollection(corners, transform=transform, facecolors=INK, gid=f"strips-{number}", zorder=10)
+    name = f"strips-{axes.figure.axes.index(axes)}"
+    strips = PolyCollection(corners, transform=transform, facecolors=INK, gid=name, zorder=10)
     axes.add_collection(strips, autolim=False)
-    return f"strips-{number}"
+    return name
 
 
 def to_svg(figure: Figure, label: str, titles: Mapping[str, str | Sequence[str]] | None = None) -> Markup:
