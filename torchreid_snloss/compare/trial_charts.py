@@ -91,7 +91,7 @@ def forest(
 
 def _plot_seeds(axes: Axes, height: float, by_seed: BySeed, color: str, marker: str) -> None:
     heights = [height] * len(by_seed)
-    style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "markeredgewidth": 0, "alpha": 0.75}
+    style: dict[str, Any] = {"linestyle": "none", "markersize": 4, "markeredgewidth": 0}
     axes.plot([*by_seed.values()], heights, color=color, marker=marker, gid=f"seeds-{height:g}", **style)
 
 
