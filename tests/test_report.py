@@ -522,7 +522,7 @@ def test_the_page_says_where_its_numbers_come_from(ten_rows: tuple[Results, str]
     assert f"<dt>Runs</dt><dd>20, begun {today} " in origin
     assert f"torch {torch.__version__}, " in origin
     assert f"Python {platform.python_version()}</li>" in origin
-    assert f"threads), {platform.system()} {platform.machine()}</li>" in origin
+    assert f"threads: {torch.get_num_threads()}), {platform.system()} {platform.machine()}</li>" in origin
     assert "date, versions and hardware of 1 of the runs" in origin
     assert 'href="results.csv"' in origin
     assert 'href="results.json"' in origin

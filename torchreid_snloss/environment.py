@@ -32,8 +32,8 @@ def versions() -> str:
 
 def hardware() -> str:
     """The processor, its cores and the threads of this process; and the GPU, if the process has used one."""
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    parts = [f"{_processor()} ({cores}), {platform.system()} {platform.machine()}"]
+    processor = f"{_processor()} (cores: {os.cpu_count()}, threads: {torch.get_num_threads()})"
+    parts = [f"{processor}, {platform.system()} {platform.machine()}"]
     if device.peak_memory() is not None:
         parts.insert(0, f"{distributed.world_size()} x {device.name()}")
     return "; ".join(parts)
