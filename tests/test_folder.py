@@ -190,6 +190,10 @@ WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
         lambda root: write(root, "a/cam1_1.jpg", "b/2.jpg"), [], "1 of 2 images have no camera in their name, such as "
     ),
     "two people": (lambda root: write(root, "a/1.jpg", "a/2.jpg", "b/1.jpg"), [], "has 2 people, of whom 1 have two"),
+    "fraction": (
+        lambda root: write(root, *PEOPLE), ["data.folder.test_fraction", 0.8],
+        r"data\.folder\.test_fraction 0\.8 leaves 1 to train on and 3 to test on; at least 2 and 1 are needed",
+    ),
     "no pairs": (lambda root: write(root, "a/1.jpg", "b/2.jpg", "c/3.jpg"), [], "it has 3 people, of whom 0 have two"),
     "no training": (
         lambda root: write(root, "query/a_c1.jpg", "gallery/a_c2.jpg"), [], "has no training images: put them into"

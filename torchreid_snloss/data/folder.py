@@ -164,8 +164,9 @@ def _draw(path: str, images: Sequence[FolderImage], matched: Collection[str], fr
     number = min(max(1, round(fraction * people)), len(matched))
     if number < 1 or people - number < 2:
         raise ValueError(
-            f"{path!r} can't be split: it has {people} people, of whom {len(matched)} have two images to compare, but "
-            "at least 2 to train on and 1 with two images to test on are needed"
+            f"{path!r} can't be split: it has {people} people, of whom {len(matched)} have two images to compare, and "
+            f"data.folder.test_fraction {fraction} leaves {people - number} to train on and {number} to test on; at "
+            "least 2 and 1 are needed"
         )
     order = np.random.default_rng([seed, 5]).permutation(sorted(matched, key=natural_order))
     return set(order[:number].tolist())
