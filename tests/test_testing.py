@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -18,6 +20,8 @@ from torchreid import data, engine, metrics, utils
 
 from torchreid_snloss import ImageSNEngine, load_checkpoint, register
 from torchreid_snloss.checkpoint import save_checkpoint
+from torchreid_snloss.engine import NonFiniteError, WriteError
+from torchreid_snloss.engine.extraction import SplitFeatures
 from torchreid_snloss.engine.features_file import FeaturesError, FeaturesFile
 
 
@@ -284,6 +288,11 @@ def test_training_keeps_no_features_and_a_folder_is_no_file(train: Callable[...,
     done = train("loss.name", "sn", "test.evaluate", True, "test.features", "folder")
     assert done.code == 2
     assert "test.features 'folder' can't be written: 'folder' is a directory" in done.err
+    done = train("loss.name", "sn", "test.evaluate", True, "test.features", "x" * 300)
+    assert done.code == 2
+    assert f"test.features '{'x' * 300}' can't be written: [Errno {errno.ENAMETOOLONG}]" in done.err
+    with pytest.raises(FeaturesError, match=f"can't read test.features 'x*': {os.strerror(errno.ENAMETOOLONG)}"):
+        FeaturesFile("x" * 300, "w", {}, {})
 
 
 def test_features_in_a_script_know_the_weights_and_the_transform(
@@ -303,6 +312,33 @@ def test_features_in_a_script_know_the_weights_and_the_transform(
     tested.model.norm.running_mean += 1
     with pytest.raises(FeaturesError, match="those of other weights"):
         tested.run(test_only=True)
+
+
+def test_a_test_after_a_failed_one_uses_no_file(reid_data: Path, tmp_path: Path) -> None:
+    tested = make_engine(ImageSNEngine, make_datamanager(reid_data))
+    tested.options.features = str(tmp_path / "features.npz")
+    tested.extract_features = lambda images: torch.full((len(images), 2), torch.nan)
+    with pytest.raises(NonFiniteError):
+        tested.run(test_only=True)
+    del tested.extract_features
+    tested.test()
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_not_added_to_a_damaged_file(tmp_path: Path) -> None:
+    path, labels = tmp_path / "features.npz", np.array([1, 2])
+    items = {(name, "query"): [(f"{name}/1.jpg", 1, 0), (f"{name}/2.jpg", 2, 3)] for name in ("one", "two")}
+    found = SplitFeatures(torch.full((2, 8), 7.0), labels, labels, ["", ""])
+    FeaturesFile(path, "w", {}, items).write("one", "query", found)
+    damaged = path.read_bytes().replace(found.features.numpy().tobytes(), bytes(64))
+    path.write_bytes(damaged)
+    file = FeaturesFile(path, "w", {}, items)
+    file.write("two", "query", found)
+    with pytest.raises(
+        WriteError, match=r"what it holds is damaged: Bad CRC-32 for file 'one/query/features\.npy'; the"
+    ):
+        file.close()
+    assert path.read_bytes() == damaged
 
 
 def test_features_of_the_same_weights_in_a_checkpoint_and_a_file_on_a_full_disk(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -122,6 +123,8 @@ class FeaturesFile:
             atomic_write(self._path, lambda stream: self._write_archive(stream, about, name, arrays))
         except OSError as error:
             self._failed = error.strerror or text_of(error)
+        except (zipfile.BadZipFile, zlib.error) as error:  # another split of the file, which is copied
+            self._failed = f"what it holds is damaged: {text_of(error, longest=200)}"
         else:
             self._about = about
             print(f'=> The features of {dataset}, {split}, are in "{self._path}"')
@@ -151,9 +154,9 @@ class FeaturesFile:
             raise error
 
     def _read_about(self) -> None:
-        if not self._path.exists():
-            return
         try:
+            if not self._path.exists():
+                return
             with zipfile.ZipFile(self._path) as archive:
                 about = json.loads(str(_read_array(archive, _ABOUT)))
             version = about["format_version"]

@@ -97,9 +97,11 @@ class Testing:
             conditions(settings, next(iter(loaders.values())), options.flip),
             {key: loader.dataset.data for key, loader in loaders.items()},
         )
-        yield
-        self._file.close()
-        self._file = None
+        try:
+            yield
+            self._file.close()
+        finally:
+            self._file = None
 
     @torch.no_grad()
     def evaluate(

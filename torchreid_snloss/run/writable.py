@@ -45,9 +45,11 @@ def check_run_writable(settings: Settings, size: int) -> None:
                 _check_folder(folder / f"visrank_{name}")
     except OSError as error:
         raise ConfigError(f"data.save_dir {settings.save_dir!r} can't be written to: {error}") from error
-    if settings.features and not Path(settings.features).is_file():
+    if settings.features:
+        path = Path(settings.features)
         try:
-            check_replaceable(Path(settings.features).parent, [Path(settings.features).name])
+            if not path.is_file():
+                check_replaceable(path.parent, [path.name])
         except OSError as error:
             raise ConfigError(f"test.features {settings.features!r} can't be written: {error}") from error
 
