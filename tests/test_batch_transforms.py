@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from torchvision import transforms
 import torchreid_snloss
 from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.data import SyntheticTracklets, make_pedestrians, use_batch_transforms
-from torchreid_snloss.data.batch_transforms import _rotated, batched
+from torchreid_snloss.data.batch_transforms import _planar, _rotated, batched
+from torchreid_snloss.data.batches import BatchTransforms
 from torchreid_snloss.data.cache import CacheError, PictureCache
 from torchreid_snloss.data.decoded import decode_array
 from torchreid_snloss.data.draws import Draws, picture_keys
-from torchreid_snloss.data.readable import decode
+from torchreid_snloss.data.readable import UnreadableImageError, decode
 from torchreid_snloss.engine import Stopped
 
 ALL = ["random_flip", "random_crop", "random_patch", "color_jitter", "random_erase"]
@@ -312,6 +314,17 @@ def test_workers_live_through_all_epochs(reid_data: Path) -> None:
     assert not torch.equal(batches[0][0], batches[1][0])  # without `start_epoch`, each pass is an epoch
 
 
+def test_a_transform_that_is_there_twice_draws_twice() -> None:
+    flips = [transforms.RandomHorizontalFlip() for _ in range(2)]
+    _, steps = batched([transforms.Resize(SIZE), *flips])
+    pictures = torch.arange(32, dtype=torch.uint8).view(1, 1, 32, 1).expand(200, 64, 32, 3).contiguous()
+    batch = {"pictures": pictures.flatten(), "sizes": np.array([SIZE] * 200), "shape": (200,)}
+    batch |= {"index": np.arange(200), "copy": np.zeros(200, int)}
+    transformed = BatchTransforms(steps, use_gpu=False)(batch, 1, 0)["img"]
+    mirrored = (transformed != _planar(pictures)).flatten(1).any(dim=1).sum()
+    assert 70 < mirrored < 130
+
+
 def test_copies_of_a_picture_in_a_batch_differ(reid_data: Path) -> None:
     loader = with_batch_transforms(make_datamanager(reid_data, transforms=["random_crop"])).train_loader
     batch = loader.transforms(loader.collate_fn(loader.dataset.__getitems__([3] * 16)), 1, 0)
@@ -366,6 +379,23 @@ def test_a_cache_is_shared_by_its_address_and_holds_the_pixels(files: list[Path]
         picture[0] = 0
     with pytest.raises(CacheError, match="can't share the memory of process"):
         PictureCache(cache.address[0], os.getpid(), 999_999)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX's pipes")
+def test_a_cache_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    pipe, raised = str(tmp_path / "pipe.jpg"), []
+    os.mkfifo(pipe)
+
+    def fill() -> None:
+        try:
+            PictureCache.filled([pipe], threads=1)
+        except UnreadableImageError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert raised == [f"can't read the image {pipe!r}: it is not a regular file"]
 
 
 class Solarize:

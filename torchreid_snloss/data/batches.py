@@ -95,8 +95,8 @@ class BatchTransforms:
         first, *rest = self._steps
         assert isinstance(first, Resize)
         pictures = first.of_sizes(pictures, sizes)
-        for step in rest:
-            pictures = step(pictures, draws)
+        for number, step in enumerate(rest):
+            pictures = step(pictures, draws.of(str(number)))  # a transform may be there twice
         return {"img": pictures.view(*shape, *pictures.shape[1:]), **batch}
 
 

@@ -163,9 +163,11 @@ def _places_of(paths: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], i
     end = 0
     for path in dict.fromkeys(paths):
         try:
+            if not os.path.isfile(path):  # such as a pipe, which Pillow would wait for
+                raise OSError
             with Image.open(path) as file:
                 width, height = file.size
-        except Exception:  # named by what reads the whole file
+        except Exception:  # `decode` raises an error that names the file
             width, height = decode(path).size
         places[path] = end, height, width
         end += height * width * 3
