@@ -55,7 +55,7 @@ __getattr__ = renamed(__name__, {old: f"{__name__}.{new}" for old, new in _NEW_N
 
 _T = TypeVar("_T")
 TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a process waits for the others. Ranking a gallery on rank 0 must take less time."""
+"""How long a process waits for the others, such as for rank 0 while it loads data or draws ranked lists."""
 
 
 class PeerError(RuntimeError):
