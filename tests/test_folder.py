@@ -316,6 +316,7 @@ def test_modules_register_data_sets(
         ("no_such_module", None, "data.modules: can't import 'no_such_module': ModuleNotFoundError: No module named"),
         ("own_broken.py", "x = 1\ny = unknown\n", "NameError: name 'unknown' is not defined (own_broken.py, line 2)"),
         ("own_syntax.py", "x = (\n", "can't import 'own_syntax.py': SyntaxError: '(' was never closed"),
+        ("own_exit.py", "import sys\nsys.exit()\n", "can't import 'own_exit.py': SystemExit (own_exit.py, line 2)"),
         ("json.py", "", "'json.py' has the name of another module, "),
     ],
 )

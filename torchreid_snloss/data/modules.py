@@ -44,7 +44,7 @@ def _import(given: str, module: str, folder: str) -> None:
     importlib.invalidate_caches()
     try:
         importlib.import_module(module)
-    except Exception as error:  # raised by the user's own code
+    except (Exception, SystemExit) as error:  # raised by the user's own code
         raised = where_raised(error)
         where = f" ({os.path.basename(raised[0].f_code.co_filename)}, line {raised[1]})" if raised else ""
         text = text_of(error)
