@@ -19,6 +19,7 @@ from torchreid_snloss.checkpoint import atomic_write, remove_unfinished
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.ranked import average_precisions
 from torchreid_snloss.config import ConfigError, leaves, load_config, loss_names
+from torchreid_snloss.config.decide import decide
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import VALIDATION
 from torchreid_snloss.engine.differences import NEUTRAL_KEYS
@@ -31,7 +32,7 @@ from torchreid_snloss.record import (
     read_record,
 )
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
-from torchreid_snloss.settings import Settings, decide
+from torchreid_snloss.settings import Settings
 
 __all__ = ["Run", "by_variant", "neutral_keys"]
 
