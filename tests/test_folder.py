@@ -248,7 +248,7 @@ def test_a_test_needs_no_training_images(
         (train(*test, *weights, *folder, only_test, "data.sources", "['viper']"), "folder"),
     ):
         assert results(done) == results(trained)
-        assert f"=> no training images of {missing}: a test does not need them" in done.out
+        assert f"=> the training images of {missing} are not loaded: a test does not need them" in done.out
         assert "Layers that differ" not in done.out  # the classifier has the checkpoint's size
     # Training does need them.
     done = train("loss.name", "sn", "data.root", only_test.parent)

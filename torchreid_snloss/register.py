@@ -56,7 +56,7 @@ def register() -> None:
     - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`;
     - torchreid's data sets take any folder name as it is, and do not find wildcards, identities or cameras in it;
     - data sets check their items, so that what can't be trained or tested with raises a ValueError that names it;
-    - in this package's test runs data sets need no training images, nor torchreid's the folder `bounding_box_train`;
+    - in this package's test runs data sets need no training images, and torchreid's don't need their training folder;
     - `torchreid.utils.visualize_ranked_results` draws queries whose files have the same name into different pictures;
     - data sets read images by `torchreid_snloss.data.readable.read_image`, which raises an error for a file that
       torchreid would try to read again forever.

@@ -66,7 +66,9 @@ OUR_KEYS: dict[str, Key] = {
         Text(),
     ),
     "data.folder.junk": Key(
-        ["-1"], "identities that are left out; leading zeros of numbers don't matter", Items(Text(), once=True)
+        ["-1"],
+        "identities that are left out, in quotes; leading zeros of numbers don't matter",
+        Items(Text(), once=True),
     ),
     "data.folder.test_fraction": Key(
         0.3,
