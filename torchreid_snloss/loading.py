@@ -55,8 +55,8 @@ def load_data(settings: Settings) -> Any:
         with folder_options(FolderOptions.from_config(settings.values)), test_run(settings.evaluate) as no_training:
             datamanager = (data.ImageDataManager if image else data.VideoDataManager)(**keywords)
         if no_training or keywords["sources"] != list(settings.sources):
-            names = ", ".join(no_training or settings.sources)
-            print(f"=> the training images of {names} are not loaded: a test does not need them")
+            unused = ", ".join(no_training or settings.sources)
+            print(f"=> the training images of {unused} are not loaded: a test does not need them")
             datamanager.sources, datamanager._num_train_pids = list(settings.sources), 0
         for line in left_out_images(datamanager):
             print(line)

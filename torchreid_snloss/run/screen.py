@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from typing import Any
 
 import torch
 
 from torchreid_snloss import device
 from torchreid_snloss.config import get_default_config, leaves
+from torchreid_snloss.config.decide import decide
+from torchreid_snloss.environment import versions
 from torchreid_snloss.run.streams import SafeStream
-from torchreid_snloss.settings import Settings, decide
+from torchreid_snloss.settings import Settings
 
 __all__ = ["Screen", "data_lines", "setting_lines", "version_line"]
 
@@ -67,17 +67,8 @@ class Screen(SafeStream):
 
 def version_line(settings: Settings) -> str:
     """The versions and the device of a run."""
-    # The package's own comes from its source, which may be newer than what is installed.
-    from torchreid_snloss import __version__
-
     where = device.name() if settings.use_gpu else f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
-    parts = [
-        f"torchreid-snloss {__version__}",
-        f"torchreid {metadata.version('torchreid')}",
-        f"torch {torch.__version__}",
-        f"Python {platform.python_version()}",
-    ]
-    return f"{', '.join(parts)}; {where}"
+    return f"{versions()}; {where}"
 
 
 def setting_lines(settings: Settings) -> Iterator[str]:
