@@ -23,7 +23,8 @@ def draw(rows: list[Row], machine: str, path: Path) -> None:
     cases = [
         (suite, case)
         for suite, case in dict.fromkeys((row.suite, row.case) for row in rows)
-        if suite.startswith(("losses", "sampler", "evaluator", "training step", "loader")) and suite not in _NOT_DRAWN
+        if suite.startswith(("losses", "sampler", "evaluator", "training step", "loader", "large"))
+        and suite not in _NOT_DRAWN
     ]
     if not cases:
         return

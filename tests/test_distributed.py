@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Done, make_datamanager, make_engine, process_options, start
@@ -30,6 +31,7 @@ from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
 from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine import MetricEngine
+from torchreid_snloss.evaluation import nearest_gallery, rank_features
 from torchreid_snloss.losses import GlobalBatchLoss
 from torchreid_snloss.pml import PairwiseLoss
 from torchreid_snloss.record import read_features, read_record
@@ -126,7 +128,7 @@ def on_one_of_several(rank: int, port: int, processes: int, root: str, results: 
     # Uneven parts; the last process's anchors have no positive.
     cuts = [0, *([8, 13][: processes - 1] if processes < 4 else [5, 11, 16]), 24]
     rows = slice(cuts[rank], cuts[rank + 1])
-    torch.save({name: train(name, root, rows) for name in CASES}, f"{results}/{rank}")
+    torch.save({name: train(name, root, rows) for name in CASES} | {"ranked": rank_some()}, f"{results}/{rank}")
     # In pytorch-metric-learning's own wrapper, even parts.
     batch = batches(1)[0]
     features, even = batch["img"].flatten(1), slice(rank * 24 // processes, (rank + 1) * 24 // processes)
@@ -161,6 +163,28 @@ def on_one_of_several(rank: int, port: int, processes: int, root: str, results: 
     distributed.stop()
 
 
+def rank_some() -> tuple[list[Any], list[int]]:
+    """Rankings and ranked lists in blocks of 4, and how often a stop was looked for; the last is of too few queries."""
+    np.random.seed(distributed.rank())  # the random numbers are those of rank 0
+    generator, looked = torch.Generator().manual_seed(0), []
+    queries, gallery = (torch.randn(number, 8, generator=generator) for number in (29, 70))
+    labels = [torch.randint(0, high, (number,), generator=generator) for high in (9, 3) for number in (29, 70)]
+
+    def look() -> None:
+        looked[-1] += 1
+
+    results: list[Any] = []
+    for options in ({}, {"use_metric_cuhk03": True}, {"rerank": True, "metric": "cosine"}):
+        looked.append(0)
+        ranking = rank_features(queries, gallery, *labels, block_size=4, check_stop=look, **options)
+        results += [ranking.cmc, ranking.average_precisions, np.array([ranking.mean_ap, ranking.mean_inp])]
+    results += nearest_gallery(queries, gallery, *labels, 5, block_size=4)
+    results += nearest_gallery(queries[:1], gallery, labels[0][:1], labels[1], labels[2][:1], labels[3], 5)
+    with pytest.raises(ValueError, match="none of the 29 queries has a gallery image"):
+        rank_features(queries, gallery, labels[0] + 100, *labels[1:])
+    return results, looked
+
+
 def no_disk_on_the_second() -> None:
     if distributed.rank() == 1:
         raise OSError("no disk")
@@ -180,6 +204,12 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(processes: int, reid_da
             assert torch.load(tmp_path / f"evaluated-{rank}") == pytest.approx(expected, abs=1e-9)
         for path in (tmp_path / "one/visrank_market1501").iterdir():
             assert (tmp_path / "visrank_market1501" / path.name).read_bytes() == path.read_bytes()
+    expected, _ = rank_some()
+    for result in results:
+        ranked, looked = result["ranked"]
+        assert looked == results[0]["ranked"][1]
+        for ours, one_process in zip(ranked, expected, strict=True):
+            np.testing.assert_allclose(ours, one_process, atol=1e-6)
     for name in CASES:
         shown, gradients, memory = train(name, str(reid_data), slice(None))
         for result in results:
