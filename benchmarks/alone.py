@@ -19,6 +19,8 @@ class Usage(NamedTuple):
 
     seconds: float
     mib: float
+    cpu_seconds: float
+    """of all threads; other work on the machine hardly changes them"""
 
 
 def run_alone(module: str, *arguments: object, exact_memory: bool = False) -> Usage:
@@ -35,8 +37,7 @@ def run_alone(module: str, *arguments: object, exact_memory: bool = False) -> Us
     output = subprocess.run(
         [*command, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
-    seconds, mib = output.stdout.splitlines()[-1].split()
-    return Usage(float(seconds), float(mib))
+    return Usage(*map(float, output.stdout.splitlines()[-1].split()))
 
 
 def _main() -> None:
@@ -46,9 +47,9 @@ def _main() -> None:
     with open("/proc/self/clear_refs", "w") as stream:
         stream.write("5")  # resets the peak
     before = _memory("VmRSS")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     call()
-    print(time.perf_counter() - start, _memory("VmHWM") - before)
+    print(time.perf_counter() - start, _memory("VmHWM") - before, time.process_time() - cpu_start)
 
 
 def _memory(key: str) -> float:

@@ -30,14 +30,13 @@ class Case(NamedTuple):
     rerank: bool
     with_torchreid: bool = False
     """whether torchreid's own functions are measured too; they need many times the matrix"""
-    repetitions: int = 1
 
 
 CASES = (
-    Case("evaluation, small, 421 x 1,989", 421, 1989, 94, False, with_torchreid=True, repetitions=3),
-    Case("re-ranking, small, 421 x 1,989", 421, 1989, 94, True, with_torchreid=True, repetitions=3),
-    Case("evaluation, Market-1501, 3,368 x 15,913", 3368, 15913, 750, False, repetitions=3),
-    Case("re-ranking, Market-1501, 3,368 x 15,913", 3368, 15913, 750, True, repetitions=3),
+    Case("evaluation, small, 421 x 1,989", 421, 1989, 94, False, with_torchreid=True),
+    Case("re-ranking, small, 421 x 1,989", 421, 1989, 94, True, with_torchreid=True),
+    Case("evaluation, Market-1501, 3,368 x 15,913", 3368, 15913, 750, False),
+    Case("re-ranking, Market-1501, 3,368 x 15,913", 3368, 15913, 750, True),
     Case("evaluation, MSMT17, 11,659 x 82,161", 11659, 82161, 3060, False),
     Case("re-ranking, half of MSMT17, 5,830 x 41,080", 5830, 41080, 1530, True),
     Case("re-ranking, MSMT17, 11,659 x 82,161", 11659, 82161, 3060, True),
@@ -49,20 +48,26 @@ _BARE, _OURS, _THEIRS = "bare matrix products", "torchreid-snloss", "torchreid i
 _ROWS = 512  # of the bare products at a time
 
 
-def measure(cases: Sequence[Case] = CASES, dimension: int = _DIMENSION) -> list[Row]:
-    """Seconds, and peak memory above the features, each run in a process of its own, in turn."""
+def measure(cases: Sequence[Case] = CASES, repetitions: int = 1) -> list[Row]:
+    """Seconds by the clock and of the processor, and peak memory above the features; each run in a process of its own.
+
+    The ratios are those to the bare products, and to the memory of the matrix of queries and gallery.
+    """
     rows: list[Row] = []
     for case in progress("large", cases, "case", len(cases)):
         names = [_BARE, _OURS, *([_THEIRS] if case.with_torchreid else [])]
         usages: dict[str, list[Usage]] = {name: [] for name in names}
-        for _ in range(case.repetitions):
+        for _ in range(repetitions):
             for name, runs in usages.items():
-                size = (case.queries, case.gallery, case.identities, dimension)
+                size = (case.queries, case.gallery, case.identities, _DIMENSION)
                 runs.append(run_alone(__name__, name, int(case.rerank), *size))
-        seconds = {name: statistics.median(run.seconds for run in runs) for name, runs in usages.items()}
-        mib = {name: statistics.median(run.mib for run in runs) for name, runs in usages.items()}
+        seconds, cpu_seconds, mib = (
+            {name: statistics.median(getattr(run, what) for run in runs) for name, runs in usages.items()}
+            for what in ("seconds", "cpu_seconds", "mib")
+        )
         matrix = 4 * case.queries * case.gallery / 2**20
-        rows += [Row("large, s", case.name, name, seconds[name], "s", seconds[name] / seconds[_BARE]) for name in names]
+        for suite, values in (("large, s", seconds), ("large, CPU s", cpu_seconds)):
+            rows += [Row(suite, case.name, name, value, "s", value / values[_BARE]) for name, value in values.items()]
         rows += [Row("large, MiB", case.name, name, mib[name], "MiB", mib[name] / matrix) for name in names[1:]]
     return sorted(rows, key=lambda row: row.suite, reverse=True)
 

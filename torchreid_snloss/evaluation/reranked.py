@@ -84,8 +84,9 @@ class _Neighbors:
         with progress_bar("neighbors", len(pairs), "tile") as bar:
             for first in range(0, len(pairs), processes):
                 self._check_stop()
-                for rows, columns in pairs[first + distributed.rank() :][:1]:
-                    self._compare(rows, columns, lists)
+                own = first + distributed.rank()
+                if own < len(pairs):
+                    self._compare(*pairs[own], lists)
                 bar.update(min(processes, len(pairs) - first))
         lists.gather()
         self.largest = lists.farthest
