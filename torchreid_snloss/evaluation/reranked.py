@@ -154,7 +154,7 @@ class _Lists:
             if kth == np.inf:
                 found = smallest(row, min(count, len(row)))
             else:
-                found = np.flatnonzero(row <= kth)
+                found = np.flatnonzero(row < kth)  # tiles come in order, so that equally far images rank behind
                 if len(found) > 4 * count:
                     found = found[smallest(row[found], count)]
             self._merge(image, found + first_other, row[found])
