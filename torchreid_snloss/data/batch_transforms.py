@@ -178,7 +178,7 @@ def to_float(pictures: Tensor, draws: Draws) -> Tensor:
     return pictures.float().div_(255)
 
 
-class Normalise:
+class Normalize:
     """`Normalize`: subtracts the mean of each channel, and divides by its standard deviation."""
 
     def __init__(self, step: Any) -> None:
@@ -294,6 +294,6 @@ _BATCHED: dict[type, Callable[[Any], BatchTransform]] = {
     torchreid_data.transforms.RandomPatch: Patch,
     transforms.ColorJitter: Jitter,
     transforms.ToTensor: lambda step: to_float,
-    transforms.Normalize: Normalise,
+    transforms.Normalize: Normalize,
     torchreid_data.transforms.RandomErasing: Erase,
 }

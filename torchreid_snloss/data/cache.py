@@ -84,7 +84,7 @@ class PictureCache:
             threads: how many to decode at a time.
 
         Raises:
-            CacheError: if the memory is not there.
+            CacheError: if there is not enough memory.
             UnreadableImageError: for a file that can't be read.
         """
         places, size = _places_of(paths)
@@ -127,7 +127,7 @@ def cache_pictures(loaders: Iterable[Any], threads: int) -> None:
         threads: how many pictures to decode at a time.
 
     Raises:
-        CacheError: if the memory is not there.
+        CacheError: if there is not enough memory.
         UnreadableImageError: for a file that can't be read.
         PeerError: if the function raised on another process.
     """

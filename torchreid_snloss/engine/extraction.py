@@ -119,6 +119,8 @@ def extract(
             images = device.to_device(images, tested.use_gpu)
             began = time.perf_counter()
             features = features_of(images).cpu()
+            if features.dtype in (torch.float16, torch.bfloat16):  # lengths and distances need more digits
+                features = features.float()
             seconds.append(time.perf_counter() - began)
             labels.append((pids.tolist(), camids.tolist()))
         if rows is None:  # rank 0 has a batch in the first turn
