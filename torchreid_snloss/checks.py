@@ -177,7 +177,7 @@ def check_criteria(cfg: Config, criteria: Mapping[str, Criterion], model: nn.Mod
                 value = criterion(torch.randn(4, feature.shape[1]), pids)
                 if not (isinstance(value, Tensor) and value.numel() == 1):
                     raise TypeError(f"it must give a scalar tensor, got {value!r}")
-        except Exception as error:  # raised by the user's own code
+        except (Exception, SystemExit) as error:  # raised by the user's own code
             target = loss_kwargs(settings)["custom"]["target"]
             raise ConfigError(
                 f"loss.custom: {target} with (4, {feature.shape[1]}) features and identities up to "

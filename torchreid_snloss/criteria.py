@@ -39,7 +39,7 @@ def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
         return MinedLoss(criterion, miner)
     except ConfigError:
         raise
-    except Exception as error:  # raised by the user's own class
+    except (Exception, SystemExit) as error:  # raised by the user's own class
         raise ConfigError(f"loss.{name}: {text_of(error)}") from error
 
 
@@ -48,7 +48,7 @@ def _imported(key: str, path: str) -> Any:
         sys.path.append(os.getcwd())  # where a user's own modules are
     try:
         found = pkgutil.resolve_name(path)
-    except Exception as error:  # raised by the user's own module
+    except (Exception, SystemExit) as error:  # raised by the user's own module
         raise ConfigError(f"{key}: can't import {path!r}: {text_of(error)}") from error
     if not callable(found):
         raise ConfigError(f"{key} {path!r} must be a class or function, it is a {type(found).__name__}")

@@ -40,9 +40,16 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def where_raised(error: BaseException) -> tuple[FrameType, int] | None:
-    """The innermost frame of an exception's traceback and the line in its file; None if it was not raised."""
-    frames = list(traceback.walk_tb(error.__traceback__))
+    """The innermost frame of an exception's traceback and the line in its file; None if it was not raised.
+
+    Frames of Python's import machinery don't count.
+    """
+    frames = [one for one in traceback.walk_tb(error.__traceback__) if not _is_frozen(one[0])]
     return frames[-1] if frames else None
+
+
+def _is_frozen(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith("<frozen ")
 
 
 def _failed_assertion(error: AssertionError) -> str:

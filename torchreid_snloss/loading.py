@@ -73,7 +73,7 @@ def load_data(settings: Settings) -> Any:
         raise ConfigError(
             f"the data is not there, and can't be downloaded or made ({where}): {explain(error)}"
         ) from error
-    except Exception as error:  # a data set may be a user's own code
+    except (Exception, SystemExit) as error:  # a data set may be a user's own code
         raise ConfigError(f"can't load the data ({where}): {explain(error)}") from error
 
 

@@ -15,7 +15,7 @@ __all__ = ["explain"]
 _FILES = ("img_path", "impath", "img_paths", "img_name", "fpath", "path", "file", "filename")
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """The reason of an error from a data set, on one line.
 
     Args:
