@@ -293,6 +293,13 @@ def test_training_keeps_no_features_and_a_folder_is_no_file(train: Callable[...,
     assert f"test.features '{'x' * 300}' can't be written: [Errno {errno.ENAMETOOLONG}]" in done.err
     with pytest.raises(FeaturesError, match=f"can't read test.features 'x*': {os.strerror(errno.ENAMETOOLONG)}"):
         FeaturesFile("x" * 300, "w", {}, {})
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe")
+        done = train("loss.name", "sn", "test.evaluate", True, "test.features", "pipe")
+        assert done.code == 2
+        assert "test.features 'pipe' can't be written: 'pipe' is not a regular file" in done.err
+        with pytest.raises(FeaturesError, match=r"can't read test\.features 'pipe': it is not a regular file"):
+            FeaturesFile("pipe", "w", {}, {})
 
 
 def test_features_in_a_script_know_the_weights_and_the_transform(

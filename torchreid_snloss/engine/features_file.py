@@ -157,6 +157,8 @@ class FeaturesFile:
         try:
             if not self._path.exists():
                 return
+            if not self._path.is_file():  # such as a pipe, which nobody may ever write to
+                raise FeaturesError(f"can't read test.features {str(self._path)!r}: it is not a regular file")
             with zipfile.ZipFile(self._path) as archive:
                 about = json.loads(str(_read_array(archive, _ABOUT)))
             version = about["format_version"]

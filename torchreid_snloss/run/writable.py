@@ -97,3 +97,5 @@ def _check_names(paths: Any) -> None:
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a directory")
+        if path.exists() and not path.is_file():  # such as a pipe, or a device that can be read without an end
+            raise OSError(f"{str(path)!r} is not a regular file")
