@@ -18,6 +18,7 @@ from PIL import Image
 
 from torchreid_snloss import ConfigError, build_datamanager, load_config
 from torchreid_snloss.compare import main as compare
+from torchreid_snloss.data import folder_layouts
 
 _STREAM = io.BytesIO()
 Image.new("RGB", (8, 16)).save(_STREAM, "JPEG")
@@ -159,6 +160,31 @@ def test_a_csv_file(tmp_path: Path, delimiter: str, capsys: pytest.CaptureFixtur
     assert line.endswith("files left out: 1 in rows without path or identity")
 
 
+def test_numbers_of_the_same_value_have_one_order(tmp_path: Path) -> None:
+    identities = ["1", "01", "001", "10" * 3000, "9", "09"]
+    rows = [(f"{n}.jpg", name, split) for name in identities for n, split in enumerate(["train", "query", "test"])]
+    write(tmp_path, *(name for name, *_ in rows))
+    for given in (rows, rows[::-1]):
+        table(tmp_path / "a.csv", ("path", "id", "split"), *given)
+        found = folder_layouts.read_folder(str(tmp_path), "auto", "none", ["-1"]).images
+        order = sorted({image.identity for image in found}, key=folder_layouts.natural_order)
+        assert order == ["001", "01", "1", "09", "9", identities[3]]
+    assert folder_layouts.natural_order("a01b") < folder_layouts.natural_order("a1b")
+    assert folder_layouts.natural_order("a1b") < folder_layouts.natural_order("a02b")
+
+
+def test_what_a_run_wrote_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, *PEOPLE)
+    before = splits(load(root), root)
+    told(capsys)
+    write(root, "log/mine/train.log-2026", "log/mine/visrank_folder/1.jpg", "log/test/test.log", "log/test/a/2.jpg")
+    write(root, "visrank_folder/3.jpg", "synthetic-v1/x/0002_c1s1_000001_01.jpg", "log/a.txt")
+    assert splits(load(root), root) == before
+    assert "6 that a run wrote, 1 that are no images (.txt)" in told(capsys)
+    alone = write(tmp_path / "b", *(f"images/{name}" for name in PEOPLE), "log/train.log")
+    assert [len(items) for items in splits(load(alone), alone)] == [len(items) for items in before]
+
+
 def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     people = {"train": "ab", "val": "a", "test": "bcd"}
     root = write(
@@ -182,6 +208,15 @@ def bad_split(root: Path) -> None:
     table(root / "a.csv", ("path", "id", "split"), ("x/1.jpg", "a", "train"), ("x/2.jpg", "a", "valid"))
 
 
+def some_cells(root: Path) -> None:
+    rows = [(f"{name}/cam1_1.jpg", name, camera) for name, camera in (("a", "cam1"), ("b", ""), ("c", "cam2"))]
+    table(root / "a.csv", ("path", "id", "camera"), *rows)
+
+
+def one_quote(root: Path) -> None:
+    (root / "a.csv").write_text('path,id\n1.jpg,a\n"2.jpg,a\n3.jpg,b\n4.jpg,b\n')
+
+
 WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
     "missing": (lambda root: None, ["data.folder.path", "nowhere"], "there is no folder '"),
     "empty": (lambda root: write(root, "a.txt"), [], r"no images found in .*: 1 that are no images \(\.txt\)"),
@@ -202,6 +237,8 @@ WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
     "csv column": (
         lambda root: table(root / "a.csv", ("path", "name")), ["data.folder.path", "a.csv"], "no column for identity"
     ),
+    "some cells": (some_cells, [], "1 of 3 images have no camera in the CSV file, such as '.*b/cam1_1.jpg'"),
+    "one quote": (one_quote, [], r"a.csv' can't be read after row \d: unexpected end of data"),
     "csv split": (bad_split, [], "row 3: a split must be train, query or gallery, got 'valid'"),
     "no such file": (
         lambda root: table(root / "a.csv", ("path", "id"), *((f"{n}.jpg", str(n // 2)) for n in range(6))), [],
@@ -316,6 +353,7 @@ def test_modules_register_data_sets(
         ("no_such_module", None, "data.modules: can't import 'no_such_module': ModuleNotFoundError: No module named"),
         ("own_broken.py", "x = 1\ny = unknown\n", "NameError: name 'unknown' is not defined (own_broken.py, line 2)"),
         ("own_syntax.py", "x = (\n", "can't import 'own_syntax.py': SyntaxError: '(' was never closed"),
+        ("own_import.py", "x = 1\nimport no_such\n", "No module named 'no_such' (own_import.py, line 2)"),
         ("own_exit.py", "import sys\nsys.exit()\n", "can't import 'own_exit.py': SystemExit (own_exit.py, line 2)"),
         ("json.py", "", "'json.py' has the name of another module, "),
     ],
@@ -329,6 +367,17 @@ def test_a_module_that_can_not_be_imported(
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
     assert words in done.err
+
+
+def test_a_data_set_that_ends_the_process_is_an_error(
+    own: Callable[[str, str], list[str]], command_line: Callable[..., Done], in_folder: Path
+) -> None:
+    options = own("own_ending.py", "own_ending")
+    text = Path("own_ending.py").read_text()
+    Path("own_ending.py").write_text(text.replace("        super()", "        raise SystemExit(0)\n        super()"))
+    done = command_line(*options, "data.modules", "own_ending.py")
+    assert done.code == 2
+    assert "error: can't load the data (data.sources ['own_ending']" in done.err
 
 
 @pytest.mark.slow

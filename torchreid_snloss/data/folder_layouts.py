@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import os
 import re
 from collections import Counter
@@ -11,9 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
+from torchreid_snloss.data.folder_files import files_below, is_image, only_folder
 
-__all__ = ["FolderImage", "FoundImages", "files_below", "is_image", "left_out_words", "natural_order", "read_folder"]
+__all__ = ["FolderImage", "FoundImages", "left_out_words", "natural_order", "read_folder"]
 
 _SPLITS = {
     "train": ("train", "bounding_box_train", "image_train", "training"),
@@ -29,6 +28,7 @@ _COLUMNS = {
 # c1, cam1, cam_1, camera-1, and c1s1 as in Market-1501; not the c3 within a word or a checksum.
 _CAMERA = re.compile(r"(?<![a-z0-9])c(?:am(?:era)?)?[-_ ]?(\d+)(?![a-rt-z0-9])", re.IGNORECASE)
 _IDENTITY = re.compile(r"(-?[^_]+)_(.*)", re.DOTALL)
+_LONGEST_HEADER = 100_000
 _WORDS = {"market": "names as in Market-1501", "people": "a folder for each person"}
 
 
@@ -84,7 +84,7 @@ def read_folder(path: str, layout: str, camera: str, junk: Collection[str]) -> F
         raise ValueError(f"{path!r} has no CSV file with a column for {columns}, or more than one")
     if table is None and not os.path.isdir(path):
         raise ValueError(f"there is no folder {path!r}; data.folder.path is relative to data.root")
-    found = _read_table(table) if table is not None else _read_files(_only_folder(path), layout)
+    found = _read_table(table) if table is not None else _read_files(only_folder(path), layout)
     unwanted = {_number(name) for name in junk}
     kept = [image for image in found.images if _number(image.identity) not in unwanted]
     if len(kept) < len(found.images):
@@ -103,57 +103,27 @@ def left_out_words(left_out: Counter[str]) -> str:
     return f"; files left out: {reasons}" if reasons else ""
 
 
-def natural_order(text: str) -> list[str | int]:
-    """A sort key by which numbers in a text are sorted by their value."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
+def natural_order(text: str) -> tuple[list[str | tuple[int, str]], str]:
+    """A sort key by which numbers in a text are sorted by their value; different texts, such as 1 and 01, never tie."""
+    parts = re.split(r"(\d+)", text)
+    return [_digits(part) if index % 2 else part for index, part in enumerate(parts)], text
+
+
+def _digits(number: str) -> tuple[int, str]:
+    """A sort key for numbers of any length, which `int` does not take."""
+    digits = number.lstrip("0")
+    return len(digits), digits
 
 
 def _number(identity: str) -> str:
     """An identity, without leading zeros if it is a number."""
-    return str(int(identity)) if re.fullmatch(r"-?\d+", identity) else identity
-
-
-@functools.cache
-def _endings() -> frozenset[str]:
-    formats = Image.registered_extensions().items()
-    return frozenset(ending for ending, name in formats if name in Image.OPEN and name != "MPEG")
-
-
-def is_image(name: str) -> bool:
-    """Whether a file has the ending of an image that Pillow reads."""
-    return os.path.splitext(name)[1].lower() in _endings()
-
-
-def _only_folder(path: str) -> str:
-    """The folder itself, or the one that is alone in it, as in an unpacked archive."""
-    while True:
-        with os.scandir(path) as listed:
-            entries = [entry for entry in listed if not entry.name.startswith(".")]
-        folders = [entry.path for entry in entries if entry.is_dir()]
-        if len(folders) != 1 or any(is_image(entry.name) for entry in entries):
-            return path
-        path = folders[0]
-
-
-def files_below(folder: str) -> Iterator[tuple[str, ...]]:
-    """The parts of the path of each file below a folder; links are followed, but each folder is read once."""
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        parts = Path(path).relative_to(folder).parts
-        for name in files:
-            yield (*parts, name)
+    return re.sub(r"^(-?)0+(?=\d+$)", r"\1", identity)
 
 
 def _read_files(folder: str, layout: str) -> FoundImages:
     left_out: Counter[str] = Counter()
     files = []
-    for parts in files_below(folder):
+    for parts in files_below(folder, left_out):
         if any(part.startswith(".") for part in parts):
             left_out["hidden"] += 1
         elif not is_image(parts[-1]):
@@ -220,12 +190,15 @@ def _with_cameras(
         yield from (replace(image, camera=None) for image in images)
         return
     search = _CAMERA if pattern == "auto" else re.compile(pattern)
-    matches = [None if image.camera else search.search(image.name) for image in images]
+    # A CSV file may name the cameras in another way than the files' names.
+    in_table = pattern == "auto" and any(image.camera for image in images)
+    matches = [None if in_table else search.search(image.name) for image in images]
     cameras = [image.camera or (match and match[1]) for image, match in zip(images, matches)]
     without = [image.path for image, camera in zip(images, cameras) if not camera]
     if pattern == "auto" and 0 < len(without) < len(images):
         raise ValueError(
-            f"{folder!r}: {len(without)} of {len(images)} images have no camera in their name, such as {without[0]!r}: "
+            f"{folder!r}: {len(without)} of {len(images)} images have no camera in "
+            f"{'the CSV file' if in_table else 'their name'}, such as {without[0]!r}: "
             "set data.folder.camera to a regular expression with the camera as group, such as 'c(\\d+)', to leave out "
             "the files that it does not match, or to none if no camera is known"
         )
@@ -248,7 +221,7 @@ def _find_table(path: str) -> str | None:
 def _columns(file: str) -> dict[str, str]:
     """What the columns of a CSV file are called, by what they hold."""
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-        header = stream.readline()
+        header = stream.readline(_LONGEST_HEADER)
         names = next(csv.reader([header], delimiter=_delimiter(header)), [])
     lower = {name.strip().lower(): name for name in names}
     return {what: lower[name] for what, known in _COLUMNS.items() for name in known[::-1] if name in lower}
@@ -267,7 +240,12 @@ def _read_table(file: str) -> FoundImages:
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
         header = stream.readline()
         stream.seek(0)
-        for line, row in enumerate(csv.DictReader(stream, delimiter=_delimiter(header)), 2):
+        reader = csv.DictReader(stream, delimiter=_delimiter(header), strict=True)
+        try:
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:  # such as a quote without its pair, which would take all rows up to the next one
+            raise ValueError(f"{file!r} can't be read after row {reader.line_num}: {error}") from error
+        for line, row in rows:
             cells = {what: (row[name] or "").strip() for what, name in columns.items()}
             split = splits.get(cells.get("split", "").lower(), "")
             if not cells["path"] or not cells["identity"]:

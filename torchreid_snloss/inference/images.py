@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchreid import data
 
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.data.folder_layouts import files_below, is_image, natural_order
+from torchreid_snloss.data.folder_files import files_below, is_image
+from torchreid_snloss.data.folder_layouts import natural_order
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.errors import printable
 from torchreid_snloss.settings import Settings
@@ -65,7 +66,11 @@ def list_images(place: str) -> list[str]:
 
 
 def _images_below(folder: str) -> list[str]:
-    files = [os.path.join(*parts) for parts in files_below(folder) if not any(part.startswith(".") for part in parts)]
+    try:
+        below = [parts for parts in files_below(folder) if not any(part.startswith(".") for part in parts)]
+    except OSError as error:
+        raise ConfigError(f"--images {error.filename!r} can't be read: {error.strerror}") from error
+    files = [os.path.join(*parts) for parts in below]
     names = sorted(filter(is_image, files), key=natural_order)
     if names and len(names) < len(files):
         print(f"=> {len(files) - len(names)} files in {folder} are left out: their names do not end as an image's")
