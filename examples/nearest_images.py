@@ -17,6 +17,8 @@ def main() -> None:
 
     with np.load(args.file) as file:
         features, paths = file["features"], file["paths"]
+    if args.image is not None and args.image not in paths:
+        parser.error(f"{args.image!r} is not in {args.file}, where paths are written as {str(paths[0])!r}")
     chosen = 0 if args.image is None else list(paths).index(args.image)
     distances = np.linalg.norm(features - features[chosen], axis=1)
     print(paths[chosen])

@@ -95,9 +95,9 @@ def _export(args: argparse.Namespace) -> int:
             atomic_write(Path(args.output), lambda stream: stream.write(onnx_bytes))
         except OSError as error:
             raise WriteError(f"--output {args.output!r} can't be written: {error.strerror or error}") from error
-    batch = args.batch or "any number of"
+    images_at_a_time = {None: "any number of images", 1: "one image at a time"}.get(args.batch, f"{args.batch} images")
     print(
-        f'=> "{args.output}" takes {batch} images, {settings.height} pixels high and {settings.width} wide; on '
+        f'=> "{args.output}" takes {images_at_a_time}, {settings.height} pixels high and {settings.width} wide; on '
         f"{len(images)} images its features differ from torch's by at most {difference:.0e} of their length"
     )
     return 0
