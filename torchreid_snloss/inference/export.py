@@ -19,15 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.engine import WriteError
 from torchreid_snloss.engine.extraction import first_files, lengths, mean_with_flipped
 from torchreid_snloss.errors import ExportError, text_of
 from torchreid_snloss.inference.features import description_of
 from torchreid_snloss.inference.images import image_loader, list_images
-from torchreid_snloss.inference.trained import check_output, load_trained_model, settings_for_test
+from torchreid_snloss.inference.trained import check_output, load_trained_model, settings_for_test, write_output
 from torchreid_snloss.loading import load_data
 from torchreid_snloss.run.entry import run_command
 from torchreid_snloss.run.screen import Screen
@@ -91,10 +89,7 @@ def _export(args: argparse.Namespace) -> int:
         images = _images(settings, args.images)
         model = load_trained_model(settings)
         onnx_bytes, difference = export_onnx(settings, model, images, args.batch)
-        try:
-            atomic_write(Path(args.output), lambda stream: stream.write(onnx_bytes))
-        except OSError as error:
-            raise WriteError(f"--output {args.output!r} can't be written: {error.strerror or error}") from error
+        write_output(args.output, lambda stream: stream.write(onnx_bytes))
     images_at_a_time = {None: "any number of images", 1: "one image at a time"}.get(args.batch, f"{args.batch} images")
     print(
         f'=> "{args.output}" takes {images_at_a_time}, {settings.height} pixels high and {settings.width} wide; on '

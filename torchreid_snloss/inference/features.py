@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO, cast
 
 import numpy as np
@@ -15,13 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torchreid import utils as reid_utils
 
-from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.engine import WriteError
 from torchreid_snloss.engine.extraction import SplitFeatures, extract, normalized
 from torchreid_snloss.inference.images import image_loader, list_images
-from torchreid_snloss.inference.trained import TestModel, check_output, load_trained_model, settings_for_test
+from torchreid_snloss.inference.trained import (
+    TestModel,
+    check_output,
+    load_trained_model,
+    settings_for_test,
+    write_output,
+)
 from torchreid_snloss.loading import load_data
 from torchreid_snloss.run.entry import run_command
 from torchreid_snloss.run.screen import Screen
@@ -86,7 +89,7 @@ def _write_features(args: argparse.Namespace) -> int:
         found = {key: _extract(settings, model, loader, *key) for key, loader in loaders.items()}
         arrays = _arrays(found, known=not args.images)
         arrays["about"] = np.array(json.dumps(description_of(settings)))
-        _write(args.output, arrays)
+        write_output(args.output, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
     number, dimension = arrays["features"].shape
     length = "of length 1" if settings.normalize_feature else "not normalised"
     print(f'=> {number:,} features of {dimension:,} numbers, {length}, are in "{args.output}"')
@@ -108,9 +111,8 @@ def _arrays(found: Mapping[tuple[str, str], SplitFeatures], known: bool) -> dict
         known: whether identities and cameras are known.
     """
     parts = list(found.values())
-    features = torch.cat([part.features for part in parts])
     arrays: dict[str, NDArray[Any]] = {
-        "features": (features if features.dtype == torch.float64 else features.float()).numpy(),
+        "features": torch.cat([part.features for part in parts]).numpy(),
         "paths": np.array([path for part in parts for path in part.paths], dtype=np.str_),
     }
     if known:
@@ -120,10 +122,3 @@ def _arrays(found: Mapping[tuple[str, str], SplitFeatures], known: bool) -> dict
         for column, name in enumerate(("datasets", "splits")):
             arrays[name] = np.repeat([key[column] for key in found], sizes)
     return arrays
-
-
-def _write(path: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    try:
-        atomic_write(Path(path), lambda stream: np.savez(stream, **dict(arrays)))  # type: ignore[arg-type]
-    except OSError as error:
-        raise WriteError(f"--output {path!r} can't be written: {error.strerror or error}") from error

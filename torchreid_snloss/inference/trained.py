@@ -7,21 +7,29 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor, nn
 from torchreid import engine
 
 from torchreid_snloss import device
 from torchreid_snloss.build import load_model
-from torchreid_snloss.checkpoint import find_newest, load_checkpoint, load_weights, model_folder, num_classes
+from torchreid_snloss.checkpoint import (
+    atomic_write,
+    find_newest,
+    load_checkpoint,
+    load_weights,
+    model_folder,
+    num_classes,
+)
 from torchreid_snloss.cli import config_options
 from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.engine import WriteError
 from torchreid_snloss.engine.extraction import mean_with_flipped
 from torchreid_snloss.run.writable import check_replaceable
 from torchreid_snloss.settings import Settings, resolve
 
-__all__ = ["TestModel", "check_output", "load_trained_model", "settings_for_test"]
+__all__ = ["TestModel", "check_output", "load_trained_model", "settings_for_test", "write_output"]
 
 
 def settings_for_test(args: argparse.Namespace, **options: Any) -> Settings:
@@ -81,6 +89,18 @@ def check_output(path: str, ending: str) -> None:
         check_replaceable(Path(path).parent, [Path(path).name])
     except OSError as error:
         raise ConfigError(f"--output {path!r} can't be written: {error}") from error
+
+
+def write_output(path: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes the file of `--output`, whole or not at all.
+
+    Raises:
+        WriteError: if it can't be written, as on a full disk.
+    """
+    try:
+        atomic_write(Path(path), write)
+    except OSError as error:
+        raise WriteError(f"--output {path!r} can't be written: {error.strerror or error}") from error
 
 
 class TestModel:
