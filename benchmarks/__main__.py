@@ -36,6 +36,7 @@ def main() -> None:
     if unknown := set(args.suites) - {*suites, *(["large"] if args.device == "cpu" else [])}:
         parser.error(f"unknown suites {sorted(unknown)}, there are {suites}")
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = args.device == "cuda"  # as the command line does
     run: dict[str, Callable[[], list[Row]]] = {
         "losses": lambda: losses.measure(args.device),
         "memory": losses.measure_memory,

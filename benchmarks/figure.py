@@ -14,7 +14,13 @@ from benchmarks.timing import Row
 
 __all__ = ["draw"]
 
-_NOT_DRAWN = ("sampler, memory", "loader, throughput", "loader, training", "loader, waiting for data", "large, CPU s")
+_NOT_DRAWN = (
+    "sampler, memory",
+    "loader, throughput",
+    "loader, images a second",
+    "loader, waiting for data",
+    "large, CPU s",
+)
 _OURS, _OTHERS = "#1b7f5c", "#9aa5b1"
 
 

@@ -37,32 +37,30 @@ _OPTIONS = [
     *["data.transforms", ["random_flip", "random_crop", "random_erase"], "train.batch_size", 64, "loss.name", "hap2s"],
     *["test.ranks", [1]],
 ]
+_IDENTITIES = {"cpu": 250, "cuda": 1000}
+_REPETITIONS = {"cpu": 3, "cuda": 2}  # of each variant, in turn, each in a process of its own
+_EPOCHS = {"cpu": 4, "cuda": 1}
 _GPU_MODELS = {"ResNet-50, bf16": ("resnet50", "bf16"), "OSNet x1.0": ("osnet_x1_0", "off")}
 
 
-def measure(device: str, repetitions: int = 3, identities: int = 250, epochs: int = 4) -> list[Row]:
-    """CPU time of each image, in all processes and in the workers; on a GPU also training at 4 workers.
+def measure(device: str) -> list[Row]:
+    """On a CPU the CPU time of each image, in all processes and in the workers; on a GPU training with 4 workers.
 
     Args:
         device: `"cpu"` or `"cuda"`.
-        repetitions: of each variant, in turn, each in a process of its own.
-        identities: how many people are drawn, with 8 images of 64 x 128 pixels each.
-        epochs: how many are loaded in a process.
     """
     with tempfile.TemporaryDirectory() as root:
         with contextlib.redirect_stdout(io.StringIO()):
-            make_pedestrians(Path(root, "market1501"), num_train_pids=identities, num_test_pids=2)
-        results = _loading(root, repetitions, epochs)
-        if device == "cuda":
-            results += _training(root, device, epochs)
-    return results
+            # 8 images of 64 x 128 pixels each
+            make_pedestrians(Path(root, "market1501"), num_train_pids=_IDENTITIES[device], num_test_pids=2)
+        return _loading(root) if device == "cpu" else _training(root, device)
 
 
-def _loading(root: str, repetitions: int, epochs: int) -> list[Row]:
+def _loading(root: str) -> list[Row]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
-    for _ in range(repetitions):
+    for _ in range(_REPETITIONS["cpu"]):
         for name, found in runs.items():
-            found.append(_alone("load", name, root, 1, epochs))
+            found.append(_alone("load", name, root, 1, _EPOCHS["cpu"]))
     images = {
         part: {name: statistics.median(run[part] / run["images"] for run in found) for name, found in runs.items()}
         for part in ("all", "workers", "main")
@@ -85,16 +83,20 @@ def _loading(root: str, repetitions: int, epochs: int) -> list[Row]:
     ]
 
 
-def _training(root: str, device: str, epochs: int) -> list[Row]:
+def _training(root: str, device: str) -> list[Row]:
     results = []
     for case, (model, amp) in _GPU_MODELS.items():
-        found = {name: _alone("train", name, root, 4, epochs, model, amp, device) for name in _VARIANTS}
-        theirs = found[_THEIRS]["rate"]
-        for name, values in found.items():
-            waiting = 100 * values["waiting"]
-            of = f"{case}, batch 64, 4 workers"
-            results.append(Row("loader, training", of, name, values["rate"], "/s", values["rate"] / theirs))
-            results.append(Row("loader, waiting for data", of, name, waiting, "%", values["waiting"]))
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
+        for _ in range(_REPETITIONS[device]):
+            for name, found in runs.items():
+                found.append(_alone("train", name, root, 4, _EPOCHS[device], model, amp, device))
+        rates = {name: statistics.median(run["rate"] for run in found) for name, found in runs.items()}
+        of = f"{case}, batch 64, 4 workers"
+        for name, found in runs.items():
+            waiting = statistics.median(run["waiting"] for run in found)
+            results.append(Row("loader, training", of, name, 64e3 / rates[name], "ms", rates[_THEIRS] / rates[name]))
+            results.append(Row("loader, images a second", of, name, rates[name], "/s", rates[name] / rates[_THEIRS]))
+            results.append(Row("loader, waiting for data", of, name, 100 * waiting, "%", waiting))
     return results
 
 
@@ -136,6 +138,7 @@ def _cpu_seconds() -> tuple[float, float]:
 def _train(variant: str, root: str, workers: str, epochs: str, name: str, amp: str, device: str) -> dict[str, float]:
     """Images a second of training after an epoch to warm up, and the share of time in which it waits for a batch."""
     use_gpu = device == "cuda"
+    torch.backends.cudnn.benchmark = use_gpu  # as the command line does
     manager = _manager(variant, root, int(workers), use_gpu)
     model = models.build_model(name, manager.num_train_pids, loss="triplet", pretrained=False).to(device)
     optimizer = optim.build_optimizer(model, optim="adam", lr=1e-5)

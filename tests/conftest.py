@@ -46,9 +46,10 @@ NEEDS_COMPILE = pytest.mark.skipif(
     sys.version_info >= (3, 12) and torch.__version__ < (2, 4), reason="torch.compile on Python 3.12 needs torch 2.4"
 )
 
+# On a CPU, where a run has the same bits each time; what tests/test_gpu.py adds runs on a GPU.
 TINY = [
     *["model.name", "tiny", "model.pretrained", "False", "data.height", "64", "data.width", "32"],
-    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1"],
+    *["data.workers", "0", "train.batch_size", "32", "train.print_freq", "1", "use_gpu", "False"],
 ]
 
 

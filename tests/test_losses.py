@@ -528,22 +528,6 @@ def test_backward_twice() -> None:
             assert torch.equal(first, second)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("loss", VARIANTS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("identities", [8, 150])
-@pytest.mark.usefixtures("algorithm")
-def test_cuda(loss: MetricLoss, dtype: torch.dtype, identities: int) -> None:
-    features, targets = batch(identities, 4, 256)
-    features[1] = features[0]
-    exact, gpu = features.clone().requires_grad_(), features.to("cuda", dtype).requires_grad_()
-    loss(exact, targets).backward()
-    loss(gpu, targets.cuda()).backward()
-    digits = 1e-4 if dtype == torch.float32 else 1e-9
-    error = (gpu.grad.cpu().double() - exact.grad).abs().max()
-    assert error <= digits * exact.grad.abs().max()
-
-
 def test_labels_of_any_integer_type() -> None:
     features, targets = batch()
     expected = SNLoss()(features, targets)

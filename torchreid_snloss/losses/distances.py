@@ -91,6 +91,4 @@ def choose(anchors: int, references: int, dimension: int, device: torch.device) 
     fewer of both.
     """
     small = anchors * references * dimension <= _DIFFERENCES_AT_ONCE
-    if small and device.type != "cpu":
-        return Differences()
-    return Products(look_first=device.type == "cpu")
+    return Differences() if small and device.type != "cpu" else Products()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.rows import lengths
+from torchreid_snloss.losses.rows import lengths, rows_at_once
 
 __all__ = ["add_gradients", "fill_distances"]
 
@@ -16,7 +16,7 @@ _ELEMENTS_AT_ONCE = 1 << 20
 
 def fill_distances(distances: Tensor, x: Tensor, y: Tensor, pairs: tuple[Tensor, Tensor], normalize: bool) -> None:
     """Writes the distances of `pairs`, rows and columns, into `distances` (N, M)."""
-    for i, j in _in_parts(x.shape[1], *pairs):
+    for i, j in _in_parts(x, *pairs):
         difference = x[i] / lengths(x[i]) - y[j] / lengths(y[j]) if normalize else x[i] - y[j]
         distances[i, j] = torch.linalg.vector_norm(difference, dim=1).to(distances.dtype)
 
@@ -31,7 +31,7 @@ def add_gradients(
     normalize: bool,
 ) -> None:
     """Adds the gradients of pairs, `weights (x[i] - y[j])` and its negative, to `at_x`, (N, D), and `at_y`, (M, D)."""
-    for i, j, w in _in_parts(x.shape[1], *pairs, weights):
+    for i, j, w in _in_parts(x, *pairs, weights):
         pulls = (_pulls_of_unit_rows if normalize else _pulls)(x[i], y[j], w[:, None])
         for gradient, rows, pull in zip((at_x, at_y), (i, j), pulls):
             if gradient is not None:
@@ -56,6 +56,6 @@ def _pulls_of_unit_rows(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, 
     return across(unit_x, x_lengths), across(unit_y, y_lengths).neg_()
 
 
-def _in_parts(dimension: int, *pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _in_parts(x: Tensor, *pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Splits the pairs into chunks whose differences take little memory."""
-    yield from zip(*(tensor.split(max(1, _ELEMENTS_AT_ONCE // dimension)) for tensor in pairs))
+    yield from zip(*(tensor.split(rows_at_once(x, _ELEMENTS_AT_ONCE)) for tensor in pairs))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss.losses import near
-from torchreid_snloss.losses.rows import divided, fill_diagonal, lengths, take
+from torchreid_snloss.losses.rows import divided, fill_diagonal, lengths, rows_at_once, take
 from torchreid_snloss.losses.weights import (
     Sparse,
     column_sums,
@@ -30,7 +30,7 @@ _MAX_NEAR_PER_ROW = 4
 # their squares.
 _SHORTEST, _LONGEST = 1e-15, 1e15
 _ELEMENTS_AT_ONCE = 1 << 17
-_ROWS_AT_ONCE = 128
+_ROWS_OF_HALF = 128
 
 
 class _Side(NamedTuple):
@@ -91,21 +91,15 @@ class Block(NamedTuple):
 class Products:
     """Computes distances by one matrix product, and recomputes those of near rows from their differences.
 
-    Under `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
-
-    Args:
-        look_first: whether to see first if any pair is near, and to move the origin only if many are. That is faster on
-            a CPU. Without it a block of anchors waits for the device once, when its near pairs are found.
+    A block of anchors waits for a GPU once, to see if any pair is near, and once or twice more if one is. Under
+    `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
     """
 
     prepared_type, block_type = Prepared, Block
 
-    def __init__(self, look_first: bool = True) -> None:
-        self.look_first = look_first
-
     def prepare(self, x: Tensor, y: Tensor | None, normalize: bool, in_blocks: bool) -> Prepared:
         """See `Distances.prepare`."""
-        if in_blocks or not self.look_first:  # once for all blocks
+        if in_blocks:  # once for all of them
             return _centred(x, y, normalize)
         side = _scaled_side if normalize else _raw_side
         return _prepared(side(x, x), None if y is None else side(y, y), None)
@@ -119,7 +113,7 @@ class Products:
             fill_diagonal(squares, torch.inf, self_offset)
         limits = _NEAR * anchors.squares
         is_near = near_rows = near_columns = None
-        if not self.look_first or not (squares.amin(dim=1) > limits).all():  # so that a NaN is near
+        if not (squares.amin(dim=1) > limits).all():  # so that a NaN is near
             is_near = (squares > limits[:, None]).logical_not_()
             near_rows, near_columns = is_near.nonzero(as_tuple=True)
             if prepared.origin is None and len(near_rows) > _MAX_NEAR_PER_ROW * len(squares):
@@ -182,7 +176,7 @@ def _scaled_side(x: Tensor, _: Tensor) -> _Side:
 def _unit_side(x: Tensor, divisors: Tensor, origin: Tensor) -> _Side:
     """Normalised rows minus the origin, computed in float64 a few rows at a time and rounded once."""
     points = torch.empty_like(x)
-    at_once = max(1, _ELEMENTS_AT_ONCE // x.shape[1])
+    at_once = rows_at_once(x, _ELEMENTS_AT_ONCE)
     for part, rows, row_lengths in zip(points.split(at_once), x.split(at_once), divisors.split(at_once)):
         part.copy_((rows / row_lengths).sub_(origin))
     scale = divisors[:, 0].reciprocal().to(x.dtype)
@@ -218,12 +212,12 @@ def _squares(anchors: _Side, references: _Side, moved: bool) -> Tensor:
 
 
 def _own_products(x: Tensor) -> Tensor:
-    """`x @ x.t()` in blocks of rows up to the diagonal, since the other half is the same."""
-    if len(x) <= _ROWS_AT_ONCE:
+    """`x @ x.t()`; on a CPU in blocks of rows up to the diagonal, since the other half is the same."""
+    if len(x) <= _ROWS_OF_HALF or x.device.type != "cpu":
         return x @ x.t()
     products = x.new_empty(len(x), len(x))
-    for start in range(0, len(x), _ROWS_AT_ONCE):
-        end = min(start + _ROWS_AT_ONCE, len(x))
+    for start in range(0, len(x), _ROWS_OF_HALF):
+        end = min(start + _ROWS_OF_HALF, len(x))
         torch.mm(x[start:end], x[:end].t(), out=products[start:end, :end])
         products[:start, start:end] = products[start:end, :start].t()
     return products

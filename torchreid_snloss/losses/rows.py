@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["divided", "fill_diagonal", "lengths", "take", "wide"]
+__all__ = ["divided", "fill_diagonal", "lengths", "rows_at_once", "take", "wide"]
+
+_ELEMENTS_ON_A_GPU = 1 << 24
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -23,6 +25,11 @@ def lengths(x: Tensor) -> Tensor:
     """
     result: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide(x))
     return result.masked_fill_(result < 1 / torch.finfo(x.dtype).max, torch.inf)
+
+
+def rows_at_once(x: Tensor, elements: int) -> int:
+    """How many rows to work on at a time: on a CPU `elements` numbers, for its cache; on a GPU 2^24, for its memory."""
+    return max(1, (elements if x.device.type == "cpu" else _ELEMENTS_ON_A_GPU) // x.shape[1])
 
 
 def take(tensor: Tensor, rows: slice) -> Tensor:
