@@ -59,8 +59,9 @@ class SNLoss(MetricLoss):
 
     default_weight: ClassVar[float] = 0.1  # the slope of a distance is up to `scale`, where a hinge's is 1
     search_space: ClassVar[SearchSpace] = {
-        "scale": Interval(5.0, 100.0, log=True),
+        "scale": Interval(3.0, 50.0, log=True),
         "num_neighbors": (5, 10, 20, 32),
+        "squeeze": ("support", "all"),
         "squeeze_weight": Interval(0.01, 1.0, log=True),
     }
 
