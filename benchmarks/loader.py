@@ -142,17 +142,20 @@ def _train(variant: str, root: str, workers: str, epochs: str, name: str, amp: s
     manager = _manager(variant, root, int(workers), use_gpu)
     model = models.build_model(name, manager.num_train_pids, loss="triplet", pretrained=False).to(device)
     optimizer = optim.build_optimizer(model, optim="adam", lr=1e-5)
-    engine = torchreid_snloss.ImageHAP2SEngine(manager, model, optimizer, use_gpu=use_gpu, amp=amp, channels_last=True)
-    engine.set_model_mode("train")
+    training = torchreid_snloss.ImageHAP2SEngine(
+        manager, model, optimizer, use_gpu=use_gpu, amp=amp, channels_last=True
+    )
+    training.set_model_mode("train")
     waited, images, start = 0.0, 0, 0.0
-    for epoch in range(int(epochs) + 1):
-        if epoch == 1:
-            waited, images, start = 0.0, 0, time.perf_counter()
-        for batch in _waiting(manager.train_loader, times := []):
-            engine.step(batch)  # returns when the GPU is done, since it returns numbers
-            images += len(batch["img"])
-        waited += sum(times)
-    seconds = time.perf_counter() - start
+    with training.train_loader.ending_workers():
+        for epoch in range(int(epochs) + 1):
+            if epoch == 1:
+                waited, images, start = 0.0, 0, time.perf_counter()
+            for batch in _waiting(manager.train_loader, times := []):
+                training.step(batch)  # returns when the GPU is done, since it returns numbers
+                images += len(batch["img"])
+            waited += sum(times)
+        seconds = time.perf_counter() - start
     return {"rate": images / seconds, "waiting": waited / seconds}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import multiprocessing
 import os
 import random
 import shutil
@@ -312,6 +314,27 @@ def test_workers_live_through_all_epochs(reid_data: Path) -> None:
         batches.append([batch["img"] for batch in running])
     assert len(processes) == 1
     assert not torch.equal(batches[0][0], batches[1][0])  # without `start_epoch`, each pass is an epoch
+
+
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_workers_end_with_the_run(stop_at: int, reid_data: Path, tmp_path: Path) -> None:
+    manager = with_batch_transforms(make_datamanager(reid_data, workers=2))
+    training = make_engine(ImageSNEngine, manager)
+    step = training.forward_backward
+    alive: set[int] = set()
+
+    def counting(batch: Any) -> Any:
+        alive.update(process.pid for process in multiprocessing.active_children() if process.pid is not None)
+        if stop_at and len(alive) == stop_at:
+            raise RuntimeError("within a step")
+        return step(batch)
+
+    training.forward_backward = counting
+    with pytest.raises(RuntimeError, match="within a step") if stop_at else contextlib.nullcontext():
+        training.run(save_dir=str(tmp_path), max_epoch=2)
+    assert len(alive) == 2
+    assert not multiprocessing.active_children()
+    assert len(list(manager.train_loader)) == 3  # others are started
 
 
 def test_a_transform_that_is_there_twice_draws_twice() -> None:

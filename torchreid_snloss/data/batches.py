@@ -121,6 +121,13 @@ class BatchLoader(DataLoader[dict[str, Any]]):
         self.dataset.start_epoch(seed, epoch)
         self._epoch_is_set = True
 
+    def end_workers(self) -> None:
+        """Ends workers that live through all epochs; the next pass starts others.
+
+        Left to themselves, they end with the process, where torch may wait five seconds for each if memory is pinned.
+        """
+        self._iterator = None  # which ends them when it is collected
+
     def __iter__(self) -> Any:
         seed, epoch = self.dataset.epoch
         if not self._epoch_is_set:

@@ -140,7 +140,7 @@ class TrainingLoop(engine.Engine):
             for monitor in (self._learning, self._terms):
                 monitor.start_run(resumed=start_epoch > 0 or self.checkpointer.state.batch > 0)
             save = lambda: self.checkpointer.save(self._trained, self.options.keep)  # noqa: E731
-            with saving_what_is_trained(self.checkpointer, self._learning, save):
+            with self.train_loader.ending_workers(), saving_what_is_trained(self.checkpointer, self._learning, save):
                 self._train_and_test(save_dir, start_epoch, max_epoch, **{**kwargs, "visrank": False})
             self._stop_if_requested()
         with above_bars():  # a signal ends the drawing at once, since all that was trained is saved

@@ -82,6 +82,15 @@ class ResumableLoader:
         """Stops skipping batches."""
         self.skipped, self._before_first = 0, None
 
+    @contextlib.contextmanager
+    def ending_workers(self) -> Iterator[None]:
+        """On leaving it, workers that live through all epochs end."""
+        try:
+            yield
+        finally:
+            if isinstance(self.loader, BatchLoader):
+                self.loader.end_workers()
+
     def __len__(self) -> int:
         return len(self.loader)
 
