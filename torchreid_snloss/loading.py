@@ -27,7 +27,7 @@ from torchreid_snloss.data import (
     unknown_dataset,
     use_batch_transforms,
 )
-from torchreid_snloss.data.cache import CacheError, cache_pictures
+from torchreid_snloss.data.cache import CacheError, cache_images
 from torchreid_snloss.data.fingerprint import OUTLIERS
 from torchreid_snloss.data.readable import all_loaders, test_loaders
 from torchreid_snloss.register import register
@@ -82,7 +82,7 @@ def share_decoded(settings: Settings, datamanager: Any) -> None:
     if settings.values["data.cache"] != "off":
         loaders = (test_loaders if settings.evaluate else all_loaders)(datamanager)
         try:
-            cache_pictures(loaders, settings.values["data.workers"])
+            cache_images(loaders, settings.values["data.workers"])
         except CacheError as error:
             raise ConfigError(str(error)) from error
 

@@ -1,9 +1,9 @@
-"""torchreid's transforms for whole batches on the model's device; each picture has its own random numbers.
+"""torchreid's transforms for whole batches on the model's device; each image has its own random numbers.
 
 Each class stands for one of torchreid's or torchvision's, takes its parameters from an object of that class, and draws
 from the same distributions. `batched` finds the one for each step of a data set's transform.
 
-Pictures are uint8 up to `to_float`, and every step rounds as Pillow does. Without random transforms, the results equal
+Images are uint8 up to `to_float`, and every step rounds as Pillow does. Without random transforms, the results equal
 torchreid's to the bit on a CPU with AVX2, and to 1/255 elsewhere.
 """
 
@@ -30,13 +30,13 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 
 def batched(steps: Sequence[Any]) -> tuple[list[Any], list[BatchTransform]]:
-    """Splits the steps of a picture's transform into those that come before its first `Resize`, and batch transforms.
+    """Splits the steps of an image's transform into those that come before its first `Resize`, and batch transforms.
 
     Args:
         steps: the transforms of a `Compose`.
 
     Returns:
-        the steps to be done for each picture by itself, which torchreid's transforms have none of, and the rest as
+        the steps to be done for each image by itself, which torchreid's transforms have none of, and the rest as
         batch transforms, of which `Resize` is the first.
 
     Raises:
@@ -44,7 +44,7 @@ def batched(steps: Sequence[Any]) -> tuple[list[Any], list[BatchTransform]]:
     """
     start = next((number for number, step in enumerate(steps) if type(step) is transforms.Resize), None)
     if start is None:
-        raise ValueError("data.batch_transforms needs a transform that resizes pictures to one height and width")
+        raise ValueError("data.batch_transforms needs a transform that resizes images to one height and width")
     rest: list[BatchTransform] = []
     for step in steps[start:]:
         if type(step) not in _BATCHED:
@@ -54,14 +54,14 @@ def batched(steps: Sequence[Any]) -> tuple[list[Any], list[BatchTransform]]:
 
 
 def _chosen(draws: Draws, probability: float) -> Integers:
-    """The numbers of the pictures to transform; torchreid's transforms leave one alone if its draw is larger."""
+    """The numbers of the images to transform; torchreid's transforms leave one alone if its draw is larger."""
     return np.flatnonzero(draws.of("happens").uniform()[:, 0] <= probability)
 
 
 class Resize:
-    """Resizes pictures with torchvision, bilinear with antialiasing.
+    """Resizes images with torchvision, bilinear with antialiasing.
 
-    It is called with (n, 3, h, w) pictures of one size; `of_sizes` takes those of any.
+    It is called with (n, 3, h, w) images of one size; `of_sizes` takes those of any.
     """
 
     def __init__(self, step: Any) -> None:
@@ -70,14 +70,14 @@ class Resize:
             raise ValueError(f"data.batch_transforms: {step!r} must resize bilinearly, to a height and a width")
         self.size = [int(length) for length in size]
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        return _resized(pictures, self.size)
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return _resized(images, self.size)
 
     def of_sizes(self, data: Tensor, sizes: Integers) -> Tensor:
-        """Resizes pictures that lie one behind the other, those of one size together.
+        """Resizes images that lie one behind the other, those of one size together.
 
         Args:
-            data: the values of all pictures, row by row, uint8; each pixel's red, green and blue are side by side.
+            data: the values of all images, row by row, uint8; each pixel's red, green and blue are side by side.
             sizes: (n, 2), their heights and widths.
         """
         kinds, kind_of = np.unique(sizes, axis=0, return_inverse=True)
@@ -87,50 +87,50 @@ class Resize:
         out = data.new_empty(len(sizes), 3, *self.size)
         for number, (height, width) in enumerate(kinds):
             own = np.flatnonzero(kind_of.reshape(-1) == number)
-            pictures = torch.stack([parts[index] for index in own]).view(-1, height, width, 3)
-            out[torch.from_numpy(own).to(data.device)] = _resized(_planar(pictures), self.size)
+            images = torch.stack([parts[index] for index in own]).view(-1, height, width, 3)
+            out[torch.from_numpy(own).to(data.device)] = _resized(_planar(images), self.size)
         return out
 
 
-def _planar(pictures: Tensor) -> Tensor:
+def _planar(images: Tensor) -> Tensor:
     """(n, 3, h, w) from (n, h, w, 3)."""
-    return pictures.permute(0, 3, 1, 2).contiguous()
+    return images.permute(0, 3, 1, 2).contiguous()
 
 
-def _resized(pictures: Tensor, size: list[int]) -> Tensor:
-    if len(pictures) == 0:
-        return pictures
-    resized: Tensor = vision.resize(pictures, size, antialias=True)
+def _resized(images: Tensor, size: list[int]) -> Tensor:
+    if len(images) == 0:
+        return images
+    resized: Tensor = vision.resize(images, size, antialias=True)
     return resized
 
 
 class Flip:
-    """`RandomHorizontalFlip`: mirrors pictures, left to right."""
+    """`RandomHorizontalFlip`: mirrors images, left to right."""
 
     def __init__(self, step: Any) -> None:
         self.probability = step.p
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         for number in _chosen(draws.of("flip"), self.probability):  # faster than by an index of all
-            pictures[number] = pictures[number].flip(-1)
-        return pictures
+            images[number] = images[number].flip(-1)
+        return images
 
 
 class EnlargeAndCrop:
-    """`Random2DTranslation`: enlarges pictures by an eighth, and crops them to their size at a random place."""
+    """`Random2DTranslation`: enlarges images by an eighth, and crops them to their size at a random place."""
 
     def __init__(self, step: Any) -> None:
         self.size, self.probability = (step.height, step.width), step.p
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         draws = draws.of("crop")
         height, width = self.size
         large = [round(1.125 * height), round(1.125 * width)]
         tops = np.rint(draws.of("top").uniform(0, large[0] - height)[:, 0]).astype(int)
         lefts = np.rint(draws.of("left").uniform(0, large[1] - width)[:, 0]).astype(int)
-        parts = list(pictures)
+        parts = list(images)
         chosen = torch.from_numpy(_chosen(draws, self.probability))
-        enlarged = _resized(pictures.index_select(0, chosen.to(pictures.device)), large)
+        enlarged = _resized(images.index_select(0, chosen.to(images.device)), large)
         for number, one in zip(chosen.tolist(), enlarged):
             y, x = tops[number], lefts[number]
             parts[number] = one[:, y : y + height, x : x + width]
@@ -138,44 +138,44 @@ class EnlargeAndCrop:
 
 
 class Jitter:
-    """`ColorJitter` with brightness and contrast, in an order of each picture's own."""
+    """`ColorJitter` with brightness and contrast, in an order of each image's own."""
 
     def __init__(self, step: Any) -> None:
         if step.saturation is not None or step.hue is not None:
             raise ValueError(f"data.batch_transforms: {step!r} changes saturation or hue, which has no batch transform")
         self.brightness, self.contrast = step.brightness or (1.0, 1.0), step.contrast or (1.0, 1.0)
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         draws = draws.of("jitter")
         ranges = {"brightness": self.brightness, "contrast": self.contrast, "order": (-1.0, 1.0)}
         drawn = np.stack([draws.of(name).uniform(*limits) for name, limits in ranges.items()]).astype(np.float32)
-        factors = torch.from_numpy(drawn).to(pictures.device).view(3, -1, 1, 1, 1)
-        few = len(pictures) if pictures.is_cuda else 2  # a CPU's cache holds few
-        for part, drawn_of_part in zip(pictures.split(few), factors.split(few, dim=1)):
+        factors = torch.from_numpy(drawn).to(images.device).view(3, -1, 1, 1, 1)
+        few = len(images) if images.is_cuda else 2  # a CPU's cache holds few
+        for part, drawn_of_part in zip(images.split(few), factors.split(few, dim=1)):
             part.copy_(_jittered(part, *drawn_of_part))
-        return pictures
+        return images
 
 
-def _jittered(pictures: Tensor, brightness: Tensor, contrast: Tensor, order: Tensor) -> Tensor:
-    mixed = pictures.float()
+def _jittered(images: Tensor, brightness: Tensor, contrast: Tensor, order: Tensor) -> Tensor:
+    mixed = images.float()
     for first in (True, False):
         now = (order > 0) == first
-        # Pillow mixes a picture with black for brightness, and with its mean grey value for contrast.
+        # Pillow mixes an image with black for brightness, and with its mean grey value for contrast.
         grey = torch.where(now, _mean_grey(mixed), 0)
         mixed = mixed.sub_(grey).mul_(torch.where(now, contrast, brightness)).add_(grey).clamp_(0, 255).floor_()
     return mixed
 
 
-def _mean_grey(pictures: Tensor) -> Tensor:
-    """The mean of each picture's grey values, each rounded as by Pillow, which float32 can do; (n, 1, 1, 1)."""
-    red, green, blue = pictures.flatten(2).unbind(dim=1)
+def _mean_grey(images: Tensor) -> Tensor:
+    """The mean of each image's grey values, each rounded as by Pillow, which float32 can do; (n, 1, 1, 1)."""
+    red, green, blue = images.flatten(2).unbind(dim=1)
     grey = (red * 19595).add_(green * 38470).add_(blue * 7471).add_(0x8000).div_(0x10000).floor_()
     return grey.double().mean(dim=-1).add_(0.5).floor_().float().view(-1, 1, 1, 1)
 
 
-def to_float(pictures: Tensor, draws: Draws) -> Tensor:
+def to_float(images: Tensor, draws: Draws) -> Tensor:
     """`ToTensor`: from uint8 to float32 in [0, 1]."""
-    return pictures.float().div_(255)
+    return images.float().div_(255)
 
 
 class Normalize:
@@ -184,18 +184,18 @@ class Normalize:
     def __init__(self, step: Any) -> None:
         self.mean, self.std = step.mean, step.std
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        mean, std = (pictures.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
-        return pictures.sub_(mean).div_(std)
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        return images.sub_(mean).div_(std)
 
 
 def _boxes(draws: Draws, size: Sequence[int], areas: tuple[float, float], lowest_ratio: float) -> tuple[Any, Integers]:
-    """Draws boxes as torchreid does: an area and an aspect ratio, up to a hundred times until they fit the picture.
+    """Draws boxes as torchreid does: an area and an aspect ratio, up to a hundred times until they fit the image.
 
     Args:
-        draws: of n pictures.
-        size: height and width of a picture in pixels.
-        areas: the smallest and the largest area, as shares of the picture's.
+        draws: of n images.
+        size: height and width of an image in pixels.
+        areas: the smallest and the largest area, as shares of the image's.
         lowest_ratio: the smallest ratio of height to width; the largest is its inverse.
 
     Returns:
@@ -211,7 +211,7 @@ def _boxes(draws: Draws, size: Sequence[int], areas: tuple[float, float], lowest
 
 
 class Patch:
-    """`RandomPatch`: pastes patches of the pictures before, mirrored and rotated, over pictures.
+    """`RandomPatch`: pastes patches of the images before, mirrored and rotated, over images.
 
     Patches are kept for an epoch, as in torchreid's workers, but not more than the last 1,024: on a GPU, 50 MB at most.
     """
@@ -226,8 +226,8 @@ class Patch:
         """Forgets all patches."""
         self._patches: deque[Tensor] = deque(maxlen=min(self.most, self.parameters.patchpool.maxlen))
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        draws, given, size = draws.of("patch"), self.parameters, pictures.shape[-2:]
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        draws, given, size = draws.of("patch"), self.parameters, images.shape[-2:]
         fits, sizes = _boxes(draws.of("box"), size, self.areas, given.patch_min_ratio)
         corners = np.stack(
             [draws.of(axis).integers(0, size[axis == "x"] - sizes[:, int(axis == "x")]) for axis in "yx"]
@@ -238,12 +238,12 @@ class Patch:
         mirrored = draws.of("mirror").uniform()[:, 0] > given.prob_flip_leftright
         rotated = draws.of("rotate").uniform()[:, 0] > given.prob_rotate
         angles = draws.of("angle").integers(-10, 10)
-        out = pictures.clone()
+        out = images.clone()
         for number, (height, width) in enumerate(sizes):
             if fits[number]:
                 y, x = corners[:, number]
                 # A copy, so that the batch it was cut from is not kept.
-                self._patches.append(pictures[number, :, y : y + height, x : x + width].clone())
+                self._patches.append(images[number, :, y : y + height, x : x + width].clone())
             if len(self._patches) < given.min_sample_size or number not in happens:
                 continue
             patch = self._patches[int(pick[number] * len(self._patches))]
@@ -256,7 +256,7 @@ class Patch:
 
 
 def _rotated(patch: Tensor, degrees: int) -> Tensor:
-    """Rotates a picture (3, h, w) counterclockwise about its middle, to nearest pixels; black comes in at the edges."""
+    """Rotates an image (3, h, w) counterclockwise about its middle, to nearest pixels; black comes in at the edges."""
     height, width = patch.shape[-2:]
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     y = torch.arange(height, device=patch.device).view(-1, 1) + 0.5 - height / 2
@@ -269,22 +269,22 @@ def _rotated(patch: Tensor, degrees: int) -> Tensor:
 
 
 class Erase:
-    """`RandomErasing`: fills a box of a normalised picture with the given values."""
+    """`RandomErasing`: fills a box of a normalised image with the given values."""
 
     def __init__(self, step: Any) -> None:
         self.probability, self.areas = step.probability, (step.sl, step.sh)
         self.lowest_ratio, self.value = step.r1, step.mean
 
-    def __call__(self, pictures: Tensor, draws: Draws) -> Tensor:
-        draws, size = draws.of("erase"), pictures.shape[-2:]
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        draws, size = draws.of("erase"), images.shape[-2:]
         fits, sizes = _boxes(draws, size, self.areas, self.lowest_ratio)
         tops, lefts = (draws.of("yx"[axis]).integers(0, size[axis] - sizes[:, axis]) for axis in (0, 1))
-        value = pictures.new_tensor(self.value).view(-1, 1, 1)
+        value = images.new_tensor(self.value).view(-1, 1, 1)
         for number in _chosen(draws, self.probability):
             if fits[number]:
                 (height, width), top, left = sizes[number], tops[number], lefts[number]
-                pictures[number, :, top : top + height, left : left + width] = value
-        return pictures
+                images[number, :, top : top + height, left : left + width] = value
+        return images
 
 
 _BATCHED: dict[type, Callable[[Any], BatchTransform]] = {

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchreid_snloss import device
 from torchreid_snloss.data.batch_transforms import BatchTransform, Patch, Resize, batched
 from torchreid_snloss.data.decoded import DecodedDataset, collate
-from torchreid_snloss.data.draws import Draws, picture_keys
+from torchreid_snloss.data.draws import Draws, image_keys
 
 __all__ = ["BatchLoader", "loader_like", "use_batch_transforms"]
 
@@ -74,7 +74,7 @@ class BatchTransforms:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any], seed: int, epoch: int) -> dict[str, Any]:
-        """Transforms the pictures of a batch from `collate`.
+        """Transforms the images of a batch from `collate`.
 
         Args:
             batch: the batch.
@@ -89,15 +89,15 @@ class BatchTransforms:
         sizes, shape = batch.pop("sizes"), batch.pop("shape")
         frames = len(sizes) // shape[0]
         index, earlier = (np.repeat(batch.pop(key), frames) for key in ("index", "copy"))
-        keys = picture_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0]))
-        pictures = device.to_device(batch.pop("pictures"), self._use_gpu)
+        keys = image_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0]))
+        images = device.to_device(batch.pop("images"), self._use_gpu)
         draws = Draws(keys)
         first, *rest = self._steps
         assert isinstance(first, Resize)
-        pictures = first.of_sizes(pictures, sizes)
+        images = first.of_sizes(images, sizes)
         for number, step in enumerate(rest):
-            pictures = step(pictures, draws.of(str(number)))  # a transform may be there twice
-        return {"img": pictures.view(*shape, *pictures.shape[1:]), **batch}
+            images = step(images, draws.of(str(number)))  # a transform may be there twice
+        return {"img": images.view(*shape, *images.shape[1:]), **batch}
 
 
 class BatchLoader(DataLoader[dict[str, Any]]):

@@ -1,4 +1,4 @@
-"""Decoded pictures in memory that all workers and processes of a machine share."""
+"""Decoded images in memory that all workers and processes of a machine share."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from torchreid_snloss.data.readable import UnreadableImageError, decode
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.progress import progress
 
-__all__ = ["CacheError", "PictureCache", "available_memory", "cache_pictures"]
+__all__ = ["CacheError", "ImageCache", "available_memory", "cache_images"]
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 Places = Mapping[str, tuple[int, int, int]]
 
 
 class CacheError(OSError):
-    """There is no room for the decoded pictures, or no way to share them."""
+    """There is no room for the decoded images, or no way to share them."""
 
 
-class PictureCache:
-    """Decoded pictures by their paths, in memory without a name that ends with the last process that uses it.
+class ImageCache:
+    """Decoded images by their paths, in memory without a name that ends with the last process that uses it.
 
     Nothing has to be removed after a crash, and the size of `/dev/shm`, which containers keep small, does not limit it.
 
     Args:
-        places: where the values of each picture start, its height and its width, by its path.
+        places: where the values of each image start, its height and its width, by its path.
         process: the number of the process that made the memory.
         file: the number of the memory's file there.
-        writable: whether pictures may be put in.
+        writable: whether images may be put in.
 
     Raises:
         CacheError: if the memory of that process can't be opened.
@@ -60,15 +60,15 @@ class PictureCache:
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PictureCache, self._of  # for a worker that is spawned
+        return ImageCache, self._of  # for a worker that is spawned
 
     @property
     def address(self) -> tuple[Places, int, int]:
         """The first arguments of another cache with the same memory, in any process of the machine."""
         return self._of
 
-    def get(self, path: str) -> Picture | None:
-        """The picture as uint8 (height, width, 3), or None if it is not one of the cache's."""
+    def get(self, path: str) -> Pixels | None:
+        """The image as uint8 (height, width, 3), or None if it is not one of the cache's."""
         place = self._places.get(path)
         if place is None:
             return None
@@ -76,8 +76,8 @@ class PictureCache:
         return self._values[start : start + height * width * 3].reshape(height, width, 3)
 
     @classmethod
-    def filled(cls, paths: Iterable[str], threads: int) -> PictureCache:
-        """Makes a cache and decodes all pictures into it.
+    def filled(cls, paths: Iterable[str], threads: int) -> ImageCache:
+        """Makes a cache and decodes all images into it.
 
         Args:
             paths: the files.
@@ -91,7 +91,7 @@ class PictureCache:
         _check_room(len(places), size)
         if not hasattr(os, "memfd_create"):
             raise CacheError("data.cache ram needs Linux; set it to off")
-        file = os.memfd_create("torchreid_snloss pictures")  # closed with the process
+        file = os.memfd_create("torchreid_snloss images")  # closed with the process
         try:
             os.posix_fallocate(file, 0, max(size, 1))  # here rather than when a page is first used
         except OSError as error:
@@ -100,10 +100,10 @@ class PictureCache:
         made = cls(places, os.getpid(), file, writable=True)
 
         def put(path: str) -> None:
-            picture, room = decode_array(path), made.get(path)
-            if room is None or picture.shape != room.shape:
+            image, room = decode_array(path), made.get(path)
+            if room is None or image.shape != room.shape:
                 raise UnreadableImageError(f"can't read the image {path!r}: it is not of the size that its file says")
-            room[:] = picture
+            room[:] = image
 
         try:
             with ThreadPoolExecutor(max(threads, 1)) as pool:
@@ -117,14 +117,14 @@ class PictureCache:
         return done
 
 
-def cache_pictures(loaders: Iterable[Any], threads: int) -> None:
-    """Decodes all pictures of some loaders, once for each machine.
+def cache_images(loaders: Iterable[Any], threads: int) -> None:
+    """Decodes all images of some loaders, once for each machine.
 
     All processes call it together.
 
     Args:
         loaders: loaders with batch transforms.
-        threads: how many pictures to decode at a time.
+        threads: how many images to decode at a time.
 
     Raises:
         CacheError: if there is not enough memory.
@@ -135,11 +135,11 @@ def cache_pictures(loaders: Iterable[Any], threads: int) -> None:
     machines = distributed.broadcast_object(distributed.gather_objects(_machine()))
     maker = machines.index(_machine())
     paths = (path for dataset in datasets for item in dataset.data for path in _paths(item[0]))
-    make = lambda: PictureCache.filled(paths, threads) if distributed.rank() == maker else None  # noqa: E731
+    make = lambda: ImageCache.filled(paths, threads) if distributed.rank() == maker else None  # noqa: E731
     made = distributed.main_process_first(make)
     address = None if made is None else made.address
     addresses: list[Any] = distributed.broadcast_object(distributed.gather_objects(address))
-    cache = distributed.main_process_first(lambda: made or PictureCache(*addresses[maker]))
+    cache = distributed.main_process_first(lambda: made or ImageCache(*addresses[maker]))
     for dataset in datasets:
         dataset.cache = cache
 
@@ -158,7 +158,7 @@ def _paths(item: Any) -> list[str]:
 
 
 def _places_of(paths: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], int]:
-    """Where each picture's values go, from the sizes in the files' headers, and how many values there are."""
+    """Where each image's values go, from the sizes in the files' headers, and how many values there are."""
     places: dict[str, tuple[int, int, int]] = {}
     end = 0
     for path in dict.fromkeys(paths):

@@ -1,4 +1,4 @@
-"""Data sets that only decode their pictures, and batches of uint8 pictures of any sizes."""
+"""Data sets that only decode their images, and batches of uint8 images of any sizes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from torchreid import data as torchreid_data
 
-from torchreid_snloss.data.draws import picture_keys
+from torchreid_snloss.data.draws import image_keys
 from torchreid_snloss.data.readable import NamingFailures, UnreadableImageError, decode, reading_with
 
 if TYPE_CHECKING:
-    from torchreid_snloss.data.cache import PictureCache
+    from torchreid_snloss.data.cache import ImageCache
 
 __all__ = ["DecodedDataset", "collate", "decode_array"]
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 class DecodedDataset(Dataset[dict[str, Any]]):
-    """A data set of torchreid's whose pictures are only decoded.
+    """A data set of torchreid's whose images are only decoded.
 
-    Its items have more parts: `pictures`, the pictures' values; `sizes`, their heights and widths; `index`, the number
+    Its items have more parts: `images`, the images' values; `sizes`, their heights and widths; `index`, the number
     of the item; and `copy`, how often it came before in the batch. `img` is (0,) for an image, (frames, 0) for a
     tracklet.
 
@@ -43,13 +43,13 @@ class DecodedDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         dataset: the data set.
-        cache: decoded pictures, or None.
+        cache: decoded images, or None.
     """
 
     def __init__(self, dataset: Any, for_each: Sequence[Any], seed: int) -> None:
         self.dataset = copy.copy(dataset)
-        self.cache: PictureCache | None = None
-        self._pictures = self.dataset.transform = _Pictures(for_each)
+        self.cache: ImageCache | None = None
+        self._images = self.dataset.transform = _Images(for_each)
         # torchreid's images draw no random numbers but those of their transforms.
         plain = _base_of(self.dataset).__getitem__ is torchreid_data.ImageDataset.__getitem__
         self._is_random = bool(for_each) or not plain
@@ -75,7 +75,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
             for number in map(int, numbers):
                 with self._seeded(number, before[number]) if self._is_random else contextlib.nullcontext():
                     item = dict(self.dataset[number])
-                items.append({**item, **self._pictures.take(), "index": number, "copy": before[number]})
+                items.append({**item, **self._images.take(), "index": number, "copy": before[number]})
                 before[number] += 1
         return items
 
@@ -90,7 +90,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
     @contextlib.contextmanager
     def _seeded(self, number: int, earlier: int) -> Iterator[None]:
         """Seeds the generators of Python, NumPy and torch for an item."""
-        key = int(picture_keys(*self.epoch, number, earlier)[0])
+        key = int(image_keys(*self.epoch, number, earlier)[0])
         before = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices=[], enabled=get_worker_info() is None):
             random.seed(key)
@@ -128,32 +128,32 @@ def _base_of(dataset: Any) -> Any:
     return next(cls for cls in type(dataset).__mro__ if "__getitem__" in vars(cls) and cls is not NamingFailures)
 
 
-class _Pictures:
-    """Stands in a data set's place for its transform, and keeps the pictures that the data set reads for an item."""
+class _Images:
+    """Stands in a data set's place for its transform, and keeps the images that the data set reads for an item."""
 
     def __init__(self, for_each: Sequence[Any]) -> None:
         self._for_each = for_each
-        self._read: list[Picture] = []
+        self._read: list[Pixels] = []
 
-    def __call__(self, picture: Any) -> torch.Tensor:
+    def __call__(self, image: Any) -> torch.Tensor:
         if self._for_each:
-            picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             for transform in self._for_each:
-                picture = transform(picture)
-        self._read.append(np.asarray(picture))
+                image = transform(image)
+        self._read.append(np.asarray(image))
         return torch.empty(0)
 
     def take(self) -> dict[str, Any]:
-        """Returns the pictures since the last time, for `collate`."""
-        pictures, self._read = self._read, []
-        if not pictures:
+        """Returns the images since the last time, for `collate`."""
+        images, self._read = self._read, []
+        if not images:
             raise UnreadableImageError(
                 "data.batch_transforms needs a data set that calls its transform for each image; use False"
             )
-        return {"pictures": pictures, "sizes": [picture.shape[:2] for picture in pictures]}
+        return {"images": images, "sizes": [image.shape[:2] for image in images]}
 
 
-def decode_array(path: str) -> Picture:
+def decode_array(path: str) -> Pixels:
     """Reads an image as uint8 (height, width, 3), with the values that Pillow gives.
 
     torchvision decodes a colour JPEG in two thirds of Pillow's time, with the same values. Pillow reads all else, and
@@ -172,16 +172,16 @@ def decode_array(path: str) -> Picture:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch as torch does, with the values of all pictures, of whatever sizes, one behind the other.
+    """Makes a batch as torch does, with the values of all images, of whatever sizes, one behind the other.
 
     What only `BatchTransforms` reads are arrays, since each tensor that a worker sends takes a file of its own.
     """
-    own = ("img", "pictures", "sizes", "index", "copy")
+    own = ("img", "images", "sizes", "index", "copy")
     rest = [{key: value for key, value in item.items() if key not in own} for item in items]
     return {
         **default_collate(rest),
         "shape": (len(items), *items[0]["img"].shape[:-1]),
-        "pictures": torch.from_numpy(np.concatenate([one.reshape(-1) for item in items for one in item["pictures"]])),
+        "images": torch.from_numpy(np.concatenate([one.reshape(-1) for item in items for one in item["images"]])),
         "sizes": np.array([size for item in items for size in item["sizes"]]),
         "index": np.array([item["index"] for item in items]),
         "copy": np.array([item["copy"] for item in items]),

@@ -1,4 +1,4 @@
-"""Random numbers as a function of seed, epoch and picture: it does not matter who draws them, or when."""
+"""Random numbers as a function of seed, epoch and image: it does not matter who draws them, or when."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Draws", "Floats", "Keys", "picture_keys"]
+__all__ = ["Draws", "Floats", "Keys", "image_keys"]
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -23,11 +23,11 @@ def _mixed(numbers: Keys) -> Keys:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def picture_keys(*parts: Any) -> Keys:
-    """A 64-bit key for each picture.
+def image_keys(*parts: Any) -> Keys:
+    """A 64-bit key for each image.
 
     Args:
-        *parts: whole numbers, at least 0, or arrays (n,) of them, such as seed, epoch and the numbers of pictures.
+        *parts: whole numbers, at least 0, or arrays (n,) of them, such as seed, epoch and the numbers of images.
 
     Returns:
         (n,)
@@ -39,27 +39,27 @@ def picture_keys(*parts: Any) -> Keys:
 
 
 class Draws:
-    """The random numbers of a batch, independent between pictures and between transforms.
+    """The random numbers of a batch, independent between images and between transforms.
 
     Args:
-        keys: (n,), from `picture_keys`.
+        keys: (n,), from `image_keys`.
         name: what they are drawn for. Transforms of different names draw different numbers.
     """
 
     def __init__(self, keys: Keys, name: str = "") -> None:
         self._keys, self._name = keys, name
-        self._start = picture_keys(keys, zlib.crc32(name.encode()))
+        self._start = image_keys(keys, zlib.crc32(name.encode()))
         self._drawn = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def of(self, name: str) -> Draws:
-        """The numbers of the same pictures for another purpose."""
+        """The numbers of the same images for another purpose."""
         return Draws(self._keys, f"{self._name}/{name}")
 
     def uniform(self, low: float = 0.0, high: float = 1.0, times: int = 1) -> Floats:
-        """Draws numbers from [low, high), with SplitMix64 started at the key of each picture.
+        """Draws numbers from [low, high), with SplitMix64 started at the key of each image.
 
         Returns:
             (n, times)
