@@ -54,7 +54,7 @@ def main() -> None:
         _print(new)
         # These have files of their own, which a measurement on another machine does not take away.
         path = args.output / f"{f'{suite}-' if suite in ('loader', 'large') else ''}{args.device}.json"
-        _write(path, machine if suite != "loader" else _machine(args.device, 1), new, keep_cases=bool(args.only))
+        _write(path, _machine("cpu", 1) if path.name == "loader-cpu.json" else machine, new, keep_cases=bool(args.only))
 
 
 def _write(path: Path, machine: str, new: list[Row], keep_cases: bool) -> None:

@@ -17,7 +17,6 @@ __all__ = ["draw"]
 _NOT_DRAWN = (
     "sampler, memory",
     "loader, throughput",
-    "loader, images a second",
     "loader, waiting for data",
     "large, CPU s",
 )

@@ -31,36 +31,43 @@ _VARIANTS = {
     "batch transforms": ["data.batch_transforms", True],
     "batch transforms, cache": ["data.batch_transforms", True, "data.cache", "ram"],
 }
+_BATCH = 64
 _CASE = "256 x 128, flip, crop, erase"
 _OPTIONS = [
     *["data.sources", ["market1501"], "data.targets", ["market1501"], "data.height", 256, "data.width", 128],
-    *["data.transforms", ["random_flip", "random_crop", "random_erase"], "train.batch_size", 64, "loss.name", "hap2s"],
+    *[
+        "data.transforms",
+        ["random_flip", "random_crop", "random_erase"],
+        "train.batch_size",
+        _BATCH,
+        "loss.name",
+        "hap2s",
+    ],
     *["test.ranks", [1]],
 ]
-_IDENTITIES = {"cpu": 250, "cuda": 1000}
-_REPETITIONS = {"cpu": 3, "cuda": 2}  # of each variant, in turn, each in a process of its own
-_EPOCHS = {"cpu": 4, "cuda": 1}
 _GPU_MODELS = {"ResNet-50, bf16": ("resnet50", "bf16"), "OSNet x1.0": ("osnet_x1_0", "off")}
 
 
-def measure(device: str) -> list[Row]:
+def measure(device: str, repetitions: int = 3) -> list[Row]:
     """On a CPU the CPU time of each image, in all processes and in the workers; on a GPU training with 4 workers.
 
     Args:
         device: `"cpu"` or `"cuda"`.
+        repetitions: of each variant, in turn, each in a process of its own.
     """
     with tempfile.TemporaryDirectory() as root:
         with contextlib.redirect_stdout(io.StringIO()):
             # 8 images of 64 x 128 pixels each
-            make_pedestrians(Path(root, "market1501"), num_train_pids=_IDENTITIES[device], num_test_pids=2)
-        return _loading(root) if device == "cpu" else _training(root, device)
+            number = 250 if device == "cpu" else 1000
+            make_pedestrians(Path(root, "market1501"), num_train_pids=number, num_test_pids=2)
+        return (_loading if device == "cpu" else _training)(root, repetitions)
 
 
-def _loading(root: str) -> list[Row]:
+def _loading(root: str, repetitions: int, epochs: int = 4) -> list[Row]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
-    for _ in range(_REPETITIONS["cpu"]):
+    for _ in range(repetitions):
         for name, found in runs.items():
-            found.append(_alone("load", name, root, 1, _EPOCHS["cpu"]))
+            found.append(_alone("load", name, root, 1, epochs))
     images = {
         part: {name: statistics.median(run[part] / run["images"] for run in found) for name, found in runs.items()}
         for part in ("all", "workers", "main")
@@ -83,19 +90,18 @@ def _loading(root: str) -> list[Row]:
     ]
 
 
-def _training(root: str, device: str) -> list[Row]:
+def _training(root: str, repetitions: int, epochs: int = 1) -> list[Row]:
     results = []
     for case, (model, amp) in _GPU_MODELS.items():
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
-        for _ in range(_REPETITIONS[device]):
+        for _ in range(repetitions):
             for name, found in runs.items():
-                found.append(_alone("train", name, root, 4, _EPOCHS[device], model, amp, device))
+                found.append(_alone("train", name, root, 4, epochs, model, amp))
         rates = {name: statistics.median(run["rate"] for run in found) for name, found in runs.items()}
-        of = f"{case}, batch 64, 4 workers"
+        of = f"{case}, 4 workers: time of {_BATCH} images"
         for name, found in runs.items():
-            waiting = statistics.median(run["waiting"] for run in found)
-            results.append(Row("loader, training", of, name, 64e3 / rates[name], "ms", rates[_THEIRS] / rates[name]))
-            results.append(Row("loader, images a second", of, name, rates[name], "/s", rates[name] / rates[_THEIRS]))
+            milliseconds, waiting = 1e3 * _BATCH / rates[name], statistics.median(run["waiting"] for run in found)
+            results.append(Row("loader, training", of, name, milliseconds, "ms", rates[_THEIRS] / rates[name]))
             results.append(Row("loader, waiting for data", of, name, 100 * waiting, "%", waiting))
     return results
 
@@ -135,16 +141,13 @@ def _cpu_seconds() -> tuple[float, float]:
     return own, children
 
 
-def _train(variant: str, root: str, workers: str, epochs: str, name: str, amp: str, device: str) -> dict[str, float]:
-    """Images a second of training after an epoch to warm up, and the share of time in which it waits for a batch."""
-    use_gpu = device == "cuda"
-    torch.backends.cudnn.benchmark = use_gpu  # as the command line does
-    manager = _manager(variant, root, int(workers), use_gpu)
-    model = models.build_model(name, manager.num_train_pids, loss="triplet", pretrained=False).to(device)
+def _train(variant: str, root: str, workers: str, epochs: str, name: str, amp: str) -> dict[str, float]:
+    """Images a second of training after an epoch to warm up, and the share of time until a batch is on the GPU."""
+    torch.backends.cudnn.benchmark = True  # as the command line does
+    manager = _manager(variant, root, int(workers), use_gpu=True)
+    model = models.build_model(name, manager.num_train_pids, loss="triplet", pretrained=False).cuda()
     optimizer = optim.build_optimizer(model, optim="adam", lr=1e-5)
-    training = torchreid_snloss.ImageHAP2SEngine(
-        manager, model, optimizer, use_gpu=use_gpu, amp=amp, channels_last=True
-    )
+    training = torchreid_snloss.ImageHAP2SEngine(manager, model, optimizer, amp=amp, channels_last=True)
     training.set_model_mode("train")
     waited, images, start = 0.0, 0, 0.0
     with training.train_loader.ending_workers():
@@ -152,7 +155,8 @@ def _train(variant: str, root: str, workers: str, epochs: str, name: str, amp: s
             if epoch == 1:
                 waited, images, start = 0.0, 0, time.perf_counter()
             for batch in _waiting(manager.train_loader, times := []):
-                training.step(batch)  # returns when the GPU is done, since it returns numbers
+                training.step(batch)
+                torch.cuda.synchronize()
                 images += len(batch["img"])
             waited += sum(times)
         seconds = time.perf_counter() - start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import multiprocessing
 import os
@@ -114,11 +113,11 @@ def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Pa
     first, other = train.dataset.__getitems__([0, 0])
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
     again = train.dataset[0]
-    np.testing.assert_array_equal(first["images"], again["images"])
-    drawn = {tuple(image.sum() for image in train.dataset[0]["images"])}
+    np.testing.assert_array_equal(first["pixels"], again["pixels"])
+    drawn = {tuple(image.sum() for image in train.dataset[0]["pixels"])}
     for epoch in range(1, 9):
         train.dataset.start_epoch(1, epoch)
-        drawn.add(tuple(image.sum() for image in train.dataset[0]["images"]))
+        drawn.add(tuple(image.sum() for image in train.dataset[0]["pixels"]))
     assert len(drawn) == 3  # of three frames two
     assert other["copy"] == 1
 
@@ -316,40 +315,50 @@ def test_workers_live_through_all_epochs(reid_data: Path) -> None:
     assert not torch.equal(batches[0][0], batches[1][0])  # without `start_epoch`, each pass is an epoch
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_workers_end_with_the_run(fails: bool, reid_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", ["", "in a step", "after a step", "in a worker"])
+def test_workers_end_with_the_run(fails: str, reid_data: Path, tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())  # those of other tests
-    manager = with_batch_transforms(make_datamanager(reid_data, workers=2))
+    shutil.copytree(reid_data, tmp_path / "data")
+    manager = with_batch_transforms(make_datamanager(tmp_path / "data", workers=2))
     training = make_engine(ImageSNEngine, manager)
-    step = training.forward_backward
     alive = set()
 
-    def counting(batch: Any) -> Any:
-        alive.update(multiprocessing.active_children())
-        if fails:
-            raise RuntimeError("within a step")
-        return step(batch)
+    def fail(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            alive.update(multiprocessing.active_children())
+            if fails == what:
+                raise RuntimeError("here")
+            return function(*arguments)
 
-    training.forward_backward = counting
-    with pytest.raises(RuntimeError, match="within a step") if fails else contextlib.nullcontext():
+        return failing
+
+    training.forward_backward = fail("in a step", training.forward_backward)
+    training.train_loader._after_step = fail("after a step", training.train_loader._after_step)
+    if fails == "in a worker":
+        for image in (tmp_path / "data").rglob("bounding_box_train/*.jpg"):
+            image.write_bytes(b"no image")
+    try:
         training.run(save_dir=str(tmp_path), max_epoch=2)
-    assert len(alive - before) == 2
+        assert not fails
+    except (RuntimeError, UnreadableImageError):
+        assert fails
+        assert not set(multiprocessing.active_children()) - before  # while the traceback lives
+    assert len(alive - before) == (0 if fails == "in a worker" else 2)
     assert not set(multiprocessing.active_children()) - before
-    assert len(list(manager.train_loader)) == 3  # others are started
 
 
 def test_a_transform_that_is_there_twice_draws_twice() -> None:
     flips = [transforms.RandomHorizontalFlip() for _ in range(2)]
     _, steps = batched([transforms.Resize(SIZE), *flips])
     images = torch.arange(32, dtype=torch.uint8).view(1, 1, 32, 1).expand(200, 64, 32, 3).contiguous()
-    batch = {"images": images.flatten(), "sizes": np.array([SIZE] * 200), "shape": (200,)}
+    batch = {"pixels": images.flatten(), "sizes": np.array([SIZE] * 200), "shape": (200,)}
     batch |= {"index": np.arange(200), "copy": np.zeros(200, int)}
     transformed = BatchTransforms(steps, use_gpu=False)(batch, 1, 0)["img"]
     mirrored = (transformed != _planar(images)).flatten(1).any(dim=1).sum()
     assert 70 < mirrored < 130
 
 
-def test_copies_of_a_image_in_a_batch_differ(reid_data: Path) -> None:
+def test_copies_of_an_image_in_a_batch_differ(reid_data: Path) -> None:
     loader = with_batch_transforms(make_datamanager(reid_data, transforms=["random_crop"])).train_loader
     batch = loader.transforms(loader.collate_fn(loader.dataset.__getitems__([3] * 16)), 1, 0)
     assert len({float(one.sum()) for one in batch["img"]}) > 4
@@ -464,7 +473,7 @@ def test_all_is_done_on_the_device_of_the_batch(reid_data: Path, monkeypatch: py
     loader = with_batch_transforms(manager).train_loader
     monkeypatch.setattr("torchreid_snloss.device.to_device", lambda value, use_gpu: value.to("meta"))
     items = loader.dataset.__getitems__(range(16))
-    items[0]["images"], items[0]["sizes"] = [np.zeros((50, 40, 3), np.uint8)], [(50, 40)]
+    items[0]["pixels"], items[0]["sizes"] = [np.zeros((50, 40, 3), np.uint8)], [(50, 40)]
     images = loader.transforms(loader.collate_fn(items), 1, 0)["img"]
     assert images.device.type == "meta"
     assert images.shape == (16, 3, *SIZE)

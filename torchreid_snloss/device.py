@@ -1,7 +1,6 @@
 """The accelerator: whether there is one, what it can do, and how models and batches get there.
 
-Only this module and three of the losses' depend on the kind of device: `losses/distances.py` and `losses/nearest.py`
-choose an algorithm by it, and `losses/rows.py` knows which lack float64.
+Besides this module, `losses/rows.py` knows CPUs from GPUs, and which lack float64; the losses choose algorithms by it.
 torchreid's own engines and models call `.cuda()`, so another kind also needs a torchreid that knows it.
 """
 
@@ -9,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "array_to",
     "check_random_state",
     "collective_backend",
     "count",
@@ -74,6 +75,11 @@ def to_device(value: _Movable, use_gpu: bool) -> _Movable:
     if not use_gpu:
         return value
     return value.cuda(non_blocking=True) if isinstance(value, Tensor) else value.cuda()
+
+
+def array_to(where: torch.device, values: npt.NDArray[Any]) -> Tensor:
+    """Copies an array to a device, without waiting for what a GPU still has to do, as a plain copy would."""
+    return torch.from_numpy(values).to(where, non_blocking=True)
 
 
 def is_on_device(model: nn.Module) -> bool:

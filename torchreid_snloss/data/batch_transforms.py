@@ -22,6 +22,7 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as vision
 
 from torchreid_snloss.data.draws import Draws
+from torchreid_snloss.device import array_to
 
 __all__ = ["BatchTransform", "Resize", "batched"]
 
@@ -74,7 +75,7 @@ class Resize:
         return _resized(images, self.size)
 
     def of_sizes(self, data: Tensor, sizes: Integers) -> Tensor:
-        """Resizes images that lie one behind the other, those of one size together.
+        """Resizes images that lie one after the other, those of one size together.
 
         Args:
             data: the values of all images, row by row, uint8; each pixel's red, green and blue are side by side.
@@ -88,7 +89,7 @@ class Resize:
         for number, (height, width) in enumerate(kinds):
             own = np.flatnonzero(kind_of.reshape(-1) == number)
             images = torch.stack([parts[index] for index in own]).view(-1, height, width, 3)
-            out[torch.from_numpy(own).to(data.device)] = _resized(_planar(images), self.size)
+            out[array_to(data.device, own)] = _resized(_planar(images), self.size)
         return out
 
 
@@ -111,9 +112,8 @@ class Flip:
         self.probability = step.p
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        for number in _chosen(draws.of("flip"), self.probability):  # faster than by an index of all
-            images[number] = images[number].flip(-1)
-        return images
+        chosen = array_to(images.device, _chosen(draws.of("flip"), self.probability))
+        return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(-1))
 
 
 class EnlargeAndCrop:
@@ -129,9 +129,9 @@ class EnlargeAndCrop:
         tops = np.rint(draws.of("top").uniform(0, large[0] - height)[:, 0]).astype(int)
         lefts = np.rint(draws.of("left").uniform(0, large[1] - width)[:, 0]).astype(int)
         parts = list(images)
-        chosen = torch.from_numpy(_chosen(draws, self.probability))
-        enlarged = _resized(images.index_select(0, chosen.to(images.device)), large)
-        for number, one in zip(chosen.tolist(), enlarged):
+        chosen = _chosen(draws, self.probability)
+        enlarged = _resized(images.index_select(0, array_to(images.device, chosen)), large)
+        for number, one in zip(chosen, enlarged):
             y, x = tops[number], lefts[number]
             parts[number] = one[:, y : y + height, x : x + width]
         return torch.stack(parts)
@@ -149,7 +149,7 @@ class Jitter:
         draws = draws.of("jitter")
         ranges = {"brightness": self.brightness, "contrast": self.contrast, "order": (-1.0, 1.0)}
         drawn = np.stack([draws.of(name).uniform(*limits) for name, limits in ranges.items()]).astype(np.float32)
-        factors = torch.from_numpy(drawn).to(images.device).view(3, -1, 1, 1, 1)
+        factors = array_to(images.device, drawn).view(3, -1, 1, 1, 1)
         few = len(images) if images.is_cuda else 2  # a CPU's cache holds few
         for part, drawn_of_part in zip(images.split(few), factors.split(few, dim=1)):
             part.copy_(_jittered(part, *drawn_of_part))
@@ -182,10 +182,10 @@ class Normalize:
     """`Normalize`: subtracts the mean of each channel, and divides by its standard deviation."""
 
     def __init__(self, step: Any) -> None:
-        self.mean, self.std = step.mean, step.std
+        self.mean, self.std = (np.asarray(value, np.float32) for value in (step.mean, step.std))
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        mean, std = (array_to(images.device, value).view(-1, 1, 1) for value in (self.mean, self.std))
         return images.sub_(mean).div_(std)
 
 
@@ -273,13 +273,13 @@ class Erase:
 
     def __init__(self, step: Any) -> None:
         self.probability, self.areas = step.probability, (step.sl, step.sh)
-        self.lowest_ratio, self.value = step.r1, step.mean
+        self.lowest_ratio, self.value = step.r1, np.asarray(step.mean, np.float32)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         draws, size = draws.of("erase"), images.shape[-2:]
         fits, sizes = _boxes(draws, size, self.areas, self.lowest_ratio)
         tops, lefts = (draws.of("yx"[axis]).integers(0, size[axis] - sizes[:, axis]) for axis in (0, 1))
-        value = images.new_tensor(self.value).view(-1, 1, 1)
+        value = array_to(images.device, self.value).view(-1, 1, 1)
         for number in _chosen(draws, self.probability):
             if fits[number]:
                 (height, width), top, left = sizes[number], tops[number], lefts[number]

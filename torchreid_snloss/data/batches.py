@@ -90,7 +90,7 @@ class BatchTransforms:
         frames = len(sizes) // shape[0]
         index, earlier = (np.repeat(batch.pop(key), frames) for key in ("index", "copy"))
         keys = image_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0]))
-        images = device.to_device(batch.pop("images"), self._use_gpu)
+        images = device.to_device(batch.pop("pixels"), self._use_gpu)
         draws = Draws(keys)
         first, *rest = self._steps
         assert isinstance(first, Resize)
@@ -122,11 +122,14 @@ class BatchLoader(DataLoader[dict[str, Any]]):
         self._epoch_is_set = True
 
     def end_workers(self) -> None:
-        """Ends workers that live through all epochs; the next pass starts others.
+        """Ends persistent workers; the next pass starts others.
 
         Left to themselves, they end with the process, where torch may wait five seconds for each if memory is pinned.
         """
-        self._iterator = None  # which ends them when it is collected
+        running: Any = self._iterator
+        if running is not None:
+            running._shutdown_workers()  # an error's traceback may keep it from being collected
+            self._iterator = None
 
     def __iter__(self) -> Any:
         seed, epoch = self.dataset.epoch

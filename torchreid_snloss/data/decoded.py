@@ -32,7 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 class DecodedDataset(Dataset[dict[str, Any]]):
     """A data set of torchreid's whose images are only decoded.
 
-    Its items have more parts: `images`, the images' values; `sizes`, their heights and widths; `index`, the number
+    Its items have more parts: `pixels`, the images' values; `sizes`, their heights and widths; `index`, the number
     of the item; and `copy`, how often it came before in the batch. `img` is (0,) for an image, (frames, 0) for a
     tracklet.
 
@@ -129,7 +129,7 @@ def _base_of(dataset: Any) -> Any:
 
 
 class _Images:
-    """Stands in a data set's place for its transform, and keeps the images that the data set reads for an item."""
+    """Takes the place of a data set's transform, and keeps the images that the data set reads for an item."""
 
     def __init__(self, for_each: Sequence[Any]) -> None:
         self._for_each = for_each
@@ -150,7 +150,7 @@ class _Images:
             raise UnreadableImageError(
                 "data.batch_transforms needs a data set that calls its transform for each image; use False"
             )
-        return {"images": images, "sizes": [image.shape[:2] for image in images]}
+        return {"pixels": images, "sizes": [image.shape[:2] for image in images]}
 
 
 def decode_array(path: str) -> Pixels:
@@ -172,16 +172,16 @@ def decode_array(path: str) -> Pixels:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch as torch does, with the values of all images, of whatever sizes, one behind the other.
+    """Makes a batch as torch does, with the values of all images, of whatever sizes, one after the other.
 
     What only `BatchTransforms` reads are arrays, since each tensor that a worker sends takes a file of its own.
     """
-    own = ("img", "images", "sizes", "index", "copy")
+    own = ("img", "pixels", "sizes", "index", "copy")
     rest = [{key: value for key, value in item.items() if key not in own} for item in items]
     return {
         **default_collate(rest),
         "shape": (len(items), *items[0]["img"].shape[:-1]),
-        "images": torch.from_numpy(np.concatenate([one.reshape(-1) for item in items for one in item["images"]])),
+        "pixels": torch.from_numpy(np.concatenate([one.reshape(-1) for item in items for one in item["pixels"]])),
         "sizes": np.array([size for item in items for size in item["sizes"]]),
         "index": np.array([item["index"] for item in items]),
         "copy": np.array([item["copy"] for item in items]),

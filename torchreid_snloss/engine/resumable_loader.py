@@ -84,7 +84,7 @@ class ResumableLoader:
 
     @contextlib.contextmanager
     def ending_workers(self) -> Iterator[None]:
-        """On leaving it, workers that live through all epochs end."""
+        """Ends persistent workers on exit, also after an error."""
         try:
             yield
         finally:

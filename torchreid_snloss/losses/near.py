@@ -57,5 +57,5 @@ def _pulls_of_unit_rows(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, 
 
 
 def _in_parts(x: Tensor, *pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Splits the pairs into chunks whose differences take little memory."""
+    """Splits the pairs into chunks, so that their differences take little memory."""
     yield from zip(*(tensor.split(rows_at_once(x, _ELEMENTS_AT_ONCE)) for tensor in pairs))

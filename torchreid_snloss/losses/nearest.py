@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchreid_snloss.losses.rows import on_cpu
+
 __all__ = ["nearest", "nearest_by_sorting", "nearest_by_topk"]
 
 
@@ -22,7 +24,7 @@ def nearest(distances: Tensor, positive: Tensor, k: int) -> Tensor:
         int64 (N, min(k, M)) columns.
     """
     # On a CPU, sorting is slower than topk; on a GPU, the check for ties would synchronise with the device.
-    return (nearest_by_sorting if distances.device.type != "cpu" else nearest_by_topk)(distances, positive, k)
+    return (nearest_by_topk if on_cpu(distances) else nearest_by_sorting)(distances, positive, k)
 
 
 def nearest_by_topk(distances: Tensor, positive: Tensor, k: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss.losses import near
-from torchreid_snloss.losses.rows import divided, fill_diagonal, lengths, rows_at_once, take
+from torchreid_snloss.losses.rows import divided, fill_diagonal, lengths, on_cpu, rows_at_once, take
 from torchreid_snloss.losses.weights import (
     Sparse,
     column_sums,
@@ -91,7 +91,7 @@ class Block(NamedTuple):
 class Products:
     """Computes distances by one matrix product, and recomputes those of near rows from their differences.
 
-    A block of anchors waits for a GPU once, to see if any pair is near, and once or twice more if one is. Under
+    A block of anchors waits for a GPU once, to see if any pair is near, and up to three times more if some are. Under
     `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
     """
 
@@ -99,7 +99,7 @@ class Products:
 
     def prepare(self, x: Tensor, y: Tensor | None, normalize: bool, in_blocks: bool) -> Prepared:
         """See `Distances.prepare`."""
-        if in_blocks:  # once for all of them
+        if in_blocks or _rounds_products(x):  # once for all blocks
             return _centred(x, y, normalize)
         side = _scaled_side if normalize else _raw_side
         return _prepared(side(x, x), None if y is None else side(y, y), None)
@@ -155,6 +155,11 @@ class Products:
         normalize = anchors.scale is not None
         near.add_gradients(at_x, at_references, anchors.rows, references.rows, (i, j), near_weights, normalize)
         return at_x, at_y
+
+
+def _rounds_products(x: Tensor) -> bool:
+    """Whether products of float32 lose digits, by TF32 or bfloat16: those of points around 0 lose fewer."""
+    return not on_cpu(x) and x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def _prepared(anchors: _Side, references: _Side | None, origin: Tensor | None) -> Prepared:
@@ -213,7 +218,7 @@ def _squares(anchors: _Side, references: _Side, moved: bool) -> Tensor:
 
 def _own_products(x: Tensor) -> Tensor:
     """`x @ x.t()`; on a CPU in blocks of rows up to the diagonal, since the other half is the same."""
-    if len(x) <= _ROWS_OF_HALF or x.device.type != "cpu":
+    if len(x) <= _ROWS_OF_HALF or not on_cpu(x):
         return x @ x.t()
     products = x.new_empty(len(x), len(x))
     for start in range(0, len(x), _ROWS_OF_HALF):

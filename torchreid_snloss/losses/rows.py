@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["divided", "fill_diagonal", "lengths", "rows_at_once", "take", "wide"]
+__all__ = ["divided", "fill_diagonal", "lengths", "on_cpu", "rows_at_once", "take", "wide"]
 
-_ELEMENTS_ON_A_GPU = 1 << 24
+_ELEMENTS_ON_A_GPU = 1 << 22  # 16 MiB in float32
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -27,9 +27,14 @@ def lengths(x: Tensor) -> Tensor:
     return result.masked_fill_(result < 1 / torch.finfo(x.dtype).max, torch.inf)
 
 
-def rows_at_once(x: Tensor, elements: int) -> int:
-    """How many rows to work on at a time: on a CPU `elements` numbers, for its cache; on a GPU 2^24, for its memory."""
-    return max(1, (elements if x.device.type == "cpu" else _ELEMENTS_ON_A_GPU) // x.shape[1])
+def on_cpu(x: Tensor) -> bool:
+    """Whether a tensor is on a CPU, where memory is the limit, rather than on a GPU, where launching kernels is."""
+    return x.device.type == "cpu"
+
+
+def rows_at_once(x: Tensor, elements_on_cpu: int) -> int:
+    """How many rows to work on at a time; on a CPU few, so that they stay in its cache."""
+    return max(1, (elements_on_cpu if on_cpu(x) else _ELEMENTS_ON_A_GPU) // x.shape[1])
 
 
 def take(tensor: Tensor, rows: slice) -> Tensor:
