@@ -14,12 +14,7 @@ from benchmarks.timing import Row
 
 __all__ = ["draw"]
 
-_NOT_DRAWN = (
-    "sampler, memory",
-    "loader, throughput",
-    "loader, waiting for data",
-    "large, CPU s",
-)
+_NOT_DRAWN = ("sampler, memory", "loader, throughput", "loader, waiting for data", "large, CPU s")
 _OURS, _OTHERS = "#1b7f5c", "#9aa5b1"
 
 

@@ -35,15 +35,8 @@ _BATCH = 64
 _CASE = "256 x 128, flip, crop, erase"
 _OPTIONS = [
     *["data.sources", ["market1501"], "data.targets", ["market1501"], "data.height", 256, "data.width", 128],
-    *[
-        "data.transforms",
-        ["random_flip", "random_crop", "random_erase"],
-        "train.batch_size",
-        _BATCH,
-        "loss.name",
-        "hap2s",
-    ],
-    *["test.ranks", [1]],
+    *["data.transforms", ["random_flip", "random_crop", "random_erase"], "train.batch_size", _BATCH],
+    *["loss.name", "hap2s", "test.ranks", [1]],
 ]
 _GPU_MODELS = {"ResNet-50, bf16": ("resnet50", "bf16"), "OSNet x1.0": ("osnet_x1_0", "off")}
 
@@ -64,10 +57,7 @@ def measure(device: str, repetitions: int = 3) -> list[Row]:
 
 
 def _loading(root: str, repetitions: int, epochs: int = 4) -> list[Row]:
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
-    for _ in range(repetitions):
-        for name, found in runs.items():
-            found.append(_alone("load", name, root, 1, epochs))
+    runs = _interleaved(repetitions, "load", root, 1, epochs)
     images = {
         part: {name: statistics.median(run[part] / run["images"] for run in found) for name, found in runs.items()}
         for part in ("all", "workers", "main")
@@ -93,10 +83,7 @@ def _loading(root: str, repetitions: int, epochs: int = 4) -> list[Row]:
 def _training(root: str, repetitions: int, epochs: int = 1) -> list[Row]:
     results = []
     for case, (model, amp) in _GPU_MODELS.items():
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
-        for _ in range(repetitions):
-            for name, found in runs.items():
-                found.append(_alone("train", name, root, 4, epochs, model, amp))
+        runs = _interleaved(repetitions, "train", root, 4, epochs, model, amp)
         rates = {name: statistics.median(run["rate"] for run in found) for name, found in runs.items()}
         of = f"{case}, 4 workers: time of {_BATCH} images"
         for name, found in runs.items():
@@ -104,6 +91,15 @@ def _training(root: str, repetitions: int, epochs: int = 1) -> list[Row]:
             results.append(Row("loader, training", of, name, milliseconds, "ms", rates[_THEIRS] / rates[name]))
             results.append(Row("loader, waiting for data", of, name, 100 * waiting, "%", waiting))
     return results
+
+
+def _interleaved(repetitions: int, what: str, *arguments: object) -> dict[str, list[dict[str, float]]]:
+    """The results of each variant, all of them in turn, so that a machine that slows down slows down all of them."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
+    for _ in range(repetitions):
+        for name, found in runs.items():
+            found.append(_alone(what, name, *arguments))
+    return runs
 
 
 def _alone(what: str, *arguments: object) -> dict[str, float]:
