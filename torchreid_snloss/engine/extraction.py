@@ -23,9 +23,9 @@ __all__ = [
     "SplitFeatures",
     "check_comparable",
     "extract",
+    "extract_batch",
     "first_files",
     "lengths",
-    "mean_with_flipped",
     "normalized",
 ]
 
@@ -49,14 +49,16 @@ class SplitFeatures:
     paths: list[str]
 
 
-def mean_with_flipped(extract_features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The mean features of images and their mirror images.
+def extract_batch(extract_features: Callable[[Tensor], Tensor], images: Tensor, flip: bool) -> Tensor:
+    """The features that a test ranks by, not normalised.
 
     Args:
         extract_features: returns the features of a batch of images.
         images: (batch, ..., height, width).
+        flip: whether features are the mean over an image and its mirror image.
     """
-    return (extract_features(images) + extract_features(images.flip(-1))) / 2
+    features = extract_features(images)
+    return (features + extract_features(images.flip(-1))) / 2 if flip else features
 
 
 def lengths(features: Tensor) -> Tensor:

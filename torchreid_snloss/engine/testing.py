@@ -17,8 +17,8 @@ from torchreid_snloss.engine.extraction import (
     SplitFeatures,
     check_comparable,
     extract,
+    extract_batch,
     first_files,
-    mean_with_flipped,
     normalized,
 )
 from torchreid_snloss.engine.features_file import FeaturesFile, conditions, weights_digest
@@ -188,9 +188,7 @@ class Testing:
         return found
 
     def _features_of(self, images: Tensor) -> Tensor:
-        features_of = self._tested.extract_features
-        features: Tensor = mean_with_flipped(features_of, images) if self._tested.options.flip else features_of(images)
-        return features
+        return extract_batch(self._tested.extract_features, images, self._tested.options.flip)
 
 
 def _print_results(ranking: Ranking, ranks: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.engine.extraction import first_files, lengths, mean_with_flipped
+from torchreid_snloss.engine.extraction import extract_batch, first_files, lengths
 from torchreid_snloss.errors import ExportError, text_of
 from torchreid_snloss.inference.features import description_of
 from torchreid_snloss.inference.images import image_loader, list_images
@@ -140,7 +140,7 @@ class TestGraph(nn.Module):
         self.model, self.flip, self.normalize = model, flip, normalize
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = mean_with_flipped(self.model, images) if self.flip else self.model(images)
+        features = extract_batch(self.model, images, self.flip)
         return features / lengths(features) if self.normalize else features
 
 

@@ -25,7 +25,7 @@ from torchreid_snloss.checkpoint import (
 from torchreid_snloss.cli import config_options
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.engine import WriteError
-from torchreid_snloss.engine.extraction import mean_with_flipped
+from torchreid_snloss.engine.extraction import extract_batch
 from torchreid_snloss.run.writable import check_replaceable
 from torchreid_snloss.settings import Settings, resolve
 
@@ -128,4 +128,4 @@ class TestModel:
 
     def features_of(self, images: Tensor) -> Tensor:
         """The features of a batch, not normalised."""
-        return mean_with_flipped(self.extract_features, images) if self._flip else self.extract_features(images)
+        return extract_batch(self.extract_features, images, self._flip)
