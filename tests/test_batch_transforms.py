@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import multiprocessing
 import os
 import random
@@ -20,16 +21,18 @@ from conftest import Done, Tiny, make_datamanager, make_engine
 from PIL import Image
 from scipy import stats
 from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 from torchreid import data, utils
 from torchvision import transforms
 
 import torchreid_snloss
 from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.data import SyntheticTracklets, make_pedestrians, use_batch_transforms
-from torchreid_snloss.data.batch_transforms import _planar, _rotated, batched
+from torchreid_snloss.data.batch_transforms import _planar, batched
 from torchreid_snloss.data.batches import BatchTransforms
-from torchreid_snloss.data.cache import CacheError, ImageCache
-from torchreid_snloss.data.decoded import decode_array
+from torchreid_snloss.data.box_transforms import _rotated
+from torchreid_snloss.data.cache import CacheError, ImageCache, available_memory, cache_images
+from torchreid_snloss.data.decoded import DECODED, decode_array
 from torchreid_snloss.data.draws import Draws, image_keys
 from torchreid_snloss.data.readable import UnreadableImageError, decode
 from torchreid_snloss.engine import Stopped
@@ -86,8 +89,8 @@ def test_test_images_are_torchreids(files: list[Path], reid_data: Path) -> None:
         assert torch.equal(own["camid"], expected["camid"])
         assert own["img"].shape == expected["img"].shape
         levels = 255 * torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1) * (own["img"] - expected["img"]).abs()
-        assert levels.mean() <= 1
-        assert levels.max() <= 4
+        assert levels.mean() <= 0.1
+        assert levels.max() <= 2.01
 
 
 def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Path) -> None:
@@ -113,13 +116,13 @@ def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Pa
     first, other = train.dataset.__getitems__([0, 0])
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
     again = train.dataset[0]
-    np.testing.assert_array_equal(first["pixels"], again["pixels"])
-    drawn = {tuple(image.sum() for image in train.dataset[0]["pixels"])}
+    np.testing.assert_array_equal(first[DECODED]["images"], again[DECODED]["images"])
+    drawn = {tuple(image.sum() for image in train.dataset[0][DECODED]["images"])}
     for epoch in range(1, 9):
         train.dataset.start_epoch(1, epoch)
-        drawn.add(tuple(image.sum() for image in train.dataset[0]["pixels"]))
+        drawn.add(tuple(image.sum() for image in train.dataset[0][DECODED]["images"]))
     assert len(drawn) == 3  # of three frames two
-    assert other["copy"] == 1
+    assert other[DECODED]["copy"] == 1
 
 
 # ---- the same distributions ----
@@ -136,7 +139,7 @@ def both(step: Any, image: Tensor, measure: Callable[[Tensor], Any], count: int 
         given = image.clone() if floats else transforms.functional.to_pil_image(image)
         done = step(given)
         theirs.append(measure(done if floats else to_tensor(done)))
-    _, (_, ours) = batched([transforms.Resize(SIZE), step])
+    _, _, (ours,) = batched(transforms.Compose([transforms.Resize(SIZE), step]))
     done = ours(image.expand(count, -1, -1, -1).clone(), Draws(image_keys(3, 0, np.arange(count))))
     assert done.dtype == image.dtype
     return np.array(theirs, float), np.array([measure(one) for one in done], float)
@@ -209,7 +212,7 @@ def test_jitter_rounds_as_pillow() -> None:
     }
     for name, (factor, function) in functions.items():
         given = transforms.ColorJitter(**{name: (factor, factor)})
-        _, (_, ours) = batched([transforms.Resize(SIZE), given])
+        _, _, (ours,) = batched(transforms.Compose([transforms.Resize(SIZE), given]))
         own = ours(image[None].clone(), Draws(image_keys([0])))[0]
         expected = transforms.PILToTensor()(function(pillow, factor))
         assert (own.int() - expected.int()).abs().max() <= 1, name
@@ -223,7 +226,9 @@ def test_patches_as_often_and_as_large_as_torchreid() -> None:
     step = data.transforms.RandomPatch(min_sample_size=10)
     random.seed(3)
     theirs = [transforms.PILToTensor()(step(transforms.functional.to_pil_image(image))) for image in images]
-    _, (_, ours) = batched([transforms.Resize(SIZE), data.transforms.RandomPatch(min_sample_size=10)])
+    _, _, (ours,) = batched(
+        transforms.Compose([transforms.Resize(SIZE), data.transforms.RandomPatch(min_sample_size=10)])
+    )
     draws = image_keys(3, 0, np.arange(count))
     own = torch.cat([ours(images[at : at + 64].clone(), Draws(draws[at : at + 64])) for at in range(0, count, 64)])
 
@@ -298,6 +303,7 @@ def test_neither_workers_nor_a_stop_in_an_epoch_change_anything(reid_data: Path,
     with pytest.raises(Stopped, match=r"model\.pth\.tar-1\.2"):
         stopped.run(save_dir=str(tmp_path / "stopped"), max_epoch=3)
     resumed = build(workers=0)
+    cache_images([resumed.train_loader], threads=1)
     start = resumed.resume(tmp_path / "stopped/model/model.pth.tar-1.2")
     resumed.run(save_dir=str(tmp_path / "stopped"), max_epoch=3, start_epoch=start)
     for value, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
@@ -349,11 +355,11 @@ def test_workers_end_with_the_run(fails: str, reid_data: Path, tmp_path: Path) -
 
 def test_a_transform_that_is_there_twice_draws_twice() -> None:
     flips = [transforms.RandomHorizontalFlip() for _ in range(2)]
-    _, steps = batched([transforms.Resize(SIZE), *flips])
+    _, resize, steps = batched(transforms.Compose([transforms.Resize(SIZE), *flips]))
     images = torch.arange(32, dtype=torch.uint8).view(1, 1, 32, 1).expand(200, 64, 32, 3).contiguous()
-    batch = {"pixels": images.flatten(), "sizes": np.array([SIZE] * 200), "shape": (200,)}
-    batch |= {"index": np.arange(200), "copy": np.zeros(200, int)}
-    transformed = BatchTransforms(steps, use_gpu=False)(batch, 1, 0)["img"]
+    decoded = {"pixels": images.flatten(), "sizes": np.array([SIZE] * 200), "shape": (200,)}
+    decoded |= {"index": np.arange(200), "copy": np.zeros(200, int)}
+    transformed = BatchTransforms(resize, steps, use_gpu=False)({DECODED: decoded}, 1, 0)["img"]
     mirrored = (transformed != _planar(images)).flatten(1).any(dim=1).sum()
     assert 70 < mirrored < 130
 
@@ -400,6 +406,38 @@ def test_a_cache_without_room_is_refused(train: Callable[..., Done], monkeypatch
     assert "data.cache ram needs 4.3 MiB for 184 decoded images, but only 0.1 MiB of memory are available" in done.err
 
 
+def test_no_image_is_decoded_before_all_is_checked(train: Callable[..., Done]) -> None:
+    done = train(*SHORT, "data.cache", "ram", "test.ranks", [999])
+    assert done.code == 2
+    assert "decod" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/job/step", {"job": ("3000000", "1000000"), "job/step": ("max", "900000")}, 2_000_500),
+        ("0::/elsewhere", {"": ("700000", "100000")}, 600_500),
+        ("4:cpu,memory:/job", {"memory/job": ("900000", "100000"), "memory": ("9" * 18, "5")}, 800_500),
+        ("0::/", {}, 9_000_000 * 1024),
+    ],
+)
+def test_a_limit_of_any_control_group_counts(
+    groups: str, limits: dict[str, tuple[str, str]], expected: int, tmp_path: Path
+) -> None:
+    version_1 = "memory" in groups
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version_1 else ("memory.max", "memory.current")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\nMemAvailable: 9000000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(f"12:cpuset:/\n{groups}\n")
+    for group, values in limits.items():
+        folder = tmp_path / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, values):
+            (folder / name).write_text(value)
+        (folder / "memory.stat").write_text("anon 7\ninactive_file 500\n")
+    assert available_memory(tmp_path) == expected
+
+
 def test_a_cache_is_shared_by_its_address_and_holds_the_pixels(files: list[Path]) -> None:
     cache = ImageCache.filled([*map(str, files), str(files[0])], threads=2)
     other = ImageCache(*cache.address)
@@ -410,7 +448,7 @@ def test_a_cache_is_shared_by_its_address_and_holds_the_pixels(files: list[Path]
     assert other.get("elsewhere.jpg") is None
     with pytest.raises(ValueError, match="read-only"):
         image[0] = 0
-    with pytest.raises(CacheError, match="can't share the memory of process"):
+    with pytest.raises(CacheError, match="can't map the memory of process"):
         ImageCache(cache.address[0], os.getpid(), 999_999)
 
 
@@ -453,12 +491,181 @@ def test_a_transform_of_ones_own_is_done_first_or_refused(reid_data: Path) -> No
     steps.append(steps.pop(0))
     with pytest.raises(ValueError, match=r"the transform Solarize\(\) has no batch transform"):
         with_batch_transforms(theirs)
-    with pytest.raises(ValueError, match="changes saturation or hue"):
-        batched([transforms.Resize(SIZE), transforms.ColorJitter(hue=0.1)])
-    with pytest.raises(ValueError, match="must resize bilinearly"):
-        batched([transforms.Resize(64)])
-    with pytest.raises(ValueError, match="needs a transform that resizes"):
-        batched([transforms.ToTensor()])
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([transforms.Resize(SIZE), transforms.ColorJitter(hue=0.1)], "changes saturation or hue"),
+        ([transforms.Resize(64)], "must resize bilinearly, to a height and a width"),
+        ([transforms.ToTensor()], r"needs a Resize of torchvision's to a height and a width, got \[ToTensor\(\)\]"),
+        ([transforms.RandomResizedCrop(SIZE)], r"got \[RandomResizedCrop\("),
+        (
+            [transforms.Resize(SIZE), data.transforms.Random2DTranslation(*SIZE, interpolation=Image.NEAREST)],
+            "Random2DTranslation must resize bilinearly",
+        ),
+        (
+            [transforms.Resize(SIZE), data.transforms.Random2DTranslation(48, 24)],
+            r"Random2DTranslation to \(48, 24\) \(height, width\) has no batch transform for images of \(64, 32\)",
+        ),
+    ],
+)
+def test_a_step_without_a_batch_transform_is_named(steps: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"data.batch_transforms.*{message}"):
+        batched(transforms.Compose([transforms.Compose(steps)]))
+
+
+@pytest.mark.parametrize("first", [transforms.ToTensor(), transforms.Grayscale(1)])
+def test_what_comes_before_the_resizing_must_give_rgb_images(first: Any, reid_data: Path) -> None:
+    theirs = make_datamanager(reid_data, transforms=[])
+    theirs.train_loader.dataset.transform.transforms.insert(0, first)
+    with pytest.raises(UnreadableImageError, match=r"resizes RGB images of uint8.* that \[.*\] give are"):
+        next(iter(with_batch_transforms(theirs).train_loader))
+
+
+def test_loaders_keep_their_options_or_are_refused(reid_data: Path) -> None:
+    theirs = make_datamanager(reid_data)
+    given = theirs.train_loader
+    options = {"num_workers": 1, "worker_init_fn": id, "timeout": 7, "prefetch_factor": 3}
+    theirs.train_loader = DataLoader(given.dataset, batch_size=8, multiprocessing_context="spawn", **options)
+    own = with_batch_transforms(theirs)
+    assert {name: getattr(own.train_loader, name) for name in options} == options
+    assert own.train_loader.multiprocessing_context.get_start_method() == "spawn"
+    with pytest.raises(ValueError, match="has batch transforms already"):
+        with_batch_transforms(own)
+    theirs.train_loader = DataLoader(given.dataset, collate_fn=list)
+    with pytest.raises(ValueError, match="needs loaders as torchreid makes them, but one has the collate_fn"):
+        with_batch_transforms(theirs)
+    theirs.train_loader = DataLoader(given.dataset, batch_sampler=[[0, 1]])
+    with pytest.raises(ValueError, match="but one has a batch_sampler"):
+        with_batch_transforms(theirs)
+
+
+def test_a_patch_is_pasted_however_many_there_must_be(reid_data: Path) -> None:
+    step = data.transforms.RandomPatch(min_sample_size=1100, prob_happen=1.0)
+    _, _, (ours,) = batched(transforms.Compose([transforms.Resize(SIZE), step]))
+    images = torch.from_numpy(np.random.default_rng(0).integers(1, 256, (1300, 3, *SIZE), dtype=np.uint8))
+    changed = (ours(images.clone(), Draws(image_keys(np.arange(1300)))) != images).flatten(1).any(dim=1)
+    assert not changed[:1000].any()
+    assert changed[1200:].float().mean() > 0.9
+
+
+# ---- data sets of one's own ----
+
+
+def _cropped(image: Any) -> Any:
+    width, height = image.size
+    return image.crop((2, 2, width - 2, height - 2))
+
+
+def own_items(datamanager: Any, get_item: Callable[[Any, int], Any]) -> Any:
+    """Gives the training set a `__getitem__` of its own."""
+    dataset = datamanager.train_loader.dataset
+    dataset.__class__ = type("Own", (type(dataset),), {"__getitem__": get_item})
+    return datamanager
+
+
+@pytest.mark.parametrize("change", [_cropped, transforms.functional.hflip, lambda image: image.rotate(180)])
+def test_a_data_set_may_change_the_images_that_it_reads(change: Callable[[Any], Any], reid_data: Path) -> None:
+    def get_item(self: Any, number: int) -> Any:
+        path, pid, camid, _ = self.data[number]
+        image = change(data.datasets.dataset.read_image(path))
+        return {"img": self.transform(image), "pid": pid, "camid": camid, "impath": path, "index": number, "sizes": 7}
+
+    theirs = own_items(make_datamanager(reid_data, transforms=[]), get_item)
+    numbers = [5, 0, 9]
+    expected = default_collate([theirs.train_loader.dataset[number] for number in numbers])
+    loader = with_batch_transforms(theirs).train_loader
+    batch = loader.transforms(loader.collate_fn(loader.dataset.__getitems__(numbers)), 1, 0)
+    torch.testing.assert_close(batch.pop("img"), expected.pop("img"), rtol=0, atol=2.01 / 255 / 0.22)
+    assert batch.keys() == expected.keys()
+    assert batch["index"].tolist() == numbers
+
+
+@pytest.mark.parametrize("change", ["mirrors it", "scales it", "two views", "none"])
+def test_a_data_set_that_changes_what_its_transform_gives_is_refused(change: str, reid_data: Path) -> None:
+    def get_item(self: Any, number: int) -> Any:
+        path, pid, camid, _ = self.data[number]
+        image = data.datasets.dataset.read_image(path)
+        img = transforms.ToTensor()(image) if change == "none" else self.transform(image)
+        if change == "two views":
+            self.transform(image)
+        img = img.flip(-1) if change == "mirrors it" else img * 0.5 if change == "scales it" else img
+        return {"img": img, "pid": pid, "camid": camid, "impath": path}
+
+    loader = with_batch_transforms(own_items(make_datamanager(reid_data), get_item)).train_loader
+    with pytest.raises(
+        UnreadableImageError, match="calls its transform once for each image, and returns the results as"
+    ):
+        next(iter(loader))
+
+
+def test_tracklets_of_ones_own_keep_their_frames(tmp_path: Path) -> None:
+    torchreid_snloss.register()
+    make_pedestrians(tmp_path / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
+    theirs = data.VideoDataManager(
+        root=str(tmp_path), sources="synthetic_video", height=64, width=32, batch_size_train=2, seq_len=3,
+        use_gpu=False, workers=0, transforms=[],
+    )  # fmt: skip
+
+    def get_item(self: Any, number: int, backwards: bool = False) -> Any:
+        paths, pid, camid, _ = self.data[number]
+        frames = [self.transform(_cropped(data.datasets.dataset.read_image(path))) for path in paths]
+        return {"img": torch.stack(frames[::-1] if backwards else frames), "pid": pid, "camid": camid}
+
+    expected = own_items(theirs, get_item).train_loader.dataset[1]["img"]
+    loader = with_batch_transforms(theirs).train_loader
+    batch = loader.transforms(loader.collate_fn([loader.dataset[1]]), 1, 0)
+    torch.testing.assert_close(batch["img"][0], expected, rtol=0, atol=2.01 / 255 / 0.22)
+    with pytest.raises(UnreadableImageError, match="returns the results as they are"):
+        with_batch_transforms(
+            own_items(theirs, functools.partialmethod(get_item, backwards=True))
+        ).train_loader.dataset[1]
+
+
+def test_an_item_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    torchreid_snloss.register()
+    make_pedestrians(tmp_path / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
+    manager = data.VideoDataManager(
+        root=str(tmp_path), sources="synthetic_video", height=64, width=32, batch_size_train=2, seq_len=3,
+        use_gpu=False, workers=0,
+    )  # fmt: skip
+    loader = with_batch_transforms(manager).train_loader
+    broken = Path(loader.dataset.data[0][0][-1])
+    broken.write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=broken.name):
+        loader.dataset[0]
+    assert len(loader.dataset[1][DECODED]["images"]) == 3
+
+
+# ---- large images ----
+
+
+def test_large_images_are_resized_where_they_are_decoded(reid_data: Path, tmp_path: Path) -> None:
+    theirs = make_datamanager(reid_data, transforms=[])
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 4, 3), dtype=np.uint8))
+    for name, size in {"large.jpg": (301, 500), "just.jpg": (64, 128)}.items():
+        smooth.resize(size).save(tmp_path / name)
+    dataset = theirs.train_loader.dataset
+    dataset.data = [(str(tmp_path / name), 0, 0, 0) for name in ("large.jpg", "just.jpg")]
+    expected = torch.stack([dataset[number]["img"] for number in (0, 1)])
+    loader = with_batch_transforms(theirs).train_loader
+    items = loader.dataset.__getitems__([0, 1])
+    assert [item[DECODED]["images"][0].shape for item in items] == [(*SIZE, 3), (128, 64, 3)]
+    batch = loader.transforms(loader.collate_fn(items), 1, 0)
+    assert torch.equal(batch["img"][0], expected[0])
+    torch.testing.assert_close(batch["img"], expected, rtol=0, atol=2.01 / 255 / 0.22)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lies.jpg"
+    Image.new("RGB", (64, 128)).save(file)
+    content = bytearray(file.read_bytes())
+    at = content.index(b"\xff\xc0")
+    content[at + 5 : at + 9] = (30_000).to_bytes(2, "big") * 2
+    file.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=r"lies\.jpg.*DecompressionBombError"):
+        decode_array(str(file))
 
 
 def test_softmax_in_torchreids_engine_trains_on_batch_transforms(train: Callable[..., Done]) -> None:
@@ -473,7 +680,7 @@ def test_all_is_done_on_the_device_of_the_batch(reid_data: Path, monkeypatch: py
     loader = with_batch_transforms(manager).train_loader
     monkeypatch.setattr("torchreid_snloss.device.to_device", lambda value, use_gpu: value.to("meta"))
     items = loader.dataset.__getitems__(range(16))
-    items[0]["pixels"], items[0]["sizes"] = [np.zeros((50, 40, 3), np.uint8)], [(50, 40)]
+    items[0][DECODED]["images"] = [np.zeros((50, 40, 3), np.uint8)]
     images = loader.transforms(loader.collate_fn(items), 1, 0)["img"]
     assert images.device.type == "meta"
     assert images.shape == (16, 3, *SIZE)

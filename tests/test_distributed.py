@@ -282,6 +282,7 @@ def options(reid_data: Path, epochs: int) -> list[str]:
     # With such a beta FIDI has no gradient, which a line says.
     own = ["loss.name", "sn+fidi", "loss.fidi.beta", 500]
     own += ["train.max_epoch", epochs, "train.lr_scheduler", "cosine", "test.normalize_feature", True]
+    own += ["data.batch_transforms", True]
     return ["--root", str(reid_data), *process_options(*own)]
 
 
@@ -292,8 +293,9 @@ def results_in(output: str) -> list[str]:
 def test_trains_by_torchrun_evaluates_as_one_process_and_goes_on_with_another_number(
     reid_data: Path, tmp_path: Path, command_line: Callable[..., Done]
 ) -> None:
-    output = torchrun(2, *options(reid_data, 2), "train.record", "True", cwd=tmp_path)
+    output = torchrun(2, *options(reid_data, 2), "train.record", "True", "data.cache", "ram", cwd=tmp_path)
     assert output.count("epoch: [2/2][3/3]") == 1, "one process prints"
+    assert output.count("decoded images take") == 1
     assert "Cython" not in output
     assert output.count("does nothing") == output.count("** loss_fidi does nothing in epoch 1: its value is ") == 1
     assert len(results_in(output)) == 12  # before training and after it

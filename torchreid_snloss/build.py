@@ -60,8 +60,8 @@ def build_datamanager(cfg: Config) -> Any:
     """
     settings = resolve(cfg)
     datamanager = load_data(settings)
-    share_decoded(settings, datamanager)
     check_datamanager(settings, datamanager)
+    share_decoded(settings, datamanager)
     return datamanager
 
 

@@ -115,7 +115,6 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     folder, restart = model_folder(settings.save_dir), restarted()
     run = new_run() if settings.evaluate else identify_run(folder, restart)
     datamanager = distributed.main_process_first(lambda: load_data(settings))
-    share_decoded(settings, datamanager)
     _on_all_ranks(lambda: check_datamanager(settings, datamanager))
     print("Data:", *data_lines(settings, datamanager), sep="\n")
     classes = datamanager.num_train_pids or _num_classes_of_checkpoint(settings, folder)
@@ -133,6 +132,7 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     optimizer, scheduler = _on_all_ranks(lambda: build_optimizer(settings, model, criteria))
     if distributed.rank() == 0:
         check_run_writable(settings, checkpoint_size(model, optimizer))
+    share_decoded(settings, datamanager)
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
     engine.checkpointer.run = run
     kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine, folder, restart)}

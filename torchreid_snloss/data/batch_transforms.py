@@ -3,60 +3,72 @@
 Each class stands for one of torchreid's or torchvision's, takes its parameters from an object of that class, and draws
 from the same distributions. `batched` finds the one for each step of a data set's transform.
 
-Images are uint8 up to `to_float`, and every step rounds as Pillow does. Without random transforms, the results equal
-torchreid's to the bit on a CPU with AVX2, and to 1/255 elsewhere.
+Images are uint8 up to `to_float`. Without random transforms, the results equal torchreid's to 2/255.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torchreid import data as torchreid_data
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as vision
 
+from torchreid_snloss.data.box_transforms import Erase, Patch
 from torchreid_snloss.data.draws import Draws
 from torchreid_snloss.device import array_to
 
-__all__ = ["BatchTransform", "Resize", "batched"]
+__all__ = ["Resize", "Step", "batched"]
 
-BatchTransform: TypeAlias = Callable[[Tensor, Draws], Tensor]
-Integers: TypeAlias = npt.NDArray[np.int64]
+Step: TypeAlias = Callable[[Tensor, Draws], Tensor]
 
 
-def batched(steps: Sequence[Any]) -> tuple[list[Any], list[BatchTransform]]:
-    """Splits the steps of an image's transform into those that come before its first `Resize`, and batch transforms.
+def batched(transform: Any) -> tuple[list[Any], Resize, list[Step]]:
+    """Splits an image's transform into what comes before its first `Resize`, and batch transforms.
 
     Args:
-        steps: the transforms of a `Compose`.
+        transform: torchreid's or torchvision's transform of an image; a `Compose` may hold others.
 
     Returns:
-        the steps to be done for each image by itself, which torchreid's transforms have none of, and the rest as
-        batch transforms, of which `Resize` is the first.
+        the steps to be done for each image by itself, which torchreid's transforms have none of; and as batch
+        transforms `Resize` and the rest.
 
     Raises:
         ValueError: for a step that no batch transform stands for; it names the step.
     """
+    steps = _steps_of(transform)
     start = next((number for number, step in enumerate(steps) if type(step) is transforms.Resize), None)
     if start is None:
-        raise ValueError("data.batch_transforms needs a transform that resizes images to one height and width")
-    rest: list[BatchTransform] = []
-    for step in steps[start:]:
+        raise ValueError(
+            f"data.batch_transforms needs a Resize of torchvision's to a height and a width, got {steps}; use False"
+        )
+    resize = Resize(steps[start])
+    rest: list[Step] = []
+    size = resize.size
+    for step in steps[start + 1 :]:
         if type(step) not in _BATCHED:
             raise ValueError(f"data.batch_transforms: the transform {step!r} has no batch transform; use False")
-        rest.append(_BATCHED[type(step)](step))
-    return list(steps[:start]), rest
+        made = _BATCHED[type(step)](step)
+        size = made.size if isinstance(made, Resize) else size
+        if isinstance(made, EnlargeAndCrop) and made.size != size:
+            raise ValueError(
+                f"data.batch_transforms: {type(step).__name__} to {made.size} (height, width) has no batch transform "
+                f"for images of {size}; use False"
+            )
+        rest.append(made)
+    return steps[:start], resize, rest
 
 
-def _chosen(draws: Draws, probability: float) -> Integers:
-    """The numbers of the images to transform; torchreid's transforms leave one alone if its draw is larger."""
-    return np.flatnonzero(draws.of("happens").uniform()[:, 0] <= probability)
+def _steps_of(transform: Any) -> list[Any]:
+    if isinstance(transform, transforms.Compose):
+        return [step for part in transform.transforms for step in _steps_of(part)]
+    return [transform]
 
 
 class Resize:
@@ -67,14 +79,21 @@ class Resize:
 
     def __init__(self, step: Any) -> None:
         size = step.size
-        if step.interpolation != transforms.InterpolationMode.BILINEAR or not isinstance(size, (list, tuple)):
+        if step.interpolation != transforms.InterpolationMode.BILINEAR or np.shape(size) != (2,):
             raise ValueError(f"data.batch_transforms: {step!r} must resize bilinearly, to a height and a width")
-        self.size = [int(length) for length in size]
+        self.size = (int(size[0]), int(size[1]))
+        self._of_image = step
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         return _resized(images, self.size)
 
-    def of_sizes(self, data: Tensor, sizes: Integers) -> Tensor:
+    def of_large(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resizes an image (h, w, 3) that takes more bytes than the result as float32: four times the pixels."""
+        if image.shape[0] * image.shape[1] <= 4 * self.size[0] * self.size[1]:
+            return image
+        return np.asarray(self._of_image(Image.fromarray(image)))
+
+    def of_sizes(self, data: Tensor, sizes: npt.NDArray[np.int64]) -> Tensor:
         """Resizes images that lie one after the other, those of one size together.
 
         Args:
@@ -98,10 +117,10 @@ def _planar(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous()
 
 
-def _resized(images: Tensor, size: list[int]) -> Tensor:
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if len(images) == 0:
         return images
-    resized: Tensor = vision.resize(images, size, antialias=True)
+    resized: Tensor = vision.resize(images, list(size), antialias=True)
     return resized
 
 
@@ -112,7 +131,7 @@ class Flip:
         self.probability = step.p
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        chosen = array_to(images.device, _chosen(draws.of("flip"), self.probability))
+        chosen = array_to(images.device, draws.of("flip").chosen(self.probability))
         return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(-1))
 
 
@@ -120,16 +139,18 @@ class EnlargeAndCrop:
     """`Random2DTranslation`: enlarges images by an eighth, and crops them to their size at a random place."""
 
     def __init__(self, step: Any) -> None:
+        if step.interpolation != Image.Resampling.BILINEAR:
+            raise ValueError(f"data.batch_transforms: {type(step).__name__} must resize bilinearly; use False")
         self.size, self.probability = (step.height, step.width), step.p
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         draws = draws.of("crop")
         height, width = self.size
-        large = [round(1.125 * height), round(1.125 * width)]
+        large = round(1.125 * height), round(1.125 * width)
         tops = np.rint(draws.of("top").uniform(0, large[0] - height)[:, 0]).astype(int)
         lefts = np.rint(draws.of("left").uniform(0, large[1] - width)[:, 0]).astype(int)
         parts = list(images)
-        chosen = _chosen(draws, self.probability)
+        chosen = draws.chosen(self.probability)
         enlarged = _resized(images.index_select(0, array_to(images.device, chosen)), large)
         for number, one in zip(chosen, enlarged):
             y, x = tops[number], lefts[number]
@@ -189,105 +210,7 @@ class Normalize:
         return images.sub_(mean).div_(std)
 
 
-def _boxes(draws: Draws, size: Sequence[int], areas: tuple[float, float], lowest_ratio: float) -> tuple[Any, Integers]:
-    """Draws boxes as torchreid does: an area and an aspect ratio, up to a hundred times until they fit the image.
-
-    Args:
-        draws: of n images.
-        size: height and width of an image in pixels.
-        areas: the smallest and the largest area, as shares of the image's.
-        lowest_ratio: the smallest ratio of height to width; the largest is its inverse.
-
-    Returns:
-        (n,) whether one fits, and (n, 2) the heights and widths in pixels.
-    """
-    height, width = size
-    area = draws.of("area").uniform(areas[0], areas[1], times=100) * height * width
-    ratio = draws.of("ratio").uniform(lowest_ratio, 1 / lowest_ratio, times=100)
-    sizes = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], axis=-1))).astype(np.int64)
-    fits = (sizes[..., 0] < height) & (sizes[..., 1] < width)
-    each, first = np.arange(len(sizes)), fits.argmax(axis=1)
-    return fits[each, first], sizes[each, first]
-
-
-class Patch:
-    """`RandomPatch`: pastes patches of the images before, mirrored and rotated, over images.
-
-    Patches are kept for an epoch, as in torchreid's workers, but not more than the last 1,024: on a GPU, 50 MB at most.
-    """
-
-    most = 1024
-
-    def __init__(self, step: Any) -> None:
-        self.parameters, self.areas = step, (step.patch_min_area, step.patch_max_area)
-        self.start_epoch()
-
-    def start_epoch(self) -> None:
-        """Forgets all patches."""
-        self._patches: deque[Tensor] = deque(maxlen=min(self.most, self.parameters.patchpool.maxlen))
-
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        draws, given, size = draws.of("patch"), self.parameters, images.shape[-2:]
-        fits, sizes = _boxes(draws.of("box"), size, self.areas, given.patch_min_ratio)
-        corners = np.stack(
-            [draws.of(axis).integers(0, size[axis == "x"] - sizes[:, int(axis == "x")]) for axis in "yx"]
-        )
-        place = np.concatenate([draws.of(f"place {axis}").uniform() for axis in "yx"], axis=1)
-        pick = draws.of("pick").uniform()[:, 0]
-        happens = set(_chosen(draws, given.prob_happen).tolist())
-        mirrored = draws.of("mirror").uniform()[:, 0] > given.prob_flip_leftright
-        rotated = draws.of("rotate").uniform()[:, 0] > given.prob_rotate
-        angles = draws.of("angle").integers(-10, 10)
-        out = images.clone()
-        for number, (height, width) in enumerate(sizes):
-            if fits[number]:
-                y, x = corners[:, number]
-                # A copy, so that the batch it was cut from is not kept.
-                self._patches.append(images[number, :, y : y + height, x : x + width].clone())
-            if len(self._patches) < given.min_sample_size or number not in happens:
-                continue
-            patch = self._patches[int(pick[number] * len(self._patches))]
-            free = np.array(size) - patch.shape[-2:] + 1
-            y, x = (place[number] * free).astype(int)
-            patch = patch.flip(-1) if mirrored[number] else patch
-            patch = _rotated(patch, int(angles[number])) if rotated[number] else patch
-            out[number, :, y : y + patch.shape[1], x : x + patch.shape[2]] = patch
-        return out
-
-
-def _rotated(patch: Tensor, degrees: int) -> Tensor:
-    """Rotates an image (3, h, w) counterclockwise about its middle, to nearest pixels; black comes in at the edges."""
-    height, width = patch.shape[-2:]
-    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    y = torch.arange(height, device=patch.device).view(-1, 1) + 0.5 - height / 2
-    x = torch.arange(width, device=patch.device) + 0.5 - width / 2
-    rows = (sin * x + cos * y + height / 2).floor().long()
-    columns = (cos * x - sin * y + width / 2).floor().long()
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    rotated: Tensor = patch[:, rows.clamp(0, height - 1), columns.clamp(0, width - 1)] * inside
-    return rotated
-
-
-class Erase:
-    """`RandomErasing`: fills a box of a normalised image with the given values."""
-
-    def __init__(self, step: Any) -> None:
-        self.probability, self.areas = step.probability, (step.sl, step.sh)
-        self.lowest_ratio, self.value = step.r1, np.asarray(step.mean, np.float32)
-
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        draws, size = draws.of("erase"), images.shape[-2:]
-        fits, sizes = _boxes(draws, size, self.areas, self.lowest_ratio)
-        tops, lefts = (draws.of("yx"[axis]).integers(0, size[axis] - sizes[:, axis]) for axis in (0, 1))
-        value = array_to(images.device, self.value).view(-1, 1, 1)
-        for number in _chosen(draws, self.probability):
-            if fits[number]:
-                (height, width), top, left = sizes[number], tops[number], lefts[number]
-                images[number, :, top : top + height, left : left + width] = value
-        return images
-
-
-_BATCHED: dict[type, Callable[[Any], BatchTransform]] = {
+_BATCHED: dict[type, Callable[[Any], Step]] = {
     transforms.Resize: Resize,
     transforms.RandomHorizontalFlip: Flip,
     torchreid_data.transforms.Random2DTranslation: EnlargeAndCrop,

@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from torchvision import transforms
+from torch.utils.data import DataLoader, default_collate
 
 from torchreid_snloss import device
-from torchreid_snloss.data.batch_transforms import BatchTransform, Patch, Resize, batched
-from torchreid_snloss.data.decoded import DecodedDataset, collate
+from torchreid_snloss.data.batch_transforms import Resize, Step, batched
+from torchreid_snloss.data.box_transforms import Patch
+from torchreid_snloss.data.decoded import DECODED, DecodedDataset, collate
 from torchreid_snloss.data.draws import Draws, image_keys
 
 __all__ = ["BatchLoader", "loader_like", "use_batch_transforms"]
 
 
 def use_batch_transforms(datamanager: Any, seed: int, use_gpu: bool) -> None:
-    """Replaces the loaders of a data manager by some that transform whole batches on the model's device.
+    """Replaces the training and test loaders of a data manager by some that transform whole batches on the device.
 
     Their batches are as before, but for the device of `img`. The training loader's workers live through all epochs.
+    The loader of unlabelled target images, `train_loader_t`, stays as it is.
 
     Args:
         datamanager: a data manager of torchreid.
@@ -29,7 +30,8 @@ def use_batch_transforms(datamanager: Any, seed: int, use_gpu: bool) -> None:
         use_gpu: whether to transform the batches on the GPU.
 
     Raises:
-        ValueError: for a transform that can't be done on a batch; it is named.
+        ValueError: for a transform that can't be done on a batch, which is named, and for a loader that makes its
+            batches in another way than torchreid's.
     """
     datamanager.train_loader = _batch_loader(datamanager.train_loader, seed, use_gpu, trains=True)
     for split in datamanager.test_loader.values():
@@ -38,33 +40,46 @@ def use_batch_transforms(datamanager: Any, seed: int, use_gpu: bool) -> None:
 
 
 def _batch_loader(loader: Any, seed: int, use_gpu: bool, trains: bool) -> BatchLoader:
-    given = loader.dataset.transform
-    steps = given.transforms if isinstance(given, transforms.Compose) else [given]
-    for_each, for_batches = batched(steps)
+    if isinstance(loader, BatchLoader):
+        raise ValueError("data.batch_transforms: the data manager has batch transforms already")
+    if loader.batch_size is None or loader.collate_fn is not default_collate:
+        what = "a batch_sampler" if loader.batch_size is None else f"the collate_fn {loader.collate_fn!r}"
+        raise ValueError(f"data.batch_transforms needs loaders as torchreid makes them, but one has {what}; use False")
+    for_each, resize, rest = batched(loader.dataset.transform)
+    options = {
+        **_options(loader),
+        "collate_fn": collate,
+        "persistent_workers": trains and loader.num_workers > 0,
+        # Workers that live on draw their seed once in a run, which must not change the other random numbers.
+        "generator": torch.Generator(),
+    }
     return BatchLoader(
-        DecodedDataset(loader.dataset, for_each, seed),
-        BatchTransforms(for_batches, use_gpu),
+        DecodedDataset(loader.dataset, for_each, resize.of_large, seed),
+        BatchTransforms(resize, rest, use_gpu),
         batch_size=loader.batch_size,
         sampler=loader.sampler,
         drop_last=loader.drop_last,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        persistent_workers=trains and loader.num_workers > 0,
-        # Workers that live on draw their seed once in a run, which must not change the other random numbers.
-        generator=torch.Generator(),
+        **options,
     )
+
+
+def _options(loader: Any) -> dict[str, Any]:
+    """The options of a loader, but for those that say what a batch holds."""
+    names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "timeout", "persistent_workers", "generator")
+    return {name: getattr(loader, name) for name in (*names, "prefetch_factor", "multiprocessing_context")}
 
 
 class BatchTransforms:
     """The steps of a data set's transform, for batches.
 
     Args:
-        steps: the steps; the first is a `Resize`.
+        resize: the first step.
+        steps: the others.
         use_gpu: whether to do them on the GPU.
     """
 
-    def __init__(self, steps: Sequence[BatchTransform], use_gpu: bool) -> None:
-        self._steps, self._use_gpu = steps, use_gpu
+    def __init__(self, resize: Resize, steps: Sequence[Step], use_gpu: bool) -> None:
+        self._resize, self._steps, self._use_gpu = resize, steps, use_gpu
 
     def start_epoch(self) -> None:
         """Forgets what the steps remember of earlier batches."""
@@ -86,16 +101,13 @@ class BatchTransforms:
             (batch, frames, 3, height, width) for tracklets.
         """
         batch = dict(batch)
-        sizes, shape = batch.pop("sizes"), batch.pop("shape")
+        decoded = batch.pop(DECODED)
+        sizes, shape = decoded["sizes"], decoded["shape"]
         frames = len(sizes) // shape[0]
-        index, earlier = (np.repeat(batch.pop(key), frames) for key in ("index", "copy"))
-        keys = image_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0]))
-        images = device.to_device(batch.pop("pixels"), self._use_gpu)
-        draws = Draws(keys)
-        first, *rest = self._steps
-        assert isinstance(first, Resize)
-        images = first.of_sizes(images, sizes)
-        for number, step in enumerate(rest):
+        index, earlier = (np.repeat(decoded[key], frames) for key in ("index", "copy"))
+        draws = Draws(image_keys(seed, epoch, index, earlier, np.tile(np.arange(frames), shape[0])))
+        images = self._resize.of_sizes(device.to_device(decoded["pixels"], self._use_gpu), sizes)
+        for number, step in enumerate(self._steps):
             images = step(images, draws.of(str(number)))  # a transform may be there twice
         return {"img": images.view(*shape, *images.shape[1:]), **batch}
 
@@ -112,7 +124,7 @@ class BatchLoader(DataLoader[dict[str, Any]]):
     dataset: DecodedDataset
 
     def __init__(self, dataset: DecodedDataset, transforms: BatchTransforms, **options: Any) -> None:
-        super().__init__(dataset, **{"collate_fn": collate, **options})
+        super().__init__(dataset, **options)
         self.transforms = transforms
         self._epoch_is_set = True
 
@@ -161,13 +173,14 @@ class _Transformed:
 
 
 def loader_like(loader: Any, dataset: Any, **options: Any) -> Any:
-    """A loader of the same kind as another.
+    """A loader of the same kind as another, and with its options.
 
     Args:
         loader: torch's `DataLoader`, or a `BatchLoader`, whose transforms are used.
         dataset: what to load.
-        **options: the options of the `DataLoader`.
+        **options: the options of the `DataLoader` that say what a batch holds.
     """
+    options = {**_options(loader), **options}
     if isinstance(loader, BatchLoader):
         return BatchLoader(dataset, loader.transforms, **options)
     return DataLoader(dataset, **options)

@@ -6,9 +6,9 @@ import contextlib
 import mmap
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 
 from torchreid_snloss import distributed
 from torchreid_snloss.data.decoded import decode_array
+from torchreid_snloss.data.items import files_of
 from torchreid_snloss.data.readable import UnreadableImageError, decode
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.progress import progress
@@ -56,7 +57,7 @@ class ImageCache:
                 self._values = np.frombuffer(mmap.mmap(memory.fileno(), size, access=access), dtype=np.uint8)
         except OSError as error:
             raise CacheError(
-                f"data.cache ram: can't share the memory of process {process}: {text_of(error)}"
+                f"data.cache ram: can't map the memory of process {process}: {text_of(error)}; set it to off"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,22 +98,24 @@ class ImageCache:
         except OSError as error:
             os.close(file)
             raise CacheError(f"data.cache ram: can't take {_shown(size)}: {text_of(error)}; set it to off") from error
-        made = cls(places, os.getpid(), file, writable=True)
-
-        def put(path: str) -> None:
-            image, room = decode_array(path), made.get(path)
-            if room is None or image.shape != room.shape:
-                raise UnreadableImageError(f"can't read the image {path!r}: it is not of the size that its file says")
-            room[:] = image
-
         try:
+            made = cls(places, os.getpid(), file, writable=True)
+
+            def put(path: str) -> None:
+                image, room = decode_array(path), made.get(path)
+                if room is None or image.shape != room.shape:
+                    raise UnreadableImageError(
+                        f"can't read the image {path!r}: it is not of the size that its file says"
+                    )
+                room[:] = image
+
             with ThreadPoolExecutor(max(threads, 1)) as pool:
                 for _ in progress("decoding", pool.map(put, places), "image", len(places)):
                     pass
+            done = cls(places, os.getpid(), file)
         except BaseException:
             os.close(file)
             raise
-        done = cls(places, os.getpid(), file)
         weakref.finalize(done, os.close, file)
         return done
 
@@ -134,7 +137,7 @@ def cache_images(loaders: Iterable[Any], threads: int) -> None:
     datasets = [loader.dataset for loader in loaders]
     machines = distributed.broadcast_object(distributed.gather_objects(_machine()))
     maker = machines.index(_machine())
-    paths = (path for dataset in datasets for item in dataset.data for path in _paths(item[0]))
+    paths = (path for dataset in datasets for item in dataset.data for path in files_of(item))
     make = lambda: ImageCache.filled(paths, threads) if distributed.rank() == maker else None  # noqa: E731
     made = distributed.main_process_first(make)
     address = None if made is None else made.address
@@ -151,10 +154,6 @@ def _machine() -> tuple[str, ...]:
         with contextlib.suppress(OSError):
             found.append(os.readlink(path) if os.path.islink(path) else Path(path).read_text())
     return tuple(found)
-
-
-def _paths(item: Any) -> list[str]:
-    return [os.fspath(item)] if isinstance(item, (str, os.PathLike)) else [os.fspath(path) for path in item]
 
 
 def _places_of(paths: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], int]:
@@ -189,21 +188,38 @@ def _shown(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def available_memory() -> int | None:
-    """The bytes of memory that this process can still get, by the system and by its container; None if unknown."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """The bytes of memory that this process can still get, by the system and by its control groups; None if unknown.
+
+    Args:
+        root: the folder with the `proc` and `sys` of the system.
+    """
     known = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         known.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
-    for most, used, what in (
-        ("memory.max", "memory.current", "memory.stat"),  # cgroup v2
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),  # v1
-    ):
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":  # version 2
+                known += _left_in_groups(root / "sys/fs/cgroup", group, "memory.max", "memory.current")
+            elif "memory" in controllers.split(","):
+                folder = root / "sys/fs/cgroup/memory"
+                known += _left_in_groups(folder, group, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return min(known, default=None)
+
+
+def _left_in_groups(folder: Path, group: str, most: str, used: str) -> Iterator[int]:
+    """The bytes that a control group and those around it leave, for each that has a limit.
+
+    A container sees its own group as `folder`, and may name it by a path that it does not see.
+    """
+    for part in (PurePosixPath(group), *PurePosixPath(group).parents):
+        here = folder / str(part).lstrip("/")
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
-            limit, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in (most, used))
+            limit, now = (int((here / name).read_text()) for name in (most, used))
             files = 0  # which the system gives up for others
-            for line in Path("/sys/fs/cgroup", what).read_text().splitlines():
+            for line in (here / "memory.stat").read_text().splitlines():
                 name, value = line.split()
                 files = int(value) if name in ("inactive_file", "total_inactive_file") else files
-            known.append(max(0, limit - now + files))
-    return min(known, default=None)
+            yield max(0, limit - now + files)

@@ -6,8 +6,9 @@ import contextlib
 import copy
 import os
 import random
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 import torchvision
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from torchreid import data as torchreid_data
 
@@ -24,21 +26,24 @@ from torchreid_snloss.data.readable import NamingFailures, UnreadableImageError,
 if TYPE_CHECKING:
     from torchreid_snloss.data.cache import ImageCache
 
-__all__ = ["DecodedDataset", "collate", "decode_array"]
+__all__ = ["DECODED", "DecodedDataset", "collate", "decode_array"]
 
 Pixels = npt.NDArray[np.uint8]
+
+DECODED = "torchreid_snloss"  # the key, in items and batches, of what `BatchTransforms` reads
 
 
 class DecodedDataset(Dataset[dict[str, Any]]):
     """A data set of torchreid's whose images are only decoded.
 
-    Its items have more parts: `pixels`, the images' values; `sizes`, their heights and widths; `index`, the number
-    of the item; and `copy`, how often it came before in the batch. `img` is (0,) for an image, (frames, 0) for a
-    tracklet.
+    Its items have one more part, `DECODED`, a dictionary: `images`, the images' values; `index`, the number of the
+    item; and `copy`, how often it came before in the batch. `img` has no values of the images.
 
     Args:
-        dataset: the data set, of images or tracklets, which reads with torchreid's `read_image` and uses `transform`.
+        dataset: the data set, of images or tracklets, which returns as `img` what its `transform` gives for an image,
+            or this for all frames of a tracklet in one tensor.
         for_each: transforms of Pillow's images that are done here.
+        shrink: resizes images so large that they are better resized here, as `Resize.of_large` does.
         seed: the seed of the random numbers, until `start_epoch` is called.
 
     Attributes:
@@ -46,13 +51,15 @@ class DecodedDataset(Dataset[dict[str, Any]]):
         cache: decoded images, or None.
     """
 
-    def __init__(self, dataset: Any, for_each: Sequence[Any], seed: int) -> None:
+    def __init__(self, dataset: Any, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels], seed: int) -> None:
         self.dataset = copy.copy(dataset)
         self.cache: ImageCache | None = None
-        self._images = self.dataset.transform = _Images(for_each)
+        self._images = self.dataset.transform = _Images(for_each, shrink)
+        get_item = _base_of(self.dataset).__getitem__
+        images, tracklets = torchreid_data.ImageDataset.__getitem__, torchreid_data.VideoDataset.__getitem__
+        self._is_torchreids = get_item in (images, tracklets)
         # torchreid's images draw no random numbers but those of their transforms.
-        plain = _base_of(self.dataset).__getitem__ is torchreid_data.ImageDataset.__getitem__
-        self._is_random = bool(for_each) or not plain
+        self._is_random = bool(for_each) or get_item is not images
         self._epoch = torch.tensor([seed % 2**63, 0]).share_memory_()  # workers that live through all epochs read it
 
     def start_epoch(self, seed: int, epoch: int) -> None:
@@ -73,9 +80,11 @@ class DecodedDataset(Dataset[dict[str, Any]]):
         items = []
         with reading_with(self._read):
             for number in map(int, numbers):
+                self._images.start_item()
                 with self._seeded(number, before[number]) if self._is_random else contextlib.nullcontext():
                     item = dict(self.dataset[number])
-                items.append({**item, **self._images.take(), "index": number, "copy": before[number]})
+                images = self._images.taken if self._is_torchreids else self._images.checked(item.get("img"))
+                items.append({**item, DECODED: {"images": images, "index": number, "copy": before[number]}})
                 before[number] += 1
         return items
 
@@ -83,9 +92,9 @@ class DecodedDataset(Dataset[dict[str, Any]]):
         return self.__getitems__([number])[0]
 
     def _read(self, path: str) -> Any:
-        if self.cache is not None and (cached := self.cache.get(os.fspath(path))) is not None:
-            return cached
-        return decode_array(path)
+        pixels = None if self.cache is None else self.cache.get(os.fspath(path))
+        pixels = decode_array(path) if pixels is None else pixels
+        return pixels if self._is_torchreids else Image.fromarray(pixels)  # which others' code may look at, and change
 
     @contextlib.contextmanager
     def _seeded(self, number: int, earlier: int) -> Iterator[None]:
@@ -129,28 +138,57 @@ def _base_of(dataset: Any) -> Any:
 
 
 class _Images:
-    """Takes the place of a data set's transform, and keeps the images that the data set reads for an item."""
+    """Takes the place of a data set's transform. It keeps the images of an item, and returns a token for each.
 
-    def __init__(self, for_each: Sequence[Any]) -> None:
-        self._for_each = for_each
-        self._read: list[Pixels] = []
+    Attributes:
+        taken: the images of the item.
+    """
 
-    def __call__(self, image: Any) -> torch.Tensor:
+    def __init__(self, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels]) -> None:
+        self._for_each, self._shrink = for_each, shrink
+        self.start_item()
+
+    def start_item(self) -> None:
+        """Forgets the images of the item before, which may have failed."""
+        self.taken: list[Pixels] = []
+
+    def __call__(self, image: Any) -> Tensor:
         if self._for_each:
             image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             for transform in self._for_each:
                 image = transform(image)
-        self._read.append(np.asarray(image))
-        return torch.empty(0)
-
-    def take(self) -> dict[str, Any]:
-        """Returns the images since the last time, for `collate`."""
-        images, self._read = self._read, []
-        if not images:
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            before = f" that {self._for_each} give" if self._for_each else ""
             raise UnreadableImageError(
-                "data.batch_transforms needs a data set that calls its transform for each image; use False"
+                f"data.batch_transforms resizes RGB images of uint8, (height, width, 3), but the images{before} are "
+                f"{pixels.dtype} {pixels.shape}; use False"
             )
-        return {"pixels": images, "sizes": [image.shape[:2] for image in images]}
+        self.taken.append(self._shrink(pixels))
+        return _token(len(self.taken))
+
+    def checked(self, img: Any) -> list[Pixels]:
+        """The images of an item, if its `img` is what this object has returned for them, and nothing else.
+
+        Raises:
+            UnreadableImageError: if it is not.
+        """
+        tokens = [_token(number) for number in range(1, len(self.taken) + 1)]
+        expected = tokens[0] if len(tokens) == 1 and getattr(img, "ndim", 0) == 3 else torch.stack(tokens or [_NONE])
+        if not isinstance(img, Tensor) or not torch.equal(img, expected):
+            raise UnreadableImageError(
+                "data.batch_transforms needs a data set that calls its transform once for each image, and returns the "
+                "results as they are; use False"
+            )
+        return self.taken
+
+
+_NONE = torch.zeros(3, 2, 2)
+
+
+def _token(number: int) -> Tensor:
+    """What stands for the transformed image of that number: no part of it is another part, or of another token."""
+    return torch.arange(12.0 * number, 12 * number + 12).view(3, 2, 2)
 
 
 def decode_array(path: str) -> Pixels:
@@ -165,10 +203,27 @@ def decode_array(path: str) -> Pixels:
     if str(path).lower().endswith((".jpg", ".jpeg")):
         with contextlib.suppress(RuntimeError, ValueError, OSError):
             if os.path.isfile(path):
-                decoded = torchvision.io.decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)))
-                if len(decoded) == 3:
-                    return np.asarray(decoded.permute(1, 2, 0))
+                content = np.fromfile(path, dtype=np.uint8)
+                if 0 < _number_of_pixels(content.tobytes()) <= (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+                    decoded = torchvision.io.decode_jpeg(torch.from_numpy(content))
+                    if len(decoded) == 3:
+                        return np.asarray(decoded.permute(1, 2, 0))
     return np.asarray(decode(path))
+
+
+def _number_of_pixels(jpeg: bytes) -> int:
+    """The pixels of a JPEG file, by its frame header (ITU-T T.81, B.2.2); 0 if there is none.
+
+    Pillow reads it too, and refuses images that would fill the memory, but takes a fifth of the time of decoding.
+    """
+    start = 2
+    while start + 9 <= len(jpeg) and jpeg[start] == 0xFF:
+        marker = jpeg[start + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(jpeg[at : at + 2], "big") for at in (start + 5, start + 7))
+            return height * width
+        start += 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
+    return 0
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -176,13 +231,14 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     What only `BatchTransforms` reads are arrays, since each tensor that a worker sends takes a file of its own.
     """
-    own = ("img", "pixels", "sizes", "index", "copy")
-    rest = [{key: value for key, value in item.items() if key not in own} for item in items]
-    return {
-        **default_collate(rest),
-        "shape": (len(items), *items[0]["img"].shape[:-1]),
-        "pixels": torch.from_numpy(np.concatenate([one.reshape(-1) for item in items for one in item["pixels"]])),
-        "sizes": np.array([size for item in items for size in item["sizes"]]),
-        "index": np.array([item["index"] for item in items]),
-        "copy": np.array([item["copy"] for item in items]),
+    decoded = [item[DECODED] for item in items]
+    images = [image for one in decoded for image in one["images"]]
+    own = {
+        "shape": (len(items), *items[0]["img"].shape[:-3]),
+        "pixels": torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])),
+        "sizes": np.array([image.shape[:2] for image in images]),
+        "index": np.array([one["index"] for one in decoded]),
+        "copy": np.array([one["copy"] for one in decoded]),
     }
+    rest = [{key: value for key, value in item.items() if key not in ("img", DECODED)} for item in items]
+    return {**default_collate(rest), DECODED: own}

@@ -70,6 +70,10 @@ class Draws:
         drawn: Floats = low + (high - low) * ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
         return drawn
 
+    def chosen(self, probability: float) -> npt.NDArray[np.int64]:
+        """The numbers of the images for which something of that probability happens; 1 is always."""
+        return np.flatnonzero(self.of("happens").uniform()[:, 0] <= probability)
+
     def integers(self, low: int, high: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Draws a whole number from low to high, both included; `high` is a number, or (n,) of them.
 

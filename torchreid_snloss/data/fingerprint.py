@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchreid_snloss import distributed
+from torchreid_snloss.data.items import files_of
 
 __all__ = ["OUTLIERS", "check_same_on_all_ranks", "describe_batches", "difference", "fingerprint", "relative_names"]
 
@@ -21,17 +22,12 @@ def relative_names(items: Sequence[Any]) -> list[tuple[str, ...]]:
 
     They are the same wherever the data set lies, and have slashes on every system.
     """
-    paths = [_paths(item) for item in items]
+    paths = [files_of(item) for item in items]
     folders: dict[Any, set[str]] = defaultdict(set)
     for item, frames in zip(items, paths):
         folders[_dataset(item)].update(map(os.path.dirname, frames))
     roots = {dataset: _root(of_it) for dataset, of_it in folders.items()}
     return [tuple(_relative(path, roots[_dataset(item)]) for path in frames) for item, frames in zip(items, paths)]
-
-
-def _paths(item: Any) -> list[str]:
-    frames = [item[0]] if isinstance(item[0], (str, os.PathLike)) else item[0]
-    return [os.fspath(frame) for frame in frames]
 
 
 def _dataset(item: Any) -> Any:

@@ -16,10 +16,16 @@ from torchreid import data
 
 from torchreid_snloss.data.testing import is_test_run
 
-__all__ = ["check_labels", "with_checked_items"]
+__all__ = ["check_labels", "files_of", "with_checked_items"]
 
 _SPLITS = {"train": "training", "query": "query", "gallery": "gallery"}
 _LARGEST = 2**63 - 1  # a batch holds identities and cameras as int64
+
+
+def files_of(item: Any) -> list[str]:
+    """The image file of an item, or all files of a tracklet."""
+    files = [item[0]] if isinstance(item[0], (str, os.PathLike)) else item[0]
+    return [os.fspath(file) for file in files]
 
 
 def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:

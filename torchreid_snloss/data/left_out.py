@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from torchreid_snloss.data.items import files_of
 
 __all__ = ["left_out_images"]
 
@@ -29,7 +30,7 @@ def left_out_images(datamanager: Any) -> list[str]:
     for splits in datamanager.test_dataset.values():
         items += [*splits["query"], *splits["gallery"]]
     used: dict[str, set[str]] = {}
-    for path in _paths(items):
+    for path in (path for item in items for path in files_of(item)):
         folder, name = os.path.split(path)
         used.setdefault(folder, set()).add(os.path.splitext(name)[1])
     known = {ending.lower() for ending in Image.registered_extensions()}
@@ -53,14 +54,6 @@ def left_out_images(datamanager: Any) -> list[str]:
 def _named(folders: list[str]) -> str:
     more = len(folders) - 1
     return folders[0] + (f" and {more} other folder{'s' * (more > 1)}" if more else "")
-
-
-def _paths(items: Iterable[Any]) -> Iterable[str]:
-    for item in items:
-        if isinstance(item[0], (tuple, list)):
-            yield from map(os.fspath, item[0])
-        else:
-            yield os.fspath(item[0])
 
 
 def _endings(folder: str) -> list[str]:

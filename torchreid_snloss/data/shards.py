@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -64,15 +64,10 @@ class Shards(Sampler[list[int]]):
 
 def shard_training(loader: Any) -> Any:
     """A copy of the training loader that loads only this process's part of each batch."""
-    return _with_batches(loader, Shards(loader.batch_sampler))
+    return loader_like(loader, loader.dataset, batch_sampler=Shards(loader.batch_sampler))
 
 
 def own_test_batches(loader: Any) -> Any:
     """A copy of a test loader that loads every `world_size`-th batch, starting at the rank of the process."""
-    return _with_batches(loader, list(loader.batch_sampler)[distributed.rank() :: distributed.world_size()])
-
-
-def _with_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
-    names = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "timeout", "persistent_workers", "generator")
-    options = {name: getattr(loader, name) for name in (*names, "prefetch_factor", "multiprocessing_context")}
-    return loader_like(loader, loader.dataset, batch_sampler=batches, **options)
+    own = list(loader.batch_sampler)[distributed.rank() :: distributed.world_size()]
+    return loader_like(loader, loader.dataset, batch_sampler=own)

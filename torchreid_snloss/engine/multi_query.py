@@ -38,13 +38,7 @@ def more_queries(loader: Any) -> Any:
         if found is not None and (key := (int(found[1]), int(found[2]) - 1)) in wanted:
             data.append((str(path), *key, *rest))
     dataset.data = data
-    return loader_like(
-        loader,
-        dataset,
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        worker_init_fn=loader.worker_init_fn,
-    )
+    return loader_like(loader, dataset, batch_size=loader.batch_size)
 
 
 def pool_queries(queries: SplitFeatures, more: SplitFeatures) -> SplitFeatures:

@@ -46,6 +46,9 @@ def settings_for_test(args: argparse.Namespace, **options: Any) -> Settings:
         raise ConfigError("this command runs in one process, which uses all GPUs: start it without torchrun")
     cfg = load_config(args.config_file, config_options(args))
     cfg.test.evaluate = True
+    if cfg.data.cache != "off":
+        cfg.data.cache = "off"
+        print("=> data.cache: off, since this command reads each image once")
     cfg.update(options)
     if cfg.model.load_weights or cfg.model.resume:
         cfg.model.pretrained = False  # no download for weights that are replaced
