@@ -208,10 +208,10 @@ def test_statistics_are_returned_by_criterion() -> None:
     features, pids = torch.randn(16, 8), torch.arange(4).repeat_interleave(4)
     values, stat_totals = GlobalBatchLoss(criteria)(features, pids)
     assert set(values) == {"sn", "fidi"}
-    assert set(stat_totals) == {"sn_d_pos", "sn_d_neg", "sn_anchors", "sn_spread", "sn_in_support"}
+    assert set(stat_totals) == {"sn_d_pos", "sn_d_neg", "sn_anchors", "sn_in_support"}
     assert stat_totals["sn_anchors"].tolist() == [16, 16]
     _, stat_totals = GlobalBatchLoss({"sn": criteria["sn"]}, Memory(32))(features, pids, torch.arange(16))
-    assert set(stat_totals) == {"d_pos", "d_neg", "anchors", "spread", "in_support"}
+    assert set(stat_totals) == {"d_pos", "d_neg", "anchors", "in_support"}
 
 
 @NEEDS_COMPILE

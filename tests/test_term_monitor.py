@@ -103,6 +103,33 @@ def test_a_triplet_loss_at_its_margin(datamanager: Any, tmp_path: Path, capsys: 
     assert found.endswith("Try a smaller learning rate or a larger weight_x, since the features are at one point")
 
 
+class Near(Tiny):
+    """All features within a ten-thousandth of one point."""
+
+    def forward(self, x: Any) -> Any:
+        features = 1 + 1e-4 * self.norm(self.convolution(x)).flatten(1)
+        return (self.classifier(features), features) if self.training else features
+
+
+@pytest.mark.parametrize("weight_x", [0, 1])
+@pytest.mark.parametrize("criterion", [losses.TripletLoss(margin=0.3), HAP2SLoss(normalize=False), FIDILoss()], ids=str)
+def test_a_collapse_is_told_once_for_any_loss(
+    criterion: Any, weight_x: float, datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = make_engine(
+        ImageMetricEngine, datamanager, Near(), criterion=criterion, weight_x=weight_x, weight_m=1.0, lr=1e-6
+    )
+    training.run(save_dir=str(tmp_path), max_epoch=3)
+    assert capsys.readouterr().out.count("** The features collapse to one point: their mean distance is ") == 1
+
+
+def test_features_that_differ_have_not_collapsed(
+    datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_engine(ImageMetricEngine, datamanager, criterion=SNLoss()).run(save_dir=str(tmp_path), max_epoch=1)
+    assert "collapse" not in capsys.readouterr().out
+
+
 def test_two_terms_without_softmax(datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     criteria = {"triplet": losses.TripletLoss(), "fidi": FIDILoss(beta=50.0, normalize=False)}
     weights = {"triplet": 1e-6, "fidi": 1.0}  # weights do not count without softmax

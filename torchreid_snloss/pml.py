@@ -27,7 +27,7 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
         **options: `reducer`, `embedding_regularizer`, `embedding_reg_weight`, `collect_stats`.
 
     Attributes:
-        d_pos, d_neg, anchors, spread, ...: The loss's `statistics`, as floats, where `collect_stats` is set.
+        d_pos, d_neg, anchors, ...: The loss's `statistics`, as floats, where `collect_stats` is set.
 
     Raises:
         ValueError: For another reduction.

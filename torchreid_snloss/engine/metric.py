@@ -19,7 +19,6 @@ from torchreid_snloss.engine.amp import Amp, autocast, check_precision, grad_sca
 from torchreid_snloss.engine.caching import cached_forward
 from torchreid_snloss.engine.compiling import is_compiled
 from torchreid_snloss.engine.loop import TrainingLoop
-from torchreid_snloss.engine.monitor import CollapseMonitor
 from torchreid_snloss.engine.parallel import ModelOutputs, Parallel, at_least_float32
 from torchreid_snloss.engine.term_monitor import TermMonitor
 from torchreid_snloss.engine.update import Update
@@ -125,7 +124,6 @@ class MetricEngine(TrainingLoop):
         self._outputs = ModelOutputs(self.model)
         self._parallel = Parallel(self._outputs)
         self._update = Update(optimizer)
-        self._warn_of_collapse = CollapseMonitor()
         self._terms = TermMonitor(criteria)
         self.checkpointer.criteria = self.criteria
         self.checkpointer.optional["memory"] = self.memory
@@ -185,8 +183,6 @@ class MetricEngine(TrainingLoop):
             return {}
         self._learning.overflowed += self._update.overflowed
         self._terms.record(values)
-        for name in [name for name in values if name == "spread" or name.endswith("_spread")]:
-            self._warn_of_collapse(values.pop(name))
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _snapshot(self) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from torchreid_snloss.engine.options import NothingLearntError
 
 __all__ = ["CollapseMonitor", "LearningMonitor"]
 
-_COLLAPSED = 1e-2  # mean distance between features, divided by the mean length of a feature
+_COLLAPSED = 1e-2  # distance between features, divided by their length
 
 
 class CollapseMonitor:
@@ -20,18 +20,20 @@ class CollapseMonitor:
     def __init__(self) -> None:
         self._warned = False
 
-    def __call__(self, spread: float) -> None:
-        """Checks the features of one step.
+    def __call__(self, spread: float) -> bool:
+        """Checks the features of one step, and returns whether they have collapsed.
 
         Args:
-            spread: the mean distance between features, divided by the mean length of a feature.
+            spread: the distance between two features, divided by the length of a feature, both as root mean squares.
         """
-        if spread < _COLLAPSED and not self._warned:
+        collapsed = spread < _COLLAPSED
+        if collapsed and not self._warned:
             self._warned = True
             print(
                 f"** The features collapse to one point: their mean distance is {spread:.1e} times their mean length. "
-                "Try a smaller learning rate, a larger weight_x, or another scale, sigma or beta of the loss"
+                "Try a smaller learning rate, a larger weight_x, or another scale, sigma, beta or margin of the loss"
             )
+        return collapsed
 
 
 class LearningMonitor:

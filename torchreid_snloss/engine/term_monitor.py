@@ -1,4 +1,4 @@
-"""Finds metric terms that do nothing: those with next to no gradient on the features."""
+"""Finds metric terms that do nothing, those with next to no gradient on the features, and features at one point."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreid_snloss.engine.monitor import CollapseMonitor
 from torchreid_snloss.losses import Criterion, FIDILoss, HAP2SLoss, SNLoss
 
 __all__ = ["TermMonitor"]
 
 _NO_EFFECT = 1e-3
 _SATISFIED = 0.1  # of a term's first value
-_COLLAPSED = 1e-2  # the features' distance from their mean, divided by their length
 # Entries of a step's values. They have spaces, so that no term or statistic has the same name.
 _GRADIENT, _VALUE, _SOFTMAX, _SPREAD, _LENGTH = "gradient of ", "value of ", "its softmax", "its spread", "its length"
 
@@ -37,7 +37,7 @@ class _Term:
 
 
 class TermMonitor:
-    """Prints a line on a metric term that does nothing for a whole epoch.
+    """Prints a line on a metric term that does nothing for a whole epoch, and on features that collapse to one point.
 
     The effect of a term is the norm of its gradient on the features, divided by that of softmax's gradient there, both
     weighted as in the loss. Without a softmax term, or where its gradient on the features alone can't be computed (PCB,
@@ -58,6 +58,7 @@ class TermMonitor:
 
     def __init__(self, criteria: Mapping[str, Criterion]) -> None:
         self._criteria = criteria
+        self._collapse = CollapseMonitor()
         self._resumed = False
         self._terms: dict[str, _Term] = {}
         self._step = 0
@@ -105,9 +106,15 @@ class TermMonitor:
         now = self._step in self._measured
         self._step += 1
         outputs, features = ([each] if isinstance(each, Tensor) else list(each) for each in (outputs, features))
-        if not now or not all(feature.requires_grad for feature in features):
+        if not now:
             return {}
-        measured: dict[str, Tensor] = {}
+        with torch.no_grad():
+            measured = {
+                _SPREAD: _sum_of_squares([feature - feature.mean(dim=0) for feature in features]),
+                _LENGTH: _sum_of_squares(features),
+            }
+        if not all(feature.requires_grad for feature in features):
+            return measured
         for name, term in terms.items():
             squares = _squared_gradient(term, features)
             measured[_GRADIENT + name] = torch.zeros_like(term) if squares is None else squares
@@ -118,17 +125,16 @@ class TermMonitor:
             squares = _squared_gradient(softmax * scale, outputs)
             if squares is not None:
                 measured[_SOFTMAX] = squares / scale.square()
-        with torch.no_grad():
-            measured[_SPREAD] = _sum_of_squares([feature - feature.mean(dim=0) for feature in features])
-            measured[_LENGTH] = _sum_of_squares(features)
         return measured
 
     def record(self, values: dict[str, float]) -> None:
         """Removes what `measure` returned from the values of a step, and notes it."""
-        names = [key.removeprefix(_GRADIENT) for key in values if key.startswith(_GRADIENT)]
-        if not names:
+        if _SPREAD not in values:
             return
         spread, length = values.pop(_SPREAD), values.pop(_LENGTH)
+        # Twice the mean square of the distance from the mean is that of the distance between two.
+        collapsed = self._collapse(math.sqrt(2 * spread / length) if length else 0.0)
+        names = [key.removeprefix(_GRADIENT) for key in values if key.startswith(_GRADIENT)]
         softmax = values.pop(_SOFTMAX, 0.0)
         for name in names:
             gradient, value = math.sqrt(values.pop(_GRADIENT + name)), abs(values.pop(_VALUE + name))
@@ -143,7 +149,7 @@ class TermMonitor:
             shown = values[f"loss_{name}"]
             term = self._terms.setdefault(name, _Term(shown, shown))
             term.effect, term.value, term.beside_softmax = max(term.effect, effect), shown, softmax > 0
-            term.collapsed = spread <= _COLLAPSED**2 * length
+            term.collapsed = collapsed
 
     def end_epoch(self, epoch: int) -> None:
         """Prints a line on each term that did nothing in the epoch, unless it was printed already.

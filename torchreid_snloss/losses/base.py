@@ -24,7 +24,6 @@ Reduction = Literal["mean", "sum", "none"]
 
 # Above _DISTANCES_AT_ONCE distances a block has at most _ROWS_AT_ONCE anchors, and at most that many distances.
 _DISTANCES_AT_ONCE, _ROWS_AT_ONCE = 1 << 22, 256
-_TINY = torch.finfo(torch.float32).tiny
 
 
 class Terms(NamedTuple):
@@ -94,8 +93,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
         """The statistics of the last call in training mode, scalars without gradient.
 
         They are `d_pos` and `d_neg`, the mean distances of positive and of negative pairs; `anchors`, the share of
-        anchors that count; `spread`, the mean distance divided by the mean length of a feature, which is 0 if all
-        features are equal; and the statistics that the loss itself logs. A mean over nothing is NaN. For an empty batch
+        anchors that count; and the statistics that the loss itself logs. A mean over nothing is NaN. For an empty batch
         there are no statistics.
         """
         return means(self.stat_totals)
@@ -216,9 +214,6 @@ class MetricLoss(OldNames, nn.Module, ABC):
             values, counts, totals = anchor_terms(
                 anchors, others, terms_of_rows, distances, self.normalize, self_offset, at_once
             )
-            if "spread" in totals and not self.normalize:
-                lengths = torch.linalg.vector_norm(inputs.detach().float(), dim=1)
-                totals["spread"] *= torch.stack([torch.ones_like(lengths[0]), lengths.mean().clamp(min=_TINY)])
         if collect:
             self.stat_totals = totals
         return Terms(values, counts, totals)
@@ -239,7 +234,6 @@ class MetricLoss(OldNames, nn.Module, ABC):
             statistics.log_total("d_pos", (distances * positive).sum(), positive.sum())
             statistics.log_total("d_neg", (distances * negative).sum(), negative.sum())
             statistics.log_total("anchors", (~ignored).sum(), len(counts))
-            statistics.log_total("spread", distances.sum(), distances.numel())
         columns = self.select_references(distances, positive, negative, statistics)
         if columns is not None:
             distances, positive, negative = (m.gather(1, columns) for m in (distances, positive, negative))
