@@ -57,7 +57,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
         self._images = self.dataset.transform = _Images(for_each, shrink)
         get_item = _base_of(self.dataset).__getitem__
         images, tracklets = torchreid_data.ImageDataset.__getitem__, torchreid_data.VideoDataset.__getitem__
-        self._is_torchreids = get_item in (images, tracklets)
+        self._is_torchreids = get_item in (images, tracklets)  # which leave images and results of transforms alone
         # torchreid's images draw no random numbers but those of their transforms.
         self._is_random = bool(for_each) or get_item is not images
         self._epoch = torch.tensor([seed % 2**63, 0]).share_memory_()  # workers that live through all epochs read it
@@ -203,15 +203,16 @@ def decode_array(path: str) -> Pixels:
     if str(path).lower().endswith((".jpg", ".jpeg")):
         with contextlib.suppress(RuntimeError, ValueError, OSError):
             if os.path.isfile(path):
-                content = np.fromfile(path, dtype=np.uint8)
-                if 0 < _number_of_pixels(content.tobytes()) <= (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-                    decoded = torchvision.io.decode_jpeg(torch.from_numpy(content))
+                with open(path, "rb", buffering=0) as file:
+                    content = bytearray(file.read())
+                if 0 < _number_of_pixels(content) <= (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+                    decoded = torchvision.io.decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
                     if len(decoded) == 3:
                         return np.asarray(decoded.permute(1, 2, 0))
     return np.asarray(decode(path))
 
 
-def _number_of_pixels(jpeg: bytes) -> int:
+def _number_of_pixels(jpeg: bytearray) -> int:
     """The pixels of a JPEG file, by its frame header (ITU-T T.81, B.2.2); 0 if there is none.
 
     Pillow reads it too, and refuses images that would fill the memory, but takes a fifth of the time of decoding.
