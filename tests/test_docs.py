@@ -623,3 +623,21 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert "<blockquote" not in pages["api"]  # as a description that starts with ">" would be
     # Nothing is loaded from elsewhere.
     assert not [url for page in pages.values() for url in re.findall(r'(?:src|stylesheet" href)="(https?:[^"]+)', page)]
+
+
+def test_figures_that_are_repeated_are_those_of_the_table() -> None:
+    """A difference with its interval, on another page than that of the comparison, is one that stands there."""
+    signs = str.maketrans("", "", "+-")
+    table = {
+        (difference.translate(signs), *sorted(end.translate(signs) for end in ends.split(", ")))
+        for difference, ends in re.findall(r"([+-]?\d+\.\d)\s+\[([^\]]*)\]", (ROOT / "docs/comparing.md").read_text())
+    }
+    repeated = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for difference, low, high in re.findall(
+            r"(\d+\.\d)\s+(?:points of mAP\s+)?\([^()]*?(-?\d+\.\d)\s+to\s+(-?\d+\.\d)\)", text
+        ):
+            repeated.append((difference, *sorted(end.translate(signs) for end in (low, high))))
+    assert len(repeated) >= 10
+    assert [figure for figure in repeated if figure not in table] == []
