@@ -332,18 +332,87 @@ def test_what_can_not_be_compared_is_refused_before_any_run(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_fails_ends_the_comparison_and_names_itself(
-    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+TWO_ROWS = """
+broken: {loss.name: sn, train.batch_size: 4096}
+good: {loss.name: sn}
+"""
+
+
+def _two_rows(reid_data: Path, *flags: str) -> list[str]:
+    """A comparison of a row that always fails and another one."""
+    Path("two.yaml").write_text(TWO_ROWS)
+    flags = ("--variants", "two.yaml", "--baselines", "none", *flags)
+    arguments = _arguments(reid_data, "train.max_epoch", "1", "data.val_fraction", "0.25", flags=flags)
+    del arguments[arguments.index("--losses") : arguments.index("--variants")]
+    return arguments
+
+
+@pytest.mark.compare
+def test_a_row_that_fails_does_not_keep_the_others_from_their_table(
+    reid_data: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(_arguments(reid_data, "train.batch_size", "4096")) == 2
+    assert main(_two_rows(reid_data, "--seeds", "2")) == 1
+    shown = capfd.readouterr()
+    assert "torchreid-snloss: error: " in shown.err  # the message of the run itself
+    assert len(list(Path("log/compare/plain/broken").glob("*"))) == 1  # a second seed would fail, too
+    (log,) = Path("log").glob("compare/plain/broken/seed-1/train.log-*")
+    last = shown.err.splitlines()[-1]
+    assert last.startswith("torchreid-snloss-compare: broken, seed 1 failed: ")
+    assert "batch" in last
+    assert last.endswith(f"; its log is {log}")
+    table = json.loads(Path("log/compare/plain/results.json").read_text())["table"]
+    assert [(row["variant"], row["seeds"]) for row in table] == [("good", 2)]
+    assert "| good " in shown.out
+    # The failed run leaves nothing that stops one with another batch size, and the others are not repeated.
+    arguments = _two_rows(reid_data, "--seeds", "2")
+    Path("two.yaml").write_text(TWO_ROWS.replace("4096", "2048"))
+    assert main(arguments) == 1
+    shown = capfd.readouterr()
+    assert "other settings" not in shown.err
+    assert shown.out.count("already finished") == 2
+
+
+@pytest.mark.compare
+def test_a_row_whose_first_trial_fails_does_not_keep_the_others_from_their_table(
+    reid_data: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    assert main(_two_rows(reid_data, "--seeds", "1", "--tune", "2")) == 1
+    shown = capfd.readouterr()
+    assert shown.err.splitlines()[-1].startswith("torchreid-snloss-compare: broken, trial 0 failed: ")
+    assert "broken, trial 1" not in shown.out
+    content = json.loads(Path("log/compare/plain/tuned-2/results.json").read_text())
+    assert [row["variant"] for row in content["table"]] == ["good"]
+    assert [part["variant"] for part in content["tuning"]] == ["good"]
+
+
+def test_a_comparison_in_which_all_rows_fail_has_no_table(
+    reid_data: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(reid_data, "train.batch_size", "4096")) == 1
+    shown = capfd.readouterr()
+    assert [line.split(",")[0] for line in shown.err.splitlines()[-2:]] == [
+        "torchreid-snloss-compare: softmax", "torchreid-snloss-compare: sn",
+    ]  # fmt: skip
+    assert not Path("log/compare/plain/results.csv").exists()
+
+
+def test_results_of_other_images_are_refused_and_a_data_root_may_be_moved(
+    reid_data: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _arguments(reid_data, "train.max_epoch", "1", flags=("--baselines", "none", "--seeds", "1"))
+    arguments[arguments.index("--losses") + 1 : arguments.index("--baselines")] = ["sn"]
+    assert main(arguments) == 0
+    place = arguments.index("--root") + 1
+    shutil.copytree(reid_data, "moved")
+    assert main([*arguments[:place], "moved", *arguments[place + 1 :]]) == 0
+    assert "already finished" in capfd.readouterr().out
+    image = next(Path("moved").rglob("bounding_box_train/*.jpg"))
+    image.unlink()
+    assert main([*arguments[:place], "moved", *arguments[place + 1 :]]) == 2
     errors = capfd.readouterr().err
-    assert "torchreid-snloss: error: " in errors  # the message of the run itself
-    assert "batch" in errors
-    assert "run 1 of 2: softmax, seed 1 ended with exit code 2" in errors
-    # The failed run leaves nothing that stops one with another batch size.
-    assert main(_arguments(reid_data, "train.batch_size", "2048")) == 2
-    assert "other settings" not in capfd.readouterr().err
+    assert errors.count("\n") == 1
+    assert f"(the images were others, those of data.root {reid_data}, not moved): set another data.save_dir" in errors
 
 
 def test_a_folder_that_can_not_be_written_to_is_named(

@@ -16,7 +16,7 @@ from torchreid_snloss import load_config
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.plan import Plan
-from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.runs import Run, RunFailedError
 from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import Variant
@@ -190,6 +190,18 @@ def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Pat
         _tuning(tmp_path, variant)
 
 
+def test_trials_on_other_images_are_named(tmp_path: Path) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    plan = _tuning(tmp_path, variant)._plan
+    Tuning(plan, variant, 0, "abc")._open()
+    Tuning(plan, variant, 0, "abc")
+    with pytest.raises(ConfigError, match=r"\(the images were others than those of data\.root reid-data\)"):
+        Tuning(plan, variant, 0, "def")
+    old = Variant("old", {"loss.name": "sn"})  # as an earlier version left it
+    Tuning(plan, old, 0)._open()
+    Tuning(plan, old, 0, "abc")
+
+
 def test_trials_with_other_values_or_another_space_are_named(tmp_path: Path) -> None:
     options = {"loss.name": "hap2s"}
     _tuning(tmp_path, Variant("own", options, {"loss.hap2s.margin": (0.1, 0.3)}))._open()
@@ -299,5 +311,10 @@ def test_a_trial_that_lacked_room_is_made_again(
     first = tuning._next()
     for key in tuning.space:
         tuning._suggest(first, key)
-    assert tuning.execute(Place({}, True, lambda: 0)) == (0 if failed else 1)
+    place = Place({}, True, lambda: 0)
+    if failed:
+        assert tuning.execute(place) == 0
+    else:
+        with pytest.raises(RunFailedError, match=r"^own, trial 1 failed: .*; its log is .*train\.log-1$"):
+            tuning.execute(place)
     assert [trial.state for trial in tuning.trials] == ["running", "failed" if failed else "running"]

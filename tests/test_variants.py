@@ -318,7 +318,7 @@ def test_a_disk_that_becomes_full_between_two_runs_is_one_line(
     def fail(*_: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "settings.yaml")
 
-    monkeypatch.setattr("torchreid_snloss.compare.command.run_side_by_side", fail)
+    monkeypatch.setattr("torchreid_snloss.compare.execution.run_side_by_side", fail)
     assert main(["--losses", "sn", "--root", str(reid_data), "--", "use_gpu", "False", "data.save_dir", "log"]) == 1
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import add_config_arguments, command_parser, config_options
+from torchreid_snloss.compare.execution import Execution
 from torchreid_snloss.compare.export import write_csv, write_json
-from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
+from torchreid_snloss.compare.images import images_digests
+from torchreid_snloss.compare.jobs import check_jobs
 from torchreid_snloss.compare.page import write_page
-from torchreid_snloss.compare.plan import CHANGES, Plan, TunedValues, check_base, load
+from torchreid_snloss.compare.plan import CHANGES, Plan, check_base, load
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning, check_available
@@ -27,8 +28,8 @@ from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import WriteError
 from torchreid_snloss.record import RecordError
 from torchreid_snloss.run.entry import run_command
-from torchreid_snloss.run.lock import FolderInUseError, locked
 from torchreid_snloss.run.writable import check_replaceable
+from torchreid_snloss.settings import Settings
 
 __all__ = ["main"]
 
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 2 for something in the config that can't be run with, which one line on standard error names;
-        that of a run that failed or was stopped; 1 for a file that can't be read or written; 130, 143 or 129 after
-        Ctrl-C, SIGTERM or a closed terminal.
+        1 if a row has failed, or for a file that can't be read or written; 130, 143 or 129 after Ctrl-C, SIGTERM or a
+        closed terminal; that of a run that a signal ended.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["torchreid-snloss-compare", *arguments])
@@ -126,41 +127,59 @@ def _compare(args: argparse.Namespace, command: str) -> int:
     )
     use_gpu = bool(plan.base.use_gpu)
     check_jobs(args.jobs, use_gpu)
-    tunings = [Tuning(plan, variant, split) for variant in plan.variants for split in plan.splits if plan.trials]
     runs = plan.runs()  # reports an invalid setting before the first trial, too
-    if not tunings:
-        for run in runs:
-            run.check()
     try:
         check_replaceable(plan.folder, ("results.csv", "results.json", "report.html"))
     except OSError as error:
         raise ConfigError(f"the results can't be written to {str(plan.folder)!r}: {error}") from error
-
+    digest = images_digests()
+    tunings = [
+        Tuning(plan, variant, split, digest(plan.trial(variant, split, 0, {}).settings))
+        for variant in plan.variants
+        for split in plan.splits
+        if plan.trials
+    ]
+    if not tunings:
+        runs = _checked(runs, digest)
     with _write_errors(plan.folder):
-        return _carry_out(args, command, plan, tunings, runs)
+        return _carry_out(args, command, plan, tunings, runs, digest)
 
 
 def _carry_out(
-    args: argparse.Namespace, command: str, plan: Plan, tunings: Sequence[Tuning], runs: Sequence[Run]
+    args: argparse.Namespace,
+    command: str,
+    plan: Plan,
+    tunings: Sequence[Tuning],
+    runs: Sequence[Run],
+    digest: Callable[[Settings], str],
 ) -> int:
     """Makes the trials and the runs that are missing, and writes the results. Returns the exit code."""
-    use_gpu = bool(plan.base.use_gpu)
+    execution = Execution(args.jobs, bool(plan.base.use_gpu))
     if tunings:
-        if code := _tune(plan, tunings, args.jobs, use_gpu):
+        if code := execution.tune(plan, tunings):
             return code
-        runs = plan.runs(_tuned_values(plan, tunings))
-        for run in runs:
-            run.check()
-    if code := _execute(runs, args.jobs, use_gpu):
+        runs = _checked(plan.runs(execution.tuned_values(plan, tunings)), digest)
+    if code := execution.train(runs):
         return code
-    unchanged = _plan(args, {}).runs() if plan.changes and not tunings else []
-    results = Results.of(runs, unchanged if _usable(unchanged) else [])
-    print("", results.table(), "", *results.findings, "", sep="\n", flush=True)
-    write_csv(results, plan.folder / "results.csv")
-    write_json(results, plan.folder / "results.json", tunings)
-    write_page(results, runs, plan.folder / "report.html", command, args.map, tunings)
-    print(f"=> {plan.folder}: results.csv, results.json, report.html")
-    return 0
+    if runs := [run for run in runs if run.variant not in execution.failed]:
+        tunings = [tuning for tuning in tunings if tuning.variant.name not in execution.failed]
+        unchanged = _unchanged(args, runs, digest) if plan.changes and not tunings else []
+        results = Results.of(runs, unchanged)
+        print("", results.table(), "", *results.findings, "", sep="\n", flush=True)
+        write_csv(results, plan.folder / "results.csv")
+        write_json(results, plan.folder / "results.json", tunings)
+        write_page(results, runs, plan.folder / "report.html", command, args.map, tunings)
+        print(f"=> {plan.folder}: results.csv, results.json, report.html", flush=True)
+    execution.print_failures()
+    return 1 if execution.failed else 0
+
+
+def _checked(runs: Sequence[Run], digest: Callable[[Settings], str]) -> list[Run]:
+    """The runs with the digests of their images, if none of their folders holds another run."""
+    runs = [dataclasses.replace(run, images=digest(run.settings)) for run in runs]
+    for run in runs:
+        run.check()
+    return runs
 
 
 @contextlib.contextmanager
@@ -224,69 +243,13 @@ def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
     return variants
 
 
-def _tune(plan: Plan, tunings: Sequence[Tuning], jobs: int, use_gpu: bool) -> int:
-    """Makes the trials that are missing, in turn for all variants. Returns the exit code."""
-    tasks = [tuning.execute for turn in range(plan.trials) for tuning in tunings if turn < tuning.left]
+def _unchanged(args: argparse.Namespace, runs: Sequence[Run], digest: Callable[[Settings], str]) -> list[Run]:
+    """The same runs on the unchanged training set; none unless all are there. A line names one that can't be read."""
+    rows = {run.variant for run in runs}
+    found = [run for run in _plan(args, {}).runs() if run.variant in rows]
     try:
-        with locked(plan.condition / "tuning"):
-            code = run_side_by_side(tasks, jobs, use_gpu)
-    except FolderInUseError as error:
-        raise ConfigError(f"{error}: another comparison makes its trials there") from error
-    if code:
-        _print_end("the tuning", code)
-    return code
-
-
-def _tuned_values(plan: Plan, tunings: Sequence[Tuning]) -> TunedValues:
-    """The values that the tunings have found, each also as a config file beside the trials."""
-    found = {}
-    for tuning in tunings:
-        best = tuning.best
-        path = plan.tuning_folder(tuning.variant, tuning.split) / f"best-of-{plan.trials}.yaml"
-        text = plan.config_of(tuning.variant, tuning.split, best.values)
-        atomic_write(path, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
-        values = ", ".join(f"{key} {value}" for key, value in best.values.items())
-        print(f"=> {tuning.name}: {values} (mAP {best.mean_ap:.1%} on the held-out identities), in {path}")
-        found[tuning.variant.name, tuning.split] = best.values
-    return found
-
-
-def _execute(runs: Sequence[Run], jobs: int, use_gpu: bool) -> int:
-    """Makes the runs that are not finished. Returns the exit code."""
-    began, done = time.monotonic(), [run for run in runs if run.finished()]
-    finished_before = len(done)
-
-    def execute(number: int, run: Run, place: Place) -> int:
-        name = f"run {number} of {len(runs)}: {run.name}"
-        if run.finished():
-            print(f"=> {name}: already finished", flush=True)
-            return 0
-        print(f"=> {name}, in {run.folder}", flush=True)
-        code = run.execute(place)
-        if code != 0:
-            _print_end(name, code)
-            return code
-        done.append(run)
-        left = len(runs) - len(done)
-        minutes = (time.monotonic() - began) / (len(done) - finished_before) * left / 60
-        about = f", about {minutes:.0f} min" if left else ""
-        print(f"   {run.name}: {run.summary()}; {left} to go{about}", flush=True)
-        return 0
-
-    tasks = [lambda place, n=n, run=run: execute(n, run, place) for n, run in enumerate(runs, start=1)]
-    return run_side_by_side(tasks, jobs, use_gpu)
-
-
-def _print_end(name: str, code: int) -> None:
-    """Says how something that did not come to its end has ended."""
-    ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
-    print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr, flush=True)
-
-
-def _usable(unchanged: Sequence[Run]) -> bool:
-    """Whether the runs on the unchanged training set are all there. A printed line names one that can't be read."""
-    try:
-        return all(run.finished() and not run.other_settings() for run in unchanged)
+        found = [dataclasses.replace(run, images=digest(run.settings)) for run in found]
+        return found if all(run.finished() and not run.other_settings() for run in found) else []
     except (ConfigError, RecordError) as error:
         print(f"** Left out the runs on the unchanged training set: {error}")
-        return False
+        return []

@@ -78,13 +78,17 @@ class Plan:
         """The runs, those of a variant next to each other.
 
         Args:
-            tuned: The values that a tuning has found; then no identities are held out any more.
+            tuned: The values that a tuning has found; then no identities are held out any more, and rows without any
+                have no runs.
 
         Raises:
             ConfigError: If a run could not start.
         """
         runs = []
+        found = {variant.name for variant in self.variants} if tuned is None else {name for name, _ in tuned}
         for variant in self.variants:
+            if variant.name not in found:
+                continue
             for split in self.splits:
                 values = {} if tuned is None else {**tuned[variant.name, split], "data.val_fraction": 0.0}
                 for seed in range(1, self.seeds + 1):

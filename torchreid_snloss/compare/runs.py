@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,18 +35,24 @@ from torchreid_snloss.record import (
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings
 
-__all__ = ["Run", "by_variant", "neutral_keys"]
+__all__ = ["Run", "RunFailedError", "by_variant", "neutral_keys"]
 
 _SETTINGS = "settings.yaml"
+_IMAGES = "# images: "  # in the last line of the settings, before the digest
 _OUTSIDE = ("error: can't ", "error: a data loader's worker was killed", "error: OSError")
 _LONGEST = 4000  # characters of a failed run's messages that are passed on
+
+
+class RunFailedError(Exception):
+    """The process of a run has ended with an error of its own; the message names the run, the reason and the log."""
 
 
 def neutral_keys(split: int) -> set[str]:
     """The keys that may differ between a run and an earlier one in its folder.
 
     Args:
-        split: The number of the split. With several splits the data root tells them apart; otherwise it may be moved.
+        split: The number of the split. With several splits the data root tells them apart; otherwise it may be moved,
+            as long as the images are the same.
     """
     return set(NEUTRAL_KEYS) - ({"data.root"} if split else set())
 
@@ -58,11 +65,13 @@ class Run:
         variant: The name of the variant.
         settings: The settings of the run.
         split: The number of the data root, from 1; 0 if the comparison has only the config's.
+        images: A digest of its images; empty if it is unknown, and not compared with that of an earlier run.
     """
 
     variant: str
     settings: Settings
     split: int = 0
+    images: str = ""
 
     @property
     def seed(self) -> int:
@@ -137,7 +146,11 @@ class Run:
             raise ConfigError(f"the settings of the run in {self.folder} are damaged: {reason}; remove it") from error
         was, now = dict(leaves(before)), self.settings.values
         ignored = {*neutral_keys(self.split), "model.resume"}
-        return [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in ignored]
+        other = [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in ignored]
+        digest = re.search(rf"^{_IMAGES}(\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if digest and self.images and digest[1] != self.images:  # earlier versions wrote no digest
+            other.append(f"the images were others, those of data.root {was['data.root']}, not {now['data.root']}")
+        return other
 
     def check(self) -> None:
         """Raises an error if the folder holds a run with other settings, or its record is damaged."""
@@ -174,7 +187,8 @@ class Run:
             except FolderInUseError as error:
                 raise ConfigError(str(error)) from error
             remove_unfinished(self.folder)
-            atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(self.settings.cfg_text.encode()))
+            text = self.settings.cfg_text + (f"{_IMAGES}{self.images}\n" if self.images else "")
+            atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(text.encode()))
             # The progress bars of several runs would overwrite each other.
             messages = None if place.alone else stack.enter_context(tempfile.TemporaryFile())
             # It holds the lock even if this process is killed.
@@ -195,9 +209,25 @@ class Run:
 
     def failed_in_training(self) -> bool:
         """Whether the log ends with a failure of what is trained, and not of the disk, the data or the memory."""
+        _, last = self._end_of_log()
+        return last.startswith("error: ") and not last.startswith(_OUTSIDE)
+
+    def failure(self, name: str, code: int) -> str:
+        """What to say of a run that has failed, in a line.
+
+        Args:
+            name: What the run is called.
+            code: The exit code.
+        """
+        log, last = self._end_of_log()
+        reason = last.removeprefix("error: ") if last.startswith("error: ") else f"exit code {code}"
+        return f"{name} failed: {reason}" + (f"; its log is {log}" if log else "")
+
+    def _end_of_log(self) -> tuple[Path | None, str]:
+        """The newest log and its last line, as far as there are any."""
         logs = sorted(self.folder.glob("train.log-*"), key=lambda path: path.stat().st_mtime_ns)
         lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
-        return bool(lines) and lines[-1].startswith("error: ") and not lines[-1].startswith(_OUTSIDE)
+        return logs[-1] if logs else None, lines[-1] if lines else ""
 
     def summary(self) -> str:
         """The last results in one line."""

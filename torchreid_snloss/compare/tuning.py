@@ -6,13 +6,13 @@ import importlib.util
 import json
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
-from torchreid_snloss.compare.runs import Run, neutral_keys
+from torchreid_snloss.compare.runs import Run, RunFailedError, neutral_keys
 from torchreid_snloss.compare.search import rounded, search_space
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError
@@ -27,7 +27,7 @@ if _optuna_is_there:
 
 __all__ = ["Trial", "Tuning", "check_available"]
 
-_JOURNAL, _PRUNED, _SEARCH = "journal.log", "pruned", "search "
+_JOURNAL, _PRUNED, _SEARCH, _IMAGES = "journal.log", "pruned", "search ", "images"
 _SEED, _STARTUP_TRIALS = 1, 4  # the trials at random before TPE has enough to go by
 
 
@@ -72,14 +72,16 @@ class Tuning:
         plan: The plan of the comparison.
         variant: The variant.
         split: The number of the split.
+        images: A digest of the images of the trials, which those of earlier trials must have too; empty if it is
+            unknown.
 
     Raises:
         ConfigError: If a value of the search space can't be run with, the folder holds trials that were made with other
             settings, or its journal is damaged.
     """
 
-    def __init__(self, plan: Plan, variant: Variant, split: int) -> None:
-        self.variant, self.split = variant, split
+    def __init__(self, plan: Plan, variant: Variant, split: int, images: str = "") -> None:
+        self.variant, self.split, self._images = variant, split, images
         self._plan = plan
         self._folder = plan.tuning_folder(variant, split)
         self._default = plan.trial(variant, split, 0, {}).settings
@@ -128,6 +130,9 @@ class Tuning:
 
         Returns:
             The exit code: 0 also for a pruned trial, and for one that failed in training, unless it is the first.
+
+        Raises:
+            RunFailedError: If the first trial has failed, or another one for want of room, memory or data.
         """
         with self._asking:
             self._open()
@@ -137,7 +142,7 @@ class Tuning:
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
         print(f"=> {name}: {shown}", flush=True)
         try:
-            run = self._plan.trial(self.variant, self.split, trial.number, values)
+            run = replace(self._plan.trial(self.variant, self.split, trial.number, values), images=self._images)
         except ConfigError as error:  # each value alone is possible, but not together
             self._study.tell(trial, state=TrialState.FAIL)
             print(f"   {name}: failed, {error}", flush=True)
@@ -158,6 +163,8 @@ class Tuning:
             ended = "failed"
         else:
             self._taken.discard(trial.number)
+            if code <= 128:
+                raise RunFailedError(run.failure(f"{self.name}, trial {trial.number}", code))
             return code
         shutil.rmtree(run.folder / "model", ignore_errors=True)  # nobody needs the checkpoints of a trial
         print(f"   {name}: {ended}", flush=True)
@@ -226,9 +233,14 @@ class Tuning:
             raise ConfigError(f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}") from error
         now = self._made_with()
         keys = dict.fromkeys([*made_with, *(key for key in now if key.startswith(_SEARCH))])
-        if other := [
-            f"{key} was {made_with.get(key)}, is {now.get(key)}" for key in keys if made_with.get(key) != now.get(key)
-        ]:
+        other = [
+            f"{key} was {made_with.get(key)}, is {now.get(key)}"
+            for key in keys
+            if key != _IMAGES and made_with.get(key) != now.get(key)
+        ]
+        if self._images and made_with.get(_IMAGES, self._images) != self._images:  # earlier versions kept no digest
+            other.append(f"the images were others than those of data.root {self._default.root}")
+        if other:
             raise ConfigError(
                 f"{self._folder} holds trials with other settings ({'; '.join(other)}): set another data.save_dir, or "
                 "remove that folder"
@@ -240,7 +252,8 @@ class Tuning:
         neutral = neutral_keys(self.split)
         settings = {key: value for key, value in self._default.values.items() if key not in neutral}
         space = {f"{_SEARCH}{key}": str(values) for key, values in self.space.items()}
-        made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space}))
+        images = {_IMAGES: self._images} if self._images else {}
+        made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space, **images}))
         return made_with
 
     def _check_space(self) -> None:

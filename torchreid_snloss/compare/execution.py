@@ -1,0 +1,130 @@
+"""Makes the trials and the runs of a comparison that are missing. A row that fails does not keep the others from it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from torchreid_snloss.checkpoint import atomic_write
+from torchreid_snloss.compare.jobs import Place, run_side_by_side
+from torchreid_snloss.compare.plan import Plan, TunedValues
+from torchreid_snloss.compare.runs import Run, RunFailedError
+from torchreid_snloss.compare.tuning import Tuning
+from torchreid_snloss.config import ConfigError
+from torchreid_snloss.run.lock import FolderInUseError, locked
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """Makes trials and runs, and keeps which rows have failed.
+
+    Args:
+        jobs: How many run at a time.
+        use_gpu: Whether each gets a GPU rather than a share of the cores.
+
+    Attributes:
+        failed: What failed and why, in a line, by the name of the row. Nothing more is made of these rows.
+    """
+
+    def __init__(self, jobs: int, use_gpu: bool) -> None:
+        self._jobs, self._use_gpu = jobs, use_gpu
+        self.failed: dict[str, str] = {}
+
+    def tune(self, plan: Plan, tunings: Sequence[Tuning]) -> int:
+        """Makes the trials that are missing, in turn for all rows. Returns the exit code; a failed row is none."""
+
+        def execute(tuning: Tuning, place: Place) -> int:
+            return self._unless_failed(tuning.variant.name, lambda: tuning.execute(place))
+
+        tasks = [
+            lambda place, tuning=tuning: execute(tuning, place)
+            for turn in range(plan.trials)
+            for tuning in tunings
+            if turn < tuning.left
+        ]
+        try:
+            with locked(plan.condition / "tuning"):
+                code = run_side_by_side(tasks, self._jobs, self._use_gpu)
+        except FolderInUseError as error:
+            raise ConfigError(f"{error}: another comparison makes its trials there") from error
+        if code:
+            _print_end("the tuning", code)
+        return code
+
+    def tuned_values(self, plan: Plan, tunings: Sequence[Tuning]) -> TunedValues:
+        """The values that the tunings have found for the rows, each also as a config file beside the trials."""
+        found = {}
+        for tuning in tunings:
+            if tuning.variant.name in self.failed:
+                continue
+            try:
+                best = tuning.best
+            except ConfigError as error:  # all trials have failed or were ended early
+                self.failed[tuning.variant.name] = str(error)
+                continue
+            path = plan.tuning_folder(tuning.variant, tuning.split) / f"best-of-{plan.trials}.yaml"
+            text = plan.config_of(tuning.variant, tuning.split, best.values)
+            atomic_write(path, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+            values = ", ".join(f"{key} {value}" for key, value in best.values.items())
+            print(f"=> {tuning.name}: {values} (mAP {best.mean_ap:.1%} on the held-out identities), in {path}")
+            found[tuning.variant.name, tuning.split] = best.values
+        return {key: values for key, values in found.items() if key[0] not in self.failed}
+
+    def train(self, runs: Sequence[Run]) -> int:
+        """Makes the runs that are not finished. Returns the exit code; a failed row is none."""
+        began, done = time.monotonic(), {run for run in runs if run.finished()}
+        finished_before, is_said = len(done), False
+
+        def execute(number: int, run: Run, place: Place) -> int:
+            nonlocal is_said
+            name = f"run {number} of {len(runs)}: {run.name}"
+            if run in done:
+                print(f"=> {name}: already finished", flush=True)
+                return 0
+            print(f"=> {name}, in {run.folder}", flush=True)
+            if code := run.execute(place):
+                if code <= 128:
+                    raise RunFailedError(run.failure(run.name, code))
+                _print_end(name, code)
+                is_said = True
+                return code
+            done.add(run)
+            left = sum(run not in done and run.variant not in self.failed for run in runs)
+            minutes = (time.monotonic() - began) / (len(done) - finished_before) * left / 60
+            about = f", about {minutes:.0f} min" if left else ""
+            print(f"   {run.name}: {run.summary()}; {left} to go{about}", flush=True)
+            return 0
+
+        def task(number: int, run: Run) -> Callable[[Place], int]:
+            return lambda place: self._unless_failed(run.variant, lambda: execute(number, run, place))
+
+        code = run_side_by_side(
+            [task(number, run) for number, run in enumerate(runs, start=1)], self._jobs, self._use_gpu
+        )
+        if code and not is_said:  # as when all runs that had their turn were finished before
+            _print_end("the comparison", code)
+        return code
+
+    def print_failures(self) -> None:
+        """Says which rows have failed and why, a line for each."""
+        for text in self.failed.values():
+            print(f"torchreid-snloss-compare: {text}", file=sys.stderr, flush=True)
+
+    def _unless_failed(self, variant: str, execute: Callable[[], int]) -> int:
+        """Does what a row needs next, unless the row has failed. A failure of its own is no reason to stop the rest."""
+        if variant in self.failed:
+            return 0
+        try:
+            return execute()
+        except RunFailedError as error:
+            self.failed.setdefault(variant, str(error))
+            print(f"   {variant}: failed, goes on without this row", flush=True)
+            return 0
+
+
+def _print_end(name: str, code: int) -> None:
+    """Says how something that did not come to its end has ended."""
+    ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
+    print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr, flush=True)
