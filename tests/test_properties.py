@@ -16,6 +16,7 @@ from torch import Tensor
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
 from torchreid_snloss.losses import LOSSES as BY_NAME
 from torchreid_snloss.losses import Interval, MetricLoss
+from torchreid_snloss.losses.search import SearchSpace, tried
 
 LOSSES: list[MetricLoss] = [
     SNLoss(num_neighbors=4, scale=5.0),
@@ -155,30 +156,54 @@ def test_a_broken_row_never_crashes(loss: MetricLoss, batch: tuple[Tensor, Tenso
     assert value.dim() == 0
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+# The losses as they are by default, and with the other values of an argument that decides what is tried.
+SEARCHED: list[tuple[str, dict[str, Any]]] = [*((name, {}) for name in BY_NAME), ("hap2s", {"weighting": "polynomial"})]
+
+
+def searched(name: str, given: dict[str, Any]) -> SearchSpace:
+    """What a tuning tries of a loss with these arguments."""
+    defaults = {key: found.default for key, found in inspect.signature(BY_NAME[name]).parameters.items()}
+    return tried(BY_NAME[name].search_space, {**defaults, **given})
+
+
+@pytest.mark.parametrize(("name", "fixed"), SEARCHED)
 @given(data=st.data())
 @EVERY
-def test_every_value_of_a_search_space_is_accepted(name: str, data: st.DataObject) -> None:
-    space = BY_NAME[name].search_space
+def test_every_value_of_a_search_space_is_accepted(name: str, fixed: dict[str, Any], data: st.DataObject) -> None:
+    space = searched(name, fixed)
     chosen: dict[str, Any] = {
         argument: data.draw(
             st.floats(values.low, values.high) if isinstance(values, Interval) else st.sampled_from(values)
         )
         for argument, values in space.items()
     }
-    loss = BY_NAME[name](**chosen)
+    loss = BY_NAME[name](**fixed, **chosen)
     assert {argument: getattr(loss, argument) for argument in space} == chosen
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_a_search_space_holds_the_defaults(name: str) -> None:
-    space = BY_NAME[name].search_space
-    for argument, values in space.items():
+@pytest.mark.parametrize(("name", "fixed"), SEARCHED)
+def test_a_search_space_holds_the_defaults(name: str, fixed: dict[str, Any]) -> None:
+    for argument, values in searched(name, fixed).items():
         default = inspect.signature(BY_NAME[name]).parameters[argument].default
         if isinstance(values, Interval):
             assert values.low <= default <= values.high
         else:
             assert default in values
+
+
+@pytest.mark.parametrize(("name", "fixed"), SEARCHED)
+def test_every_argument_of_a_search_space_changes_the_loss(name: str, fixed: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(24, 8), torch.arange(24) % 6
+    for argument, values in searched(name, fixed).items():
+        ends = (values.low, values.high) if isinstance(values, Interval) else (values[0], values[-1])
+        one, other = (float(BY_NAME[name](**fixed, **{argument: end})(features, labels)) for end in ends)
+        assert one != pytest.approx(other, rel=1e-3), argument
+
+
+def test_hap2s_tries_what_its_weighting_uses() -> None:
+    assert set(searched("hap2s", {})) == {"sigma", "margin"}
+    assert set(searched("hap2s", {"weighting": "polynomial"})) == {"alpha", "margin"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError, weight_key
 from torchreid_snloss.losses import LOSSES, Interval
-from torchreid_snloss.losses.search import Choices, SearchSpace
+from torchreid_snloss.losses.search import Choices, SearchSpace, tried
 from torchreid_snloss.settings import Settings
 
 __all__ = ["rounded", "search_space"]
@@ -48,7 +48,10 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
                 low, high = (rounded(factor * weight) for factor in _WEIGHTS)
                 space[f"loss.{name}.{weight_key(name)}"] = Interval(low, high, log=True)
             if name in LOSSES:
-                space |= {f"loss.{name}.{key}": values for key, values in LOSSES[name].search_space.items()}
+                section = f"loss.{name}."
+                arguments = {key.removeprefix(section): own for key, own in known.items() if key.startswith(section)}
+                declared = tried(LOSSES[name].search_space, arguments)
+                space |= {f"{section}{key}": values for key, values in declared.items()}
         space = {
             key: values for key, values in space.items() if key not in variant.options and _can_hold(values, known[key])
         }

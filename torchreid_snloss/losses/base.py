@@ -15,7 +15,7 @@ from torchreid_snloss.losses.distances import Distances, choose
 from torchreid_snloss.losses.inputs import check_inputs
 from torchreid_snloss.losses.old_names import OldNames
 from torchreid_snloss.losses.rows import fill_diagonal, take
-from torchreid_snloss.losses.search import SearchSpace
+from torchreid_snloss.losses.search import DeclaredSpace
 from torchreid_snloss.losses.statistics import StatisticsCollector, means
 
 __all__ = ["MetricLoss", "Reduction", "Terms"]
@@ -61,7 +61,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
     Attributes:
         default_weight: of the class: the weight of the loss beside softmax where none is given. Default is 1.
         search_space: of the class: the values that a tuning tries for an argument, by its name, as an `Interval` or a
-            tuple of choices. Default is none; other arguments keep their values.
+            tuple of choices, either of them within `OnlyWith` if the loss uses the argument only with one value of
+            another. Default is none; other arguments keep their values.
         collect_statistics: whether a call in training mode collects statistics, at the cost of some passes over the
             distances. Default is False; the engines set it.
         stat_totals: the totals from which `statistics` are computed, (2,) float32 each: a sum and a number of values.
@@ -74,7 +75,7 @@ class MetricLoss(OldNames, nn.Module, ABC):
     """
 
     default_weight: ClassVar[float] = 1.0
-    search_space: ClassVar[SearchSpace] = {}
+    search_space: ClassVar[DeclaredSpace] = {}
 
     def __init__(self, normalize: bool, reduction: Reduction, block_size: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchreid_snloss.arguments import check_number
 from torchreid_snloss.losses.base import MetricLoss, Reduction
-from torchreid_snloss.losses.search import Interval, SearchSpace
+from torchreid_snloss.losses.search import DeclaredSpace, Interval
 from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["FIDILoss"]
@@ -54,7 +54,7 @@ class FIDILoss(MetricLoss):
         tensor(0.5117)
     """
 
-    search_space: ClassVar[SearchSpace] = {
+    search_space: ClassVar[DeclaredSpace] = {
         "alpha": (1.05, 1.5, 2.0),
         "beta": Interval(0.05, 8.0, log=True),  # small ones for the long distances of raw features
         "normalize": (True, False),

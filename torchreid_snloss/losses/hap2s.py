@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from torchreid_snloss.arguments import check_choice, check_number
 from torchreid_snloss.losses.base import MetricLoss, Reduction
-from torchreid_snloss.losses.search import Interval, SearchSpace
+from torchreid_snloss.losses.search import DeclaredSpace, Interval, OnlyWith
 from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["HAP2SLoss"]
@@ -59,10 +59,10 @@ class HAP2SLoss(MetricLoss):
         tensor(0.3501)
     """
 
-    search_space: ClassVar[SearchSpace] = {
-        "sigma": Interval(0.1, 2.0, log=True),
-        "margin": (0.2, 0.3, 0.5, None),
-        "normalize": (True, False),
+    search_space: ClassVar[DeclaredSpace] = {  # raw features never won in our searches
+        "sigma": OnlyWith("weighting", "exponential", Interval(0.1, 1.0, log=True)),
+        "alpha": OnlyWith("weighting", "polynomial", Interval(2.0, 30.0, log=True)),
+        "margin": (0.3, 0.5, 0.7, None),
     }
 
     def __init__(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torchreid_snloss.arguments import check_number
 
-__all__ = ["Choices", "Interval", "SearchSpace"]
+__all__ = ["Choices", "DeclaredSpace", "Interval", "OnlyWith", "SearchSpace", "tried"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,33 @@ class Interval:
 
 Choices: TypeAlias = tuple[bool | int | float | str | None, ...]
 SearchSpace: TypeAlias = Mapping[str, Interval | Choices]
+
+
+@dataclass(frozen=True)
+class OnlyWith:
+    """Values that are tried only where another argument has one value, since the loss uses them only there.
+
+    Attributes:
+        argument: the other argument.
+        value: its value.
+        values: what is tried then.
+    """
+
+    argument: str
+    value: Any
+    values: Interval | Choices
+
+
+DeclaredSpace: TypeAlias = Mapping[str, Interval | Choices | OnlyWith]
+"""What a loss declares for its arguments."""
+
+
+def tried(space: DeclaredSpace, arguments: Mapping[str, Any]) -> SearchSpace:
+    """What a tuning tries of a loss's search space if the loss has these arguments."""
+    found: dict[str, Interval | Choices] = {}
+    for name, values in space.items():
+        if not isinstance(values, OnlyWith):
+            found[name] = values
+        elif arguments[values.argument] == values.value:
+            found[name] = values.values
+    return found

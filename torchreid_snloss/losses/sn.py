@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchreid_snloss.arguments import check_choice, check_integer, check_number
 from torchreid_snloss.losses.base import MetricLoss, Reduction
 from torchreid_snloss.losses.nearest import nearest
-from torchreid_snloss.losses.search import Interval, SearchSpace
+from torchreid_snloss.losses.search import DeclaredSpace, Interval
 from torchreid_snloss.losses.statistics import StatisticsCollector
 
 __all__ = ["SNLoss"]
@@ -58,7 +58,7 @@ class SNLoss(MetricLoss):
     """
 
     default_weight: ClassVar[float] = 0.1  # the slope of a distance is up to `scale`, where a hinge's is 1
-    search_space: ClassVar[SearchSpace] = {
+    search_space: ClassVar[DeclaredSpace] = {
         "scale": Interval(3.0, 50.0, log=True),
         "num_neighbors": (5, 10, 20, 32),
         "squeeze": ("support", "all"),
