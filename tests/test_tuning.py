@@ -143,6 +143,11 @@ def test_what_is_searched(tmp_path: Path) -> None:
     assert sn["loss.sn.weight_m"] == Interval(0.01, 0.5, log=True)
     assert "loss.sn.scale" not in sn  # the variant sets it
     assert {"loss.sn.num_neighbors", "loss.sn.squeeze_weight"} < set(sn)
+    polynomial = {"loss.name": "hap2s", "loss.hap2s.weighting": "polynomial"}
+    weights = _tuning(tmp_path, Variant("polynomial", polynomial)).space
+    assert {key for key in weights if key.startswith("loss.hap2s")} == {
+        f"loss.hap2s.{key}" for key in ("alpha", "margin", "weight_m")
+    }
     alone = _tuning(tmp_path, Variant("alone", {"loss.name": "triplet"})).space
     assert set(alone) == {"train.lr"}  # a weight beside nothing changes nothing but the learning rate
     off = {"loss.name": "hap2s+sn", "loss.hap2s.weight_m": 0}
@@ -188,6 +193,22 @@ def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Pat
     journal.write_text("{]\n" + journal.read_text())
     with pytest.raises(ValueError, match=r"the journal of a tuning, '.*', is damaged"):
         _tuning(tmp_path, variant)
+
+
+def test_only_what_is_drawn_from_an_interval_has_fewer_digits(tmp_path: Path) -> None:
+    options = {"loss.name": "sn", "loss.sn.scale": 9.876543, "loss.sn.squeeze_weight": 0.1234567}
+    space = {"loss.sn.scale": Interval(3, 50, log=True), "loss.sn.squeeze_weight": (0.1234567, 0.7654321)}
+    tuning = _tuning(tmp_path, Variant("own", options, space))
+    tuning._open()
+    tried = []
+    for number in range(6):
+        trial = tuning._next()
+        tried.append({key: tuning._suggest(trial, key) for key in tuning.space})
+        tuning._study.tell(trial, number / 10)
+    assert tried[0] == {"loss.sn.scale": 9.876543, "loss.sn.squeeze_weight": 0.1234567}
+    assert {values["loss.sn.squeeze_weight"] for values in tried} == {0.1234567, 0.7654321}
+    assert all(values["loss.sn.scale"] == float(f"{values['loss.sn.scale']:.4g}") for values in tried[1:])
+    assert [trial.values for trial in tuning.trials] == tried[:3]  # those that are judged and written down
 
 
 def test_trials_on_other_images_are_named(tmp_path: Path) -> None:

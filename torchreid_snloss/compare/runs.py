@@ -221,7 +221,7 @@ class Run:
         """
         log, last = self._end_of_log()
         reason = last.removeprefix("error: ") if last.startswith("error: ") else f"exit code {code}"
-        return f"{name} failed: {reason}" + (f"; its log is {log}" if log else "")
+        return f"{name} failed: {reason}; its log is {log}" if log else f"{name} failed: {reason}"
 
     def _end_of_log(self) -> tuple[Path | None, str]:
         """The newest log and its last line, as far as there are any."""

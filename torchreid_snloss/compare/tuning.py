@@ -106,7 +106,7 @@ class Tuning:
     def trials(self) -> list[Trial]:
         """The trials so far, of those that the plan asks for."""
         found = self._study.get_trials(deepcopy=False) if self._study is not None else []
-        return [_to_trial(trial) for trial in found if trial.number < self._plan.trials and trial.params]
+        return [self._to_trial(trial) for trial in found if trial.number < self._plan.trials and trial.params]
 
     @property
     def left(self) -> int:
@@ -192,7 +192,14 @@ class Tuning:
             return trial.suggest_categorical(key, values)
         if type(self._default.values[key]) is int:
             return trial.suggest_int(key, int(values.low), int(values.high), log=values.log)
-        return rounded(trial.suggest_float(key, values.low, values.high, log=values.log))
+        return self._as_tried(key, trial.suggest_float(key, values.low, values.high, log=values.log))
+
+    def _as_tried(self, key: str, value: Any) -> Any:
+        """What a trial has of a value of Optuna's: fewer digits of what was drawn, but all of what the config gives."""
+        values = self.space.get(key)
+        if not isinstance(values, Interval) or not isinstance(value, float) or value == self._default.values[key]:
+            return value
+        return min(max(rounded(value), values.low), values.high)
 
     def _report(self, trial: Any, run: Run) -> bool:
         """Tells Optuna the mAP of the epochs that it does not know yet. Returns whether the trial may go on."""
@@ -207,6 +214,15 @@ class Tuning:
                 trial.set_user_attr(_PRUNED, True)  # in the journal before the run is stopped
                 return False
         return True
+
+    def _to_trial(self, frozen: Any) -> Trial:
+        states: dict[Any, str] = {
+            TrialState.COMPLETE: "finished",
+            TrialState.PRUNED: "pruned",
+            TrialState.FAIL: "failed",
+        }
+        values = {key: self._as_tried(key, value) for key, value in frozen.params.items()}
+        return Trial(frozen.number, values, dict(frozen.intermediate_values), states.get(frozen.state, "running"))
 
     def _open(self) -> None:
         if self._study is not None:
@@ -258,7 +274,7 @@ class Tuning:
 
     def _check_space(self) -> None:
         for key, values in self.space.items():
-            ends: tuple[Any, ...] = values if isinstance(values, tuple) else (rounded(values.low), rounded(values.high))
+            ends: tuple[Any, ...] = values if isinstance(values, tuple) else (values.low, values.high)
             if key not in self._default.values:
                 raise ConfigError(f"{self.variant.name}: search: unknown config key {key}")
             whole = type(self._default.values[key]) is int and isinstance(values, Interval)
@@ -273,13 +289,3 @@ class Tuning:
 
 def _sampler(number: int) -> Any:
     return optuna.samplers.TPESampler(seed=_SEED + number, n_startup_trials=_STARTUP_TRIALS)
-
-
-def _to_trial(frozen: Any) -> Trial:
-    states: dict[Any, str] = {
-        TrialState.COMPLETE: "finished",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-    }
-    values = {key: rounded(value) if isinstance(value, float) else value for key, value in frozen.params.items()}
-    return Trial(frozen.number, values, dict(frozen.intermediate_values), states.get(frozen.state, "running"))
