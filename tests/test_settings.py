@@ -84,6 +84,23 @@ def test_the_sampler_follows_from_the_loss(options: list[Any], sampler: str) -> 
     assert any("sampler.train_sampler" in note for note in settings.notes) == (sampler == "IdentitySampler")
 
 
+@pytest.mark.parametrize(
+    ("options", "is_said"),
+    [
+        (["model.pretrained", False], True),
+        (["model.pretrained", True], False),
+        (["model.pretrained", False, "model.load_weights", __file__], False),
+        (["model.pretrained", False, "sampler.num_instances", 2], False),
+        (["model.pretrained", False, "loss.name", "softmax"], False),
+    ],
+)
+def test_a_run_without_pretrained_weights_is_told_of_two_images_an_identity(options: list[Any], is_said: bool) -> None:
+    notes = resolve(config("loss.name", "sn", *options)).notes
+    lines = [note for note in notes if note.startswith("=> the network has no pretrained weights")]
+    assert len(lines) == is_said
+    assert all("sampler.num_instances 2 may train better than 4" in line for line in lines)
+
+
 def test_a_config_with_keys_of_yacs_own_merging(tmp_path: Path) -> None:
     """As in torchreid's main script, which merges files and options itself."""
     path = tmp_path / "my.yaml"
