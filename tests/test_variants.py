@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, tiny_options
 
 from torchreid_snloss.build import build_datamanager
 from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
-from torchreid_snloss.compare.jobs import Place, run_side_by_side
+from torchreid_snloss.compare.execution import Execution
+from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
 from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run, _wait
 from torchreid_snloss.compare.tuning import Tuning
@@ -153,8 +155,9 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
         ("control: {loss.name: softmax}", "control is the name of a baseline"),
         ("[1]", "must map names to options, got [1]"),
         ("", "must map names to options, got None"),
-        ("a/b: {loss.name: sn}", "a name must consist of letters, digits and . _ + -, got 'a/b'"),
-        ("..: {loss.name: sn}", "a name must consist of letters"),
+        ("a/b: {loss.name: sn}", "begin with a letter or digit and have only letters, digits and . _ + -, got 'a/b'"),
+        ("..: {loss.name: sn}", "a name must begin with a letter or digit"),
+        ("_a: {loss.name: sn}", "a name must begin with a letter or digit"),
         ("wrt: 3", "wrt must hold options, such as loss.name: hap2s, got 3"),
         ("wrt: {data.save_dir: x}", "wrt: data.save_dir is the same for all variants, leave it out"),
         ("wrt: {data.label_noise: 0.1}", "wrt: data.label_noise is the same for all variants"),
@@ -167,7 +170,8 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
         ("Tuning: {loss.name: hap2s}", "Tuning is what a comparison names a file or folder of its own"),
         ("tuned-3: {loss.name: hap2s}", "tuned-3 is what a comparison names a file or folder of its own"),
         ("results.csv: {loss.name: hap2s}", "results.csv is what a comparison names a file or folder of its own"),
-        (f"{'w' * 101}: {{loss.name: hap2s}}", "a name must have at most 100 characters, got 'www"),
+        (f"{'w' * 101}: {{loss.name: hap2s}}", "a name must have at most 100 bytes, got 101, 'www"),
+        (f"{'漢' * 34}: {{loss.name: hap2s}}", "a name must have at most 100 bytes, got 102, '漢漢"),
         ("wrt: {loss.name: sn, loss: {name: hap2s}}", "wrt sets 'loss.name' more than once"),
         ("wrt: &a {loss.name: sn, loss: *a}", "can't read the variants file 'trial.yaml': an alias refers to what"),
         ("wrt: {loss.name: sn, test.evaluate: true}", "wrt: test.evaluate is the same for all variants, leave it out"),
@@ -178,6 +182,23 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
             "wrt: {loss.name: sn, search: {test.rerank: [true, false]}}",
             "search: test.rerank is the same for all trials",
         ),
+        (
+            "wrt: {loss.name: sn, search: {data.split_id: [0, 1]}}",
+            "wrt: search: data.split_id is the same for all trials",
+        ),
+        (
+            "wrt: {loss.name: sn, search: {market1501.use_500k_distractors: [true, false]}}",
+            "is the same for all trials",
+        ),
+        (
+            "wrt: {loss.name: sn, search: {loss.fidi.beta: [1, 2]}}",
+            "wrt: search: loss.fidi.beta is not used by the loss of this row, sn: leave it out",
+        ),
+        (
+            "wrt: {loss.name: hap2s, search: {loss.hap2s.alpha: [5, 10]}}",
+            "search: loss.hap2s.alpha is not used with loss.hap2s.weighting exponential: leave it out",
+        ),
+        ("wrt: {loss.name: sn, search: {loss.sn.scales: [5, 10]}}", "wrt: search: unknown config key loss.sn.scales"),
         ("wrt: [", "can't read the variants file"),
     ],
 )
@@ -196,6 +217,8 @@ def test_a_broken_variants_file_is_one_line(
     ("arguments", "message"),
     [
         (["--variants", "nowhere.yaml"], "can't read the variants file 'nowhere.yaml'"),
+        (["--variants", ""], "can't read the variants file ''"),
+        (["--losses", "sn", "control", "--"], "--losses got 'control', which is no loss but a baseline"),
         (["--tune", "3"], "--tune judges its trials by training identities that are held out: set data.val_fraction"),
         (["--tune", "-1"], "--tune must be at least 0, got -1"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
@@ -213,6 +236,110 @@ def test_wrong_flags_are_one_line(
     assert errors.count("\n") == 1
     assert message in errors
     assert not Path("log").exists()
+
+
+def test_the_held_out_identities_are_the_same_for_all_rows_of_a_tuning(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    Path("trial.yaml").write_text("own: {loss.name: sn, data.val_fraction: 0.5}")
+    flags = ["--variants", "trial.yaml", "data.val_fraction", "0.25", "data.save_dir", "log"]
+    assert main(["--tune", "3", *flags]) == 2
+    assert "own: data.val_fraction is the same for all variants, leave it out" in capsys.readouterr().err
+    assert _runs("--variants", "trial.yaml", options=("data.val_fraction", "0.25"))[-1].settings.val_fraction == 0.5
+
+
+def test_a_tuning_for_which_nobody_is_held_out_is_refused_before_its_first_trial(
+    reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    flags = ["--losses", "sn", "--root", str(reid_data), "--tune", "3", "use_gpu", "False", "data.save_dir", "log"]
+    assert main([*flags, "data.val_fraction", "0.001"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert "data.val_fraction 0.001 would hold out 0 of 16 training identities" in shown.err
+    assert "trial" not in shown.out
+
+
+def test_a_file_in_the_place_of_a_row_is_named(
+    reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Path("log/compare/plain/sn")
+    row.parent.mkdir(parents=True)
+    row.write_text("")
+    arguments = ["--losses", "sn", "--root", str(reid_data), "use_gpu", "False", "data.save_dir", "log"]
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "'log/compare/plain/sn' is a file, but a folder is needed there: remove it, or rename the row" in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_an_interruption_while_runs_are_only_passed_over_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = _runs("--losses", "sn", options=("data.save_dir", str(tmp_path)))
+    execution = Execution(1, use_gpu=False)
+    monkeypatch.setattr(Run, "finished", lambda _: True)
+    monkeypatch.setattr("builtins.print", _interrupting(print))
+    assert execution.train(runs) == 128 + signal.SIGINT
+    assert capsys.readouterr().err.endswith("the comparison was interrupted; repeat the command to resume\n")
+
+
+def _interrupting(show: Any) -> Any:
+    """A `print` at whose first line Ctrl-C comes."""
+    lines = iter([signal.SIGINT])
+
+    def shown(*values: Any, **options: Any) -> None:
+        for number in lines:
+            os.kill(os.getpid(), number)
+        show(*values, **options)
+
+    return shown
+
+
+def test_what_draws_the_batches_of_softmax_is_named() -> None:
+    texts = {}
+    for sampler in ("SequentialSampler", "RandomDomainSampler", "RandomIdentitySampler"):
+        runs = _by_variant("--losses", "sn", options=("sampler.train_sampler", sampler))
+        texts[sampler] = describe(runs["control"].settings)
+    assert texts == {
+        "SequentialSampler": "softmax, batches of SequentialSampler",
+        "RandomDomainSampler": "softmax, batches of RandomDomainSampler",
+        "RandomIdentitySampler": "softmax, P x 4 batches",
+    }
+
+
+@pytest.mark.parametrize("visible", [None, "0, 2,3"])
+def test_each_of_the_tasks_side_by_side_has_a_gpu_of_its_own(
+    visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    check_jobs(3, use_gpu=True)
+    with pytest.raises(ConfigError, match="--jobs must be at most 3, the number of GPUs, got 4"):
+        check_jobs(4, use_gpu=True)
+    together, places = threading.Barrier(3), []
+
+    def task(place: Place) -> int:
+        together.wait(timeout=20)
+        places.append(place)
+        return 0
+
+    assert run_side_by_side([task] * 3, 3, use_gpu=True) == 0
+    gpus = ["0", "1", "2"] if visible is None else ["0", "2", "3"]
+    assert sorted(place.variables["CUDA_VISIBLE_DEVICES"] for place in places) == gpus
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    check_jobs(1, use_gpu=True)  # a run itself says that there is none
+
+
+def test_all_rows_train_in_this_packages_step() -> None:
+    runs = _by_variant("--losses", "triplet", "sn")
+    assert {name: run.settings.torchreids_step for name, run in runs.items()} == dict.fromkeys(runs, False)
+    assert {"control", "softmax", "triplet"} < set(runs)
 
 
 def test_tasks_run_side_by_side_with_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

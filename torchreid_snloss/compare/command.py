@@ -21,7 +21,7 @@ from torchreid_snloss.compare.plan import CHANGES, Plan, check_base, load
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning, check_available
-from torchreid_snloss.compare.variants import BASELINES, Variant, of_loss, read_variants
+from torchreid_snloss.compare.variants import BASELINES, CONTROL, Variant, of_loss, read_variants
 from torchreid_snloss.config import ConfigError, get_default_config
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
@@ -223,15 +223,17 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
 
 
 def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
-    losses = args.losses or ([] if args.variants else _LOSSES)
+    losses = args.losses or ([] if args.variants is not None else _LOSSES)
     if options := [loss for loss in losses if "." in loss]:
         raise ConfigError(f"--losses got {losses}: put `--` between the losses and the option {options[0]}")
     if len(set(losses)) < len(losses):
         raise ConfigError(f"--losses must name each loss once, got {losses}")
+    if CONTROL in losses:
+        raise ConfigError(f"--losses got {CONTROL!r}, which is no loss but a baseline; --baselines adds it")
     names = list(BASELINES) if args.baselines == "both" else [args.baselines] if args.baselines != "none" else []
     variants = [BASELINES[name] for name in names]
     variants += [of_loss(loss, base) for loss in losses if loss not in names]
-    variants += read_variants(args.variants) if args.variants else []
+    variants += read_variants(args.variants) if args.variants is not None else []
     by_folder: dict[str, str] = {}
     for name in (variant.name for variant in variants):
         folder = name.casefold().rstrip(".")  # some systems know no capitals, or no dot at the end

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torchreid_snloss.compare.runs import Run
+from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.variants import CONTROL, Variant
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.config.ranges import shown
@@ -24,9 +25,6 @@ CHANGES = ("label_noise", "outliers", "train_fraction")
 
 TunedValues = Mapping[tuple[str, int], Mapping[str, Any]]
 """The values that a tuning has found, by the name of the variant and the number of the split."""
-
-_JUDGES = {"loss.name", "train.max_epoch", "data.val_fraction", "data.sources", "data.type"}
-"""Keys without which the trials of a tuning could not be compared."""
 
 _EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
 
@@ -181,11 +179,13 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
     taken = {"model.resume", *(f"data.{key}" for key in ("save_dir", "root", "targets", *CHANGES))}
     taken |= {f"train.{key}" for key in ("seed", "start_epoch", "record", "keep", "own_step")}
     taken |= {f"test.{key}" for key in ("evaluate", "held_out_only", "eval_freq", "visrank")}
+    if plan.trials:
+        taken.add("data.val_fraction")  # whose identities judge the trials
     for variant in plan.variants:
         if keys := sorted(taken & {*variant.options, *(variant.search or ())}):
             raise ConfigError(f"{variant.name}: {keys[0]} is the same for all variants, leave it out")
-        if keys := [key for key in variant.search or () if key in _JUDGES or key.startswith("test.")]:
-            raise ConfigError(f"{variant.name}: search: {keys[0]} is the same for all trials, leave it out")
+        if variant.search is not None:  # which is not read without --tune
+            search_space(variant, plan.settings(variant, plan.splits[0], {}, plan.folder))
     if plan.trials and base.data.val_fraction <= 0:
         raise ConfigError(
             "--tune judges its trials by training identities that are held out: set data.val_fraction, such as "

@@ -35,7 +35,7 @@ from torchreid_snloss.record import (
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings
 
-__all__ = ["Run", "RunFailedError", "by_variant", "neutral_keys"]
+__all__ = ["Run", "RunFailedError", "by_variant", "check_folder", "neutral_keys"]
 
 _SETTINGS = "settings.yaml"
 _IMAGES = "# images: "  # in the last line of the settings, before the digest
@@ -143,7 +143,9 @@ class Run:
             before, _ = decide(config)
         except (ConfigError, AttributeError, KeyError, TypeError) as error:  # of a value that nothing can be decided by
             reason = error if isinstance(error, ConfigError) else f"{str(path)!r} has a value that no run has: {error}"
-            raise ConfigError(f"the settings of the run in {self.folder} are damaged: {reason}; remove it") from error
+            raise ConfigError(
+                f"the settings of the run in {self.folder} are damaged: {reason}; remove that folder"
+            ) from error
         was, now = dict(leaves(before)), self.settings.values
         ignored = {*neutral_keys(self.split), "model.resume"}
         other = [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in ignored]
@@ -153,7 +155,8 @@ class Run:
         return other
 
     def check(self) -> None:
-        """Raises an error if the folder holds a run with other settings, or its record is damaged."""
+        """Raises an error if the folder is a file or holds a run with other settings, or its record is damaged."""
+        check_folder(self.folder)
         if other := self.other_settings():
             raise ConfigError(
                 f"{self.folder} holds a run with other settings ({'; '.join(other)}): "
@@ -234,6 +237,12 @@ class Run:
         evaluations = self.record().evaluations[self.datasets[0]]
         last = evaluations[max(evaluations)]
         return f"mAP {last['mAP']:.1%}, rank-1 {last['cmc'][0]:.1%}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError if a file lies where the folder, or one that it is in, should be."""
+    if files := [path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()]:
+        raise ConfigError(f"{str(files[0])!r} is a file, but a folder is needed there: remove it, or rename the row")
 
 
 def by_variant(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError, weight_key
 from torchreid_snloss.losses import LOSSES, Interval
-from torchreid_snloss.losses.search import Choices, SearchSpace, tried
+from torchreid_snloss.losses.search import Choices, OnlyWith, SearchSpace, tried
 from torchreid_snloss.settings import Settings
 
-__all__ = ["rounded", "search_space"]
+__all__ = ["check_values", "rounded", "search_space"]
 
 _FACTOR = 5.0  # by which a tuning changes the learning rate at most
 _WEIGHTS = (0.1, 5.0)  # of a metric term, relative to the config's
 _DIGITS = 4  # of a number that is tried, so that a config can be read
+_JUDGES = ("loss.name", "train.max_epoch", "test.", "data.", "cuhk03.", "market1501.")
+_TRAINING = {f"data.{key}" for key in ("height", "width", "k_tfm", "batch_transforms")}  # they change no images
+_ANY_LOSS = {"softmax", "memory"}  # sections that belong to no metric loss
 
 
 def search_space(variant: Variant, settings: Settings) -> SearchSpace:
@@ -26,14 +30,17 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
     on a logarithmic scale.
 
     Raises:
-        ConfigError: If no interval of the variant's `search` can hold the config's own value.
+        ConfigError: If the variant's `search` has a key that is unknown, that its losses don't use or by which trials
+            could not be compared, or an interval that can't hold the config's own value.
     """
     space: dict[str, Interval | Choices]
     known = settings.values
     if variant.search is not None:
         space = dict(variant.search)
         for key, values in space.items():
-            if key in known and not _can_hold(values, known[key]):
+            if problem := _problem(key, space, settings, known):
+                raise ConfigError(f"{variant.name}: search: {problem}")
+            if not _can_hold(values, known[key]):
                 raise ConfigError(
                     f"{variant.name}: search: {key} is {known[key]!r} in the config, which the first trial has and no "
                     "interval can hold: give a list of choices, or set another value"
@@ -55,7 +62,52 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
         space = {
             key: values for key, values in space.items() if key not in variant.options and _can_hold(values, known[key])
         }
-    return {key: _extended(values, known[key]) if key in known else values for key, values in space.items()}
+    return {key: _extended(values, known[key]) for key, values in space.items()}
+
+
+def check_values(
+    variant: Variant, space: SearchSpace, settings: Settings, resolve: Callable[[Mapping[str, Any]], object]
+) -> None:
+    """Checks that a run accepts each choice and both ends of each interval.
+
+    Args:
+        variant: The variant.
+        space: What is tried.
+        settings: Those of the first trial.
+        resolve: Makes a trial with the values by key; raises ConfigError for one that no run can have.
+
+    Raises:
+        ConfigError: If one is not accepted.
+    """
+    for key, values in space.items():
+        ends: tuple[Any, ...] = values if isinstance(values, tuple) else (values.low, values.high)
+        whole = type(settings.values[key]) is int and isinstance(values, Interval)
+        for value in ends:
+            if whole and not float(value).is_integer():
+                raise ConfigError(f"{variant.name}: search: {key} needs whole numbers as ends, got {value}")
+            try:
+                resolve({key: int(value) if whole else value})
+            except ConfigError as error:
+                raise ConfigError(f"{variant.name}: search: {error}") from error
+
+
+def _problem(key: str, space: Mapping[str, Any], settings: Settings, known: Mapping[str, Any]) -> str:
+    """What is wrong with a key of a `search`; empty if nothing is."""
+    if key.startswith(_JUDGES) and key not in _TRAINING:
+        return f"{key} is the same for all trials, leave it out"
+    if key not in known:
+        return f"unknown config key {key}"
+    if not key.startswith("loss."):
+        return ""
+    _, name, argument = key.split(".", 2)
+    if name not in {*settings.losses, *_ANY_LOSS}:
+        return f"{key} is not used by the loss of this row, {settings.loss_name}: leave it out"
+    values = LOSSES[name].search_space.get(argument) if name in LOSSES else None
+    if isinstance(values, OnlyWith):
+        other = f"loss.{name}.{values.argument}"
+        if other not in space and known[other] != values.value:
+            return f"{key} is not used with {other} {known[other]}: leave it out"
+    return ""
 
 
 def _can_hold(values: Interval | Choices, own: Any) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
-from torchreid_snloss.compare.runs import Run, RunFailedError, neutral_keys
-from torchreid_snloss.compare.search import rounded, search_space
+from torchreid_snloss.compare.runs import Run, RunFailedError, check_folder, neutral_keys
+from torchreid_snloss.compare.search import check_values, rounded, search_space
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.errors import text_of
@@ -65,8 +65,9 @@ class Tuning:
 
     The first trial has the config's own values. Optuna's TPE sampler chooses the others, and its median pruner ends a
     trial whose learning curve stays below the median of the earlier ones (Akiba et al., "Optuna: A Next-generation
-    Hyperparameter Optimization Framework", KDD 2019). Which values the trial of a number gets depends on the earlier
-    trials only, so that an interruption changes nothing.
+    Hyperparameter Optimization Framework", KDD 2019). Which values the trial of a number gets depends only on the
+    trials that have ended by then. So an interruption changes nothing, unless trials of this variant run side by side,
+    as those of a single row with `--jobs 2` do.
 
     Args:
         plan: The plan of the comparison.
@@ -84,13 +85,14 @@ class Tuning:
         self.variant, self.split, self._images = variant, split, images
         self._plan = plan
         self._folder = plan.tuning_folder(variant, split)
+        check_folder(self._folder)
         self._default = plan.trial(variant, split, 0, {}).settings
         self.space = search_space(variant, self._default)
         if not self.space:
             raise ConfigError(
                 f"{variant.name}: --tune has nothing to try, since the row sets train.lr itself: add a search"
             )
-        self._check_space()
+        check_values(variant, self.space, self._default, lambda values: plan.trial(variant, split, 0, values))
         self._asking = threading.Lock()
         self._taken: set[int] = set()
         self._study: Any = None
@@ -246,7 +248,10 @@ class Tuning:
         except OSError as error:
             raise ConfigError(f"can't use the journal of a tuning, {str(journal)!r}: {error}") from error
         except Exception as error:  # a damaged journal raises nearly any class
-            raise ConfigError(f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}") from error
+            raise ConfigError(
+                f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}; remove this file, and the "
+                "trials that are finished count again"
+            ) from error
         now = self._made_with()
         keys = dict.fromkeys([*made_with, *(key for key in now if key.startswith(_SEARCH))])
         other = [
@@ -271,20 +276,6 @@ class Tuning:
         images = {_IMAGES: self._images} if self._images else {}
         made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space, **images}))
         return made_with
-
-    def _check_space(self) -> None:
-        for key, values in self.space.items():
-            ends: tuple[Any, ...] = values if isinstance(values, tuple) else (values.low, values.high)
-            if key not in self._default.values:
-                raise ConfigError(f"{self.variant.name}: search: unknown config key {key}")
-            whole = type(self._default.values[key]) is int and isinstance(values, Interval)
-            for value in ends:
-                if whole and not float(value).is_integer():
-                    raise ConfigError(f"{self.variant.name}: search: {key} needs whole numbers as ends, got {value}")
-                try:
-                    self._plan.trial(self.variant, self.split, 0, {key: int(value) if whole else value})
-                except ConfigError as error:
-                    raise ConfigError(f"{self.variant.name}: search: {error}") from error
 
 
 def _sampler(number: int) -> Any:

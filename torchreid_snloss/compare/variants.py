@@ -23,8 +23,8 @@ __all__ = ["BASELINES", "CONTROL", "SOFTMAX", "Variant", "describe", "of_loss", 
 CONTROL, SOFTMAX = "control", "softmax"
 """The names of the two baselines: softmax on the metric losses' batches, and on random batches."""
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_LONGEST_NAME = 100  # characters
+_NAME = re.compile(r"[^\W_][\w.+-]*")
+_LONGEST_NAME = 100  # bytes, which are what file systems count
 _TAKEN = re.compile(r"tuning|tuned-.*|results\.(csv|json)|report\.html", re.IGNORECASE)
 _INTERVAL = {"low", "high", "log"}
 
@@ -83,8 +83,10 @@ def describe(settings: Settings, weights: bool = True) -> str:
     ]
     if len(terms) > 1 or "softmax" not in settings.losses:
         return " + ".join(terms)
-    random = settings.train_sampler == "RandomSampler"
-    return "softmax, " + ("random batches" if random else f"P x {settings.num_instances} batches")
+    sampler = settings.train_sampler
+    if sampler in ("IdentitySampler", "RandomIdentitySampler"):
+        return f"softmax, P x {settings.num_instances} batches"
+    return "softmax, " + ("random batches" if sampler == "RandomSampler" else f"batches of {sampler}")
 
 
 def read_variants(path: str) -> list[Variant]:
@@ -112,11 +114,14 @@ def read_variants(path: str) -> list[Variant]:
 def _variant(path: str, name: Any, options: Any) -> Variant:
     where = f"variants file {path!r}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: a name must consist of letters, digits and . _ + -, got {shown(name)}")
+        raise ConfigError(
+            f"{where}: a name must begin with a letter or digit and have only letters, digits and . _ + -, got "
+            f"{shown(name)}"
+        )
     if name in BASELINES:
         raise ConfigError(f"{where}: {name} is the name of a baseline, which --baselines adds")
-    if len(name) > _LONGEST_NAME:
-        raise ConfigError(f"{where}: a name must have at most {_LONGEST_NAME} characters, got {shown(name)}")
+    if (size := len(name.encode())) > _LONGEST_NAME:
+        raise ConfigError(f"{where}: a name must have at most {_LONGEST_NAME} bytes, got {size}, {shown(name)}")
     if _TAKEN.fullmatch(name):
         raise ConfigError(
             f"{where}: {name} is what a comparison names a file or folder of its own, choose another name"
