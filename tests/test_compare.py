@@ -451,6 +451,7 @@ def test_a_damaged_record_is_named_before_any_run(
         assert main(_arguments(reid_data)) == 2
         errors = capsys.readouterr().err
         assert f"the settings of the run in {folder} are damaged: " in errors
+        assert errors.endswith("; remove that folder\n")
         assert errors.count("\n") == 1
     (folder / "settings.yaml").write_text(_settings_of(reid_data, "sn"))
     record = folder / "record/record.json"

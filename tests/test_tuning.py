@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, interrupt_at, process_options, run, start
 
@@ -21,7 +24,9 @@ from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError
+from torchreid_snloss.evaluation import Ranking
 from torchreid_snloss.losses import Interval
+from torchreid_snloss.record import Features, Recorder
 
 pytest.importorskip("optuna")
 
@@ -191,7 +196,7 @@ def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Pat
         _tuning(tmp_path, Variant("own", {"loss.name": "fidi"}))
     journal = tmp_path / "compare/plain/tuning/own/journal.log"
     journal.write_text("{]\n" + journal.read_text())
-    with pytest.raises(ValueError, match=r"the journal of a tuning, '.*', is damaged"):
+    with pytest.raises(ValueError, match=r"the journal of a tuning, '.*', is damaged: .*; remove this file, and"):
         _tuning(tmp_path, variant)
 
 
@@ -299,6 +304,38 @@ def test_values_that_do_not_fit_together_are_a_failed_trial(
     assert [trial.state for trial in tuning.trials] == ["failed"]
     assert tuning.left == 2
     assert "own, trial 0 (1 of 3): failed, batch_size must be a multiple" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script of sh")
+def test_a_trial_below_the_median_of_the_earlier_ones_is_ended_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    tuning = _tuning(tmp_path, variant)
+    tuning._open()
+    for _ in range(2):
+        trial = tuning._next()
+        for key in tuning.space:
+            tuning._suggest(trial, key)
+        trial.report(0.9, 20)  # the pruner waits for a quarter of 60 epochs
+        tuning._study.tell(trial, 0.9)
+    features = Features(np.zeros((2, 4), np.float32), np.arange(2), np.arange(2), np.array(["a", "b"]))
+    ranking = Ranking(np.ones(2, np.float32), 0.2, 0.2, np.full(2, 0.2))
+    Recorder(tmp_path / "made").add_evaluation(20, "validation", ranking, features, features)
+    program = tmp_path / "python"  # a run that is evaluated, and then trains on for a minute
+    record = tmp_path / "compare/plain/tuning/own/trial-2/record"
+    program.write_text(f"#!/bin/sh\ncp -r {tmp_path / 'made'} {record}\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    began = time.monotonic()
+    assert tuning.execute(Place({}, True, lambda: 0)) == 0
+    assert time.monotonic() - began < 30
+    assert "own, trial 2 (3 of 3): below the median, ended early" in capsys.readouterr().out
+    for found in (tuning, _tuning(tmp_path, variant)):
+        assert [trial.state for trial in found.trials] == ["finished", "finished", "pruned"]
+        assert found.trials[2].curve == {20: 0.2}
+        assert found.best.number == 0
+        assert found.left == 0
 
 
 def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
