@@ -120,7 +120,7 @@ class Execution:
             return execute()
         except RunFailedError as error:
             self.failed.setdefault(variant, str(error))
-            print(f"   {variant}: failed, goes on without this row", flush=True)
+            print(f"   {variant}: failed; the other rows go on", flush=True)
             return 0
 
 
