@@ -10,7 +10,7 @@ from torchreid_snloss.losses.hap2s import HAP2SLoss
 from torchreid_snloss.losses.memory import Memory
 from torchreid_snloss.losses.mined import MinedLoss
 from torchreid_snloss.losses.products import Products
-from torchreid_snloss.losses.search import Interval
+from torchreid_snloss.losses.search import Interval, OnlyWith
 from torchreid_snloss.losses.sn import SNLoss
 from torchreid_snloss.losses.statistics import StatisticsCollector, means
 
@@ -25,6 +25,7 @@ __all__ = [
     "Memory",
     "MetricLoss",
     "MinedLoss",
+    "OnlyWith",
     "Products",
     "SNLoss",
     "StatisticsCollector",
