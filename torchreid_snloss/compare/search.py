@@ -38,7 +38,7 @@ def search_space(variant: Variant, settings: Settings) -> SearchSpace:
     if variant.search is not None:
         space = dict(variant.search)
         for key, values in space.items():
-            if problem := _problem(key, space, settings, known):
+            if problem := _problem(key, space, settings):
                 raise ConfigError(f"{variant.name}: search: {problem}")
             if not _can_hold(values, known[key]):
                 raise ConfigError(
@@ -91,11 +91,11 @@ def check_values(
                 raise ConfigError(f"{variant.name}: search: {error}") from error
 
 
-def _problem(key: str, space: Mapping[str, Any], settings: Settings, known: Mapping[str, Any]) -> str:
+def _problem(key: str, space: Mapping[str, Any], settings: Settings) -> str:
     """What is wrong with a key of a `search`; empty if nothing is."""
     if key.startswith(_JUDGES) and key not in _TRAINING:
         return f"{key} is the same for all trials, leave it out"
-    if key not in known:
+    if key not in settings.values:
         return f"unknown config key {key}"
     if not key.startswith("loss."):
         return ""
@@ -105,8 +105,8 @@ def _problem(key: str, space: Mapping[str, Any], settings: Settings, known: Mapp
     values = LOSSES[name].search_space.get(argument) if name in LOSSES else None
     if isinstance(values, OnlyWith):
         other = f"loss.{name}.{values.argument}"
-        if other not in space and known[other] != values.value:
-            return f"{key} is not used with {other} {known[other]}: leave it out"
+        if other not in space and settings.values[other] != values.value:
+            return f"{key} is not used with {other} {settings.values[other]}: leave it out"
     return ""
 
 

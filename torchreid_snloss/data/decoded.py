@@ -165,7 +165,7 @@ class _Images:
                 f"{pixels.dtype} {pixels.shape}; use False"
             )
         self.taken.append(self._shrink(pixels))
-        return _token(len(self.taken))
+        return _tokens(len(self.taken), len(self.taken))[0]
 
     def checked(self, img: Any) -> list[Pixels]:
         """The images of an item, if its `img` is what this object has returned for them, and nothing else.
@@ -173,8 +173,8 @@ class _Images:
         Raises:
             UnreadableImageError: if it is not.
         """
-        tokens = [_token(number) for number in range(1, len(self.taken) + 1)]
-        expected = tokens[0] if len(tokens) == 1 and getattr(img, "ndim", 0) == 3 else torch.stack(tokens or [_NONE])
+        tokens = _tokens(1, len(self.taken))
+        expected = tokens[0] if len(tokens) == 1 and getattr(img, "ndim", 0) == 3 else tokens
         if not isinstance(img, Tensor) or not torch.equal(img, expected):
             raise UnreadableImageError(
                 "data.batch_transforms needs a data set that calls its transform once for each image, and returns the "
@@ -183,12 +183,9 @@ class _Images:
         return self.taken
 
 
-_NONE = torch.zeros(3, 2, 2)
-
-
-def _token(number: int) -> Tensor:
-    """What stands for the transformed image of that number: no part of it is another part, or of another token."""
-    return torch.arange(12.0 * number, 12 * number + 12).view(3, 2, 2)
+def _tokens(first: int, last: int) -> Tensor:
+    """What stands for the transformed images of these numbers: no part of one is another part, or of another."""
+    return torch.arange(12.0 * first, 12.0 * (last + 1)).view(last - first + 1, 3, 2, 2)
 
 
 def decode_array(path: str) -> Pixels:

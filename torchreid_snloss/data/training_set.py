@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader
 from torchreid import data
 
+from torchreid_snloss.data.batches import loader_like
 from torchreid_snloss.data.fingerprint import relative_names
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
@@ -44,13 +44,9 @@ def set_training_items(datamanager: Any, items: Sequence[Item], **sampler_option
     training.data = training.train
     training.num_train_pids = len(labels)
     datamanager._num_train_pids = len(labels)
-    datamanager.train_loader = DataLoader(
-        training,
-        sampler=data.sampler.build_train_sampler(training.train, **sampler_options),
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        drop_last=True,
+    sampler = data.sampler.build_train_sampler(training.train, **sampler_options)
+    datamanager.train_loader = loader_like(
+        loader, training, sampler=sampler, batch_size=loader.batch_size, drop_last=True
     )
 
 

@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
 
+from torchreid_snloss.data.batches import loader_like
 from torchreid_snloss.data.training_set import set_training_items
 
 __all__ = ["VALIDATION", "hold_out"]
@@ -51,12 +51,7 @@ def hold_out(datamanager: Any, fraction: float, seed: int, alone: bool = False, 
     for mode, items in splits.items():
         split = copy.copy(any_test_loader.dataset)
         split.data = items
-        loaders[mode] = DataLoader(
-            split,
-            batch_size=any_test_loader.batch_size,
-            num_workers=any_test_loader.num_workers,
-            pin_memory=any_test_loader.pin_memory,
-        )
+        loaders[mode] = loader_like(any_test_loader, split, batch_size=any_test_loader.batch_size)
     # The validation set comes first, because torchreid's test() returns the rank-1 of the last test set.
     datamanager.test_loader = {VALIDATION: loaders, **({} if alone else datamanager.test_loader)}
     datamanager.test_dataset = {VALIDATION: splits, **({} if alone else datamanager.test_dataset)}
