@@ -93,15 +93,20 @@ def test_test_images_are_torchreids(files: list[Path], reid_data: Path) -> None:
         assert levels.max() <= 2.01
 
 
-def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Path) -> None:
+def make_tracklets(root: Path, **options: Any) -> Any:
+    """A data manager of tracklets of three frames, of 4 identities to train on."""
     torchreid_snloss.register()
-    make_pedestrians(tmp_path / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
+    make_pedestrians(root / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
+    sizes = {"height": 64, "width": 32, "batch_size_train": 2, "batch_size_test": 2}
+    return data.VideoDataManager(
+        root=str(root), sources="synthetic_video", use_gpu=False, workers=0, **{**sizes, "seq_len": 3, **options}
+    )
+
+
+def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Path) -> None:
+    theirs = make_tracklets(tmp_path, batch_size_train=4, seq_len=2, sample_method="random")
     frame = sorted(tmp_path.rglob("query/*.jpg"))[1]
     Image.open(frame).resize((70, 50)).save(frame)
-    theirs = data.VideoDataManager(
-        root=str(tmp_path), sources="synthetic_video", height=64, width=32, batch_size_train=4, batch_size_test=2,
-        seq_len=2, use_gpu=False, workers=0, sample_method="random",
-    )  # fmt: skip
     ours = with_batch_transforms(theirs)
     train = ours.train_loader
     for loader in (theirs, ours):
@@ -601,12 +606,7 @@ def test_a_data_set_that_changes_what_its_transform_gives_is_refused(change: str
 
 
 def test_tracklets_of_ones_own_keep_their_frames(tmp_path: Path) -> None:
-    torchreid_snloss.register()
-    make_pedestrians(tmp_path / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
-    theirs = data.VideoDataManager(
-        root=str(tmp_path), sources="synthetic_video", height=64, width=32, batch_size_train=2, seq_len=3,
-        use_gpu=False, workers=0, transforms=[],
-    )  # fmt: skip
+    theirs = make_tracklets(tmp_path, transforms=[])
 
     def get_item(self: Any, number: int, backwards: bool = False) -> Any:
         paths, pid, camid, _ = self.data[number]
@@ -624,13 +624,7 @@ def test_tracklets_of_ones_own_keep_their_frames(tmp_path: Path) -> None:
 
 
 def test_an_item_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    torchreid_snloss.register()
-    make_pedestrians(tmp_path / SyntheticTracklets.dataset_dir, num_train_pids=4, num_test_pids=2, frames=3)
-    manager = data.VideoDataManager(
-        root=str(tmp_path), sources="synthetic_video", height=64, width=32, batch_size_train=2, seq_len=3,
-        use_gpu=False, workers=0,
-    )  # fmt: skip
-    loader = with_batch_transforms(manager).train_loader
+    loader = with_batch_transforms(make_tracklets(tmp_path)).train_loader
     broken = Path(loader.dataset.data[0][0][-1])
     broken.write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=broken.name):

@@ -35,15 +35,10 @@ class Execution:
     def tune(self, plan: Plan, tunings: Sequence[Tuning]) -> int:
         """Makes the trials that are missing, in turn for all rows. Returns the exit code; a failed row is none."""
 
-        def execute(tuning: Tuning, place: Place) -> int:
-            return self._unless_failed(tuning.variant.name, lambda: tuning.execute(place))
+        def task(tuning: Tuning) -> Callable[[Place], int]:
+            return lambda place: self._unless_failed(tuning.variant.name, lambda: tuning.execute(place))
 
-        tasks = [
-            lambda place, tuning=tuning: execute(tuning, place)
-            for turn in range(plan.trials)
-            for tuning in tunings
-            if turn < tuning.left
-        ]
+        tasks = [task(tuning) for turn in range(plan.trials) for tuning in tunings if turn < tuning.left]
         try:
             with locked(plan.condition / "tuning"):
                 code = run_side_by_side(tasks, self._jobs, self._use_gpu)
