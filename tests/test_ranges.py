@@ -100,6 +100,7 @@ LIMITS = [
         ("train.warmup_factor", 0, 1),
     ],
     *[("model.last_stride", 3, 2), ("train.stepsize", [0], [1]), ("data.val_fraction", 1, 0.99)],
+    ("data.val_fold", -1, 0),
     *[("data.workers", 257, 256), ("data.height", 4097, 4096), ("test.eval_freq", -2, -1)],
 ]
 

@@ -275,12 +275,15 @@ class _Rows(html.parser.HTMLParser):
             self.rows[-1][-1] += data
 
 
-def recorded_tuning(folder: Path, variant: Variant, trials: dict[int, list[float] | None]) -> Tuning:
+def recorded_tuning(
+    folder: Path, variant: Variant, trials: dict[int, list[float] | None], folds: int = 1, max_epoch: int = 3
+) -> Tuning:
     """A tuning whose trials had these mAPs by epoch; None for one that failed, and a short curve was pruned."""
     from optuna.trial import TrialState
 
-    flags = ["--tune", str(len(trials)), "data.val_fraction", "0.25", "data.save_dir", str(folder)]
-    tuning = Tuning(_plan(_parser().parse_args([*flags, "train.max_epoch", "3"]), {}), variant, 0)
+    flags = ["--tune", str(len(trials)), "--folds", str(folds), "data.val_fraction", "0.25"]
+    flags += ["data.save_dir", str(folder), "train.max_epoch", str(max_epoch)]
+    tuning = Tuning(_plan(_parser().parse_args(flags), {}), variant, 0)
     tuning._open()
     for curve in trials.values():
         trial = tuning._next()
@@ -290,7 +293,7 @@ def recorded_tuning(folder: Path, variant: Variant, trials: dict[int, list[float
             trial.report(mean_ap, epoch)
         if curve is None:
             tuning._study.tell(trial, state=TrialState.FAIL)
-        elif len(curve) < 3:
+        elif len(curve) < folds * max_epoch:
             tuning._study.tell(trial, state=TrialState.PRUNED)
         else:
             tuning._study.tell(trial, curve[-1])
@@ -332,6 +335,24 @@ def test_the_tuning_section_tells_what_was_found(tmp_path: Path) -> None:
     markers = [len(list(g.iter(f"{SVG}use"))) for g in chart.iter(f"{SVG}g") if "-line2d_" in g.get("id", "")]
     assert [number for number in markers if number > 1] == [3, 2]  # finished, ended early
     assert "<h2>Tuning</h2>" not in _report(runs, tmp_path)
+
+
+def test_the_tuning_section_says_what_folds_are(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    trials: dict[int, list[float] | None] = {0: [0.3, 0.4, 0.5], 1: [0.6, 0.5, 0.45], 2: [0.1, 0.2]}
+    variant = Variant("hap2s", {"loss.name": "hap2s"})
+    tuning = recorded_tuning(tmp_path, variant, trials, folds=3, max_epoch=1)  # the means over 1, 2 and 3 folds
+    runs = [run for run in recorded_trial(tmp_path, rows=5) if run.variant in ("control", "hap2s")]
+    text = _report(runs, tmp_path, (tuning,))
+    parsed = _Rows()
+    parsed.feed(text)
+    found = next(row for row in parsed.rows if row[0] == "hap2s" and "train.lr" in row[1])
+    assert found[2:] == ["50.0", "50.0", "0", "3", "1", "0"]
+    start = parsed.rows.index(["trial", "held-out mAP", "epochs", "state", *tuning.best.values])
+    assert [row[1:4] for row in parsed.rows[start + 1 : start + 4]] == [
+        ["50.0", "3", "finished"], ["45.0", "3", "finished"], ["20.0", "2", "ended early"],
+    ]  # fmt: skip
+    assert "by the mean mAP over 3 folds" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("kind", ["tsne", "pca"])

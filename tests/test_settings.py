@@ -139,6 +139,7 @@ BROKEN = {
     "data.k_tfm": ["data.k_tfm", 2],
     "data.cache ram needs data.batc": ["data.cache", "ram"],
     "loss.memory.size needs loss": ["loss.memory.size", 8, "loss.name", "triplet"],
+    "data.val_fold counts from 0": ["data.val_fraction", 0.25, "data.val_fold", 4],
     "train.amp bf16": ["train.amp", "bf16", "use_gpu", True],
     "train.compile": ["train.compile", True, "use_gpu", True],
     "train.lr_scheduler exponential": ["train.lr_scheduler", "exponential", "train.stepsize", [60]],
@@ -152,6 +153,20 @@ BROKEN = {
     "train.warmup_epochs": ["train.warmup_epochs", 60],
     "train.open_layers": ["train.open_layers", [], "train.fixbase_epoch", 1],
 }
+
+
+@pytest.mark.parametrize(
+    ("fraction", "fold", "is_possible"),
+    [(0.0, 0, True), (0.9, 0, True), (0.0, 1, False), (0.25, 3, True), (1 / 3, 2, True), (0.3333334, 2, True),
+     (0.34, 2, False), (0.5, 999, False)],
+)  # fmt: skip
+def test_which_folds_there_are(fraction: float, fold: int, is_possible: bool) -> None:
+    cfg = config("data.val_fraction", fraction, "data.val_fold", fold)
+    if is_possible:
+        assert resolve(cfg).val_fold == fold
+    else:
+        with pytest.raises(ConfigError, match=rf"; got data\.val_fold {fold}, data\.val_fraction {fraction}$"):
+            resolve(cfg)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.message[:30])

@@ -134,3 +134,38 @@ def test_all_images_of_the_held_out_are_queries(reid_data: Path, tmp_path: Path,
     for mode in ("query", "gallery"):
         images = [path for batch in datamanager.test_loader["validation"][mode] for path in batch["impath"]]
         assert sorted(images) == held_out
+
+
+def _held_out(reid_data: Path, folder: Path, *options: Any) -> list[str]:
+    """The numbers of the people that are held out, by the names of their images."""
+    datamanager = _datamanager(reid_data, folder, "test.ranks", [1], *options)
+    kept, held_out = (
+        {os.path.basename(item[0])[:4] for item in items}
+        for items in (datamanager.train_loader.dataset.train, datamanager.test_dataset["validation"]["query"])
+    )
+    assert not kept & held_out
+    assert len(kept) == datamanager.num_train_pids == 16 - len(held_out)
+    return sorted(held_out)
+
+
+@pytest.mark.parametrize(("fraction", "folds"), [(0.25, 4), (0.3, 3), (0.1, 10), (0.3333334, 3)])
+def test_the_folds_hold_out_disjoint_shares(fraction: float, folds: int, reid_data: Path, tmp_path: Path) -> None:
+    first = _held_out(reid_data, tmp_path, "data.val_fraction", fraction)
+    shares = [
+        _held_out(reid_data, tmp_path, "data.val_fraction", fraction, "data.val_fold", fold) for fold in range(folds)
+    ]
+    assert shares[0] == first
+    people = [person for share in shares for person in share]
+    assert len(people) == len(set(people)) == round(folds * fraction * 16)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_first_fold_is_what_was_held_out_before_there_were_folds(reid_data: Path, tmp_path: Path) -> None:
+    assert _held_out(reid_data, tmp_path, "data.val_fraction", 0.25) == ["0003", "0005", "0007", "0010"]
+
+
+def test_a_fold_without_anybody_is_refused(reid_data: Path, tmp_path: Path) -> None:
+    options = ("data.val_fraction", 0.05, "data.val_fold")  # 0.8 of a person
+    assert [len(_held_out(reid_data, tmp_path, *options, fold)) for fold in (0, 1)] == [1, 1]
+    with pytest.raises(ConfigError, match=r"val_fraction 0\.05 and data\.val_fold 2 would hold out 0 of 16 training"):
+        _datamanager(reid_data, tmp_path, *options, 2)

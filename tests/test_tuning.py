@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,17 @@ mild:
 """
 
 
-def _arguments(root: Path, folder: Path, trials: int = 3) -> list[str]:
+def _arguments(root: Path, folder: Path, trials: int = 3, folds: int = 1) -> list[str]:
     (folder / "trial.yaml").write_text(VARIANTS)
     flags = ["--variants", "trial.yaml", "--baselines", "control", "--seeds", "1", "--tune", str(trials)]
+    flags += ["--folds", str(folds)]
     data = ["--root", str(root), "-s", "market1501", "-t", "market1501"]
     own = ("data.val_fraction", 0.25, "data.save_dir", "log", "train.max_epoch", 3, "test.eval_freq", 1)
     return ["--config-file", str(ROOT / "configs/small.yaml"), *data, *flags, *process_options(*own)]
 
 
-def _tuned(folder: Path) -> list[dict[str, Any]]:
-    content = json.loads((folder / "log/compare/plain/tuned-3/results.json").read_text())
+def _tuned(folder: Path, trials: int = 3) -> list[dict[str, Any]]:
+    content = json.loads((folder / f"log/compare/plain/tuned-{trials}/results.json").read_text())
     return list(content["tuning"])
 
 
@@ -120,6 +122,35 @@ def test_a_tuning_that_was_interrupted_makes_the_same_trials(
 
 
 @pytest.mark.compare
+def test_a_tuning_with_folds_that_was_interrupted_goes_on_in_its_fold(reid_data: Path, tmp_path: Path) -> None:
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    for folder in (whole, interrupted):
+        folder.mkdir()
+    done = run(*COMPARE, *_arguments(reid_data, whole, 2, folds=2), cwd=whole)
+    assert done.returncode == 0, done.stderr
+    process = start(*COMPARE, *_arguments(reid_data, interrupted, 2, folds=2), cwd=interrupted)
+    trial = interrupted / "log/compare/plain/tuning/mild/trial-0"
+    errors = interrupt_at(process, trial / "fold-1", "epoch: [1/3][", 200)
+    assert "the tuning was interrupted; repeat the command to resume" in errors
+    first = (trial / "fold-0/record/record.json").stat().st_mtime_ns
+    done = run(*COMPARE, *_arguments(reid_data, interrupted, 2, folds=2), cwd=interrupted)
+    assert done.returncode == 0, done.stderr
+    assert (trial / "fold-0/record/record.json").stat().st_mtime_ns == first
+    assert _tuned(interrupted, 2) == _tuned(whole, 2)
+    assert [part["folds"] for part in _tuned(whole, 2)] == [2, 2]
+    assert not list(tmp_path.rglob("fold-*/model"))
+    held_out = []
+    for fold in (0, 1):
+        (log,) = (whole / f"log/compare/plain/tuning/mild/trial-0/fold-{fold}").glob("train.log-*")
+        assert "4 of 16 training identities are held out" in log.read_text()
+        record = np.load(log.parent / "record/validation-after.npz")
+        held_out.append({Path(path).name[:4] for path in record["query_paths"]})
+    assert not held_out[0] & held_out[1]
+    found = load_config(str(whole / "log/compare/plain/tuning/mild/best-of-2.yaml"))
+    assert (found.data.val_fraction, found.data.val_fold) == (0.25, 0)
+
+
+@pytest.mark.compare
 def test_the_test_set_does_not_change_what_is_chosen(tuned: tuple[Path, str], reid_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "poisoned"
     shutil.copytree(reid_data, root)
@@ -137,9 +168,9 @@ def test_the_test_set_does_not_change_what_is_chosen(tuned: tuple[Path, str], re
     assert results[0]["runs"] != results[1]["runs"]
 
 
-def _tuning(folder: Path, variant: Variant, *options: str) -> Tuning:
-    plan = _plan(_parser().parse_args(["--tune", "3", "data.val_fraction", "0.25", "data.save_dir", str(folder)]), {})
-    return Tuning(plan, variant, 0)
+def _tuning(folder: Path, variant: Variant, folds: int = 1, trials: int = 3) -> Tuning:
+    flags = ["--tune", str(trials), "--folds", str(folds), "data.val_fraction", "0.25", "data.save_dir", str(folder)]
+    return Tuning(_plan(_parser().parse_args(flags), {}), variant, 0)
 
 
 def test_what_is_searched(tmp_path: Path) -> None:
@@ -376,3 +407,106 @@ def test_a_trial_that_lacked_room_is_made_again(
         with pytest.raises(RunFailedError, match=r"^own, trial 1 failed: .*; its log is .*train\.log-1$"):
             tuning.execute(place)
     assert [trial.state for trial in tuning.trials] == ["running", "failed" if failed else "running"]
+
+
+PLACE = Place({}, True, lambda: 0)
+
+
+def _train_with(mean_aps: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets a run record this mAP after its last epoch, by its folder's name. Returns those that were made."""
+    made: list[str] = []
+    features = Features(np.zeros((2, 4), np.float32), np.arange(2), np.arange(2), np.array(["a", "b"]))
+
+    def train(run: Run, place: Place, may_go_on: Callable[[], bool]) -> int:
+        name = "/".join(run.folder.parts[-2:])
+        if name not in mean_aps:
+            return 130  # interrupted
+        made.append(name)
+        (run.folder / "model").mkdir(parents=True)
+        (run.folder / "settings.yaml").write_text(run.settings.cfg_text)
+        ranking = Ranking(np.ones(2, np.float32), mean_aps[name], 0.2, np.full(2, 0.2))
+        Recorder(run.folder / "record").add_evaluation(
+            run.settings.max_epoch, "validation", ranking, features, features
+        )
+        may_go_on()
+        return 0
+
+    monkeypatch.setattr(Run, "execute", train)
+    return made
+
+
+def test_a_trial_is_judged_by_the_mean_over_its_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    # The first one is best in its first fold, and the second one over all.
+    mean_aps = {
+        **{"trial-0/fold-0": 0.7, "trial-0/fold-1": 0.3, "trial-0/fold-2": 0.2},
+        **{"trial-1/fold-0": 0.6, "trial-1/fold-1": 0.5},
+    }
+    made = _train_with(mean_aps, monkeypatch)
+    tuning = _tuning(tmp_path, variant, folds=3)
+    assert tuning.execute(PLACE) == 0
+    assert "own, trial 0 (1 of 3): mAP 40.0% (70.0, 30.0, 20.0) on the held-out identities" in capsys.readouterr().out
+    assert tuning.execute(PLACE) == 130
+    assert made == [*mean_aps]
+    assert [trial.state for trial in tuning.trials] == ["finished", "running"]
+
+    mean_aps["trial-1/fold-2"] = 0.4
+    tuning = _tuning(tmp_path, variant, folds=3)
+    assert tuning.execute(PLACE) == 0
+    assert made == [*mean_aps]  # those that were finished are not made again
+    assert "own, trial 1 (2 of 3): mAP 50.0% (60.0, 50.0, 40.0) on the held-out" in capsys.readouterr().out
+    for found in (tuning, _tuning(tmp_path, variant, folds=3)):
+        assert found.best.number == 1
+        assert [trial.mean_ap for trial in found.trials] == pytest.approx([0.4, 0.5])
+        assert found.trials[1].curve == pytest.approx({60: 0.6, 120: 0.55, 180: 0.5})
+        assert found.left == 1
+    assert not list(tmp_path.rglob("model"))
+
+
+def test_a_trial_ends_early_by_the_mean_over_the_same_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The people of the first fold are easier than the others, for all trials.
+    rows = [(0.8, 0.4, 0.4), (0.8, 0.4, 0.4), (0.81, 0.41, 0.3), (0.81, 0.3, 0.9), (0.7, 0.9, 0.9)]
+    mean_aps = {f"trial-{n}/fold-{fold}": value for n, row in enumerate(rows) for fold, value in enumerate(row)}
+    made = _train_with(mean_aps, monkeypatch)
+    tuning = _tuning(tmp_path, Variant("own", {"loss.name": "sn"}), folds=3, trials=len(rows))
+    for _ in rows:
+        assert tuning.execute(PLACE) == 0
+    trials = tuning.trials
+    assert [trial.state for trial in trials] == ["finished"] * 3 + ["pruned"] * 2  # not at the end of a last fold
+    assert [trial.mean_ap for trial in trials] == pytest.approx([1.6 / 3, 1.6 / 3, 1.52 / 3, 1.11 / 2, 0.7])
+    assert made == [name for name in mean_aps if name not in ("trial-3/fold-2", "trial-4/fold-1", "trial-4/fold-2")]
+    assert capsys.readouterr().out.count("below the median, ended early") == 2
+    assert not list(tmp_path.rglob("model"))
+
+
+def test_trials_with_other_folds_are_named(tmp_path: Path) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    _tuning(tmp_path / "two", variant, folds=2)._open()
+    _tuning(tmp_path / "two", variant, folds=2)
+    with pytest.raises(ConfigError, match=r"holds trials with other settings \(--folds was 2, is 1\)"):
+        _tuning(tmp_path / "two", variant)
+    _tuning(tmp_path / "old", variant)._open()
+    journal = tmp_path / "old/compare/plain/tuning/own/journal.log"
+    text = re.sub(r'"(--folds|data\.val_fold)": ?\d,? ?', "", journal.read_text())  # as an earlier version left it
+    journal.write_text(re.sub(r", ?}", "}", text))
+    assert not re.search(r"--folds|val_fold", journal.read_text())
+    _tuning(tmp_path / "old", variant)
+    with pytest.raises(ConfigError, match=r"\(--folds was 1, is 2\)"):
+        _tuning(tmp_path / "old", variant, folds=2)
+
+
+def test_without_folds_a_trial_has_the_folder_that_it_always_had(tmp_path: Path) -> None:
+    variant = Variant("own", {"loss.name": "sn"})
+    folders = {
+        folds: [
+            str(_tuning(tmp_path, variant, folds)._plan.trial(variant, 0, 4, {}, fold).folder.relative_to(tmp_path))
+            for fold in range(folds)
+        ]
+        for folds in (1, 2)
+    }
+    trial = "compare/plain/tuning/own/trial-4"
+    assert folders == {1: [trial], 2: [f"{trial}/fold-0", f"{trial}/fold-1"]}

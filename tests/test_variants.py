@@ -178,6 +178,7 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
         ("wrt: {loss.name: sn, model.resume: x}", "wrt: model.resume is the same for all variants, leave it out"),
         ("wrt: {loss.name: sn, search: {train.max_epoch: [1, 2]}}", "wrt: search: train.max_epoch is the same for all"),
         ("wrt: {loss.name: sn, search: {data.val_fraction: [0.1, 0.2]}}", "search: data.val_fraction is the same for"),
+        ("wrt: {loss.name: sn, search: {data.val_fold: [0, 1]}}", "search: data.val_fold is the same for all trials"),
         (
             "wrt: {loss.name: sn, search: {test.rerank: [true, false]}}",
             "search: test.rerank is the same for all trials",
@@ -221,6 +222,11 @@ def test_a_broken_variants_file_is_one_line(
         (["--losses", "sn", "control", "--"], "--losses got 'control', which is no loss but a baseline"),
         (["--tune", "3"], "--tune judges its trials by training identities that are held out: set data.val_fraction"),
         (["--tune", "-1"], "--tune must be at least 0, got -1"),
+        (["--folds", "4"], "--folds 4 needs --tune, whose trials are judged by the mean over the folds"),
+        (["--tune", "3", "--folds", "0", "data.val_fraction", "0.25"], "--folds must be at least 1, got 0"),
+        (["--tune", "3", "--folds", "5", "data.val_fraction", "0.25"], "with data.val_fraction 0.25 there are only 4:"),
+        (["--tune", "3", "--folds", "4"], "--tune judges its trials by training identities that are held out"),
+        (["--tune", "3", "data.val_fraction", "0.25", "data.val_fold", "1"], "data.val_fold is set by --folds, leave"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--jobs", "5000"], "the number of CPU cores, got 5000"),
         (["--roots", "nowhere", "--"], "--roots: there is no folder 'nowhere'"),
@@ -247,18 +253,25 @@ def test_the_held_out_identities_are_the_same_for_all_rows_of_a_tuning(
     assert main(["--tune", "3", *flags]) == 2
     assert "own: data.val_fraction is the same for all variants, leave it out" in capsys.readouterr().err
     assert _runs("--variants", "trial.yaml", options=("data.val_fraction", "0.25"))[-1].settings.val_fraction == 0.5
+    Path("trial.yaml").write_text("own: {loss.name: sn, data.val_fold: 1}")
+    assert main(["--tune", "3", *flags]) == 2
+    assert "own: data.val_fold is the same for all variants, leave it out" in capsys.readouterr().err
 
 
 def test_a_tuning_for_which_nobody_is_held_out_is_refused_before_its_first_trial(
     reid_data: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("optuna")
-    flags = ["--losses", "sn", "--root", str(reid_data), "--tune", "3", "use_gpu", "False", "data.save_dir", "log"]
-    assert main([*flags, "data.val_fraction", "0.001"]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.count("\n") == 1
-    assert "data.val_fraction 0.001 would hold out 0 of 16 training identities" in shown.err
-    assert "trial" not in shown.out
+    flags = ["--losses", "sn", "--root", str(reid_data), "--tune", "3"]
+    for options, message in (
+        (["data.val_fraction", "0.001"], "data.val_fraction 0.001 would hold out 0 of 16 training identities"),
+        (["--folds", "3", "data.val_fraction", "0.05"], "data.val_fold 2 would hold out 0 of 16 training identities"),
+    ):
+        assert main([*flags, *options, "use_gpu", "False", "data.save_dir", "log"]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.count("\n") == 1
+        assert message in shown.err
+        assert "trial" not in shown.out
 
 
 def test_a_file_in_the_place_of_a_row_is_named(

@@ -98,7 +98,7 @@ def _change_training_set(settings: Settings, datamanager: Any) -> None:
         kept = keep_fraction(datamanager.train_loader.dataset.train, settings.train_fraction, seed)
         set_training_items(datamanager, kept, **options)
     if settings.val_fraction > 0:
-        hold_out(datamanager, settings.val_fraction, seed, settings.held_out_only, **options)
+        hold_out(datamanager, settings.val_fraction, seed, settings.held_out_only, settings.val_fold, **options)
     items = datamanager.train_loader.dataset.train
     if settings.label_noise > 0:
         items = add_label_noise(items, settings.label_noise, seed)

@@ -64,6 +64,7 @@ class Settings:
     norm_mean: tuple[float, ...] = _from("data.norm_mean")
     norm_std: tuple[float, ...] = _from("data.norm_std")
     val_fraction: float = _from("data.val_fraction")
+    val_fold: int = _from("data.val_fold")
     train_fraction: float = _from("data.train_fraction")
     label_noise: float = _from("data.label_noise")
     outliers: float = _from("data.outliers")

@@ -23,6 +23,7 @@ from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning, check_available
 from torchreid_snloss.compare.variants import BASELINES, CONTROL, Variant, of_loss, read_variants
 from torchreid_snloss.config import ConfigError, get_default_config
+from torchreid_snloss.config.keys import FOLDS
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import WriteError
@@ -96,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         help="first search for the best learning rate, weight and arguments of each row, in N trials that are judged "
         "on the training identities that data.val_fraction holds out",
     )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=1,
+        metavar="F",
+        help="judge each trial of --tune by the mean over F runs, each of which holds out other training identities",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs side by side, each on a GPU or core")
     for flag, what in (("label-noise", "get another identity's label"), ("outliers", "are replaced by a patch")):
         parser.add_argument(
@@ -134,7 +142,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         raise ConfigError(f"the results can't be written to {str(plan.folder)!r}: {error}") from error
     digest = images_digests()
     tunings = [
-        Tuning(plan, variant, split, digest(plan.trial(variant, split, 0, {}).settings))
+        Tuning(plan, variant, split, _digest_of_trials(plan, variant, split, digest))
         for variant in plan.variants
         for split in plan.splits
         if plan.trials
@@ -174,6 +182,12 @@ def _carry_out(
     return 1 if execution.failed else 0
 
 
+def _digest_of_trials(plan: Plan, variant: Variant, split: int, digest: Callable[[Settings], str]) -> str:
+    """The digest of the images of the trials. All folds are loaded, so that none is missed only after others."""
+    digests = [digest(plan.trial(variant, split, 0, {}, fold).settings) for fold in range(plan.folds)]
+    return digests[0]
+
+
 def _checked(runs: Sequence[Run], digest: Callable[[Settings], str]) -> list[Run]:
     """The runs with the digests of their images, if none of their folders holds another run."""
     runs = [dataclasses.replace(run, images=digest(run.settings)) for run in runs]
@@ -207,7 +221,11 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
     """
     if "RANK" in os.environ:
         raise ConfigError("the runs are started by this one process, not with torchrun; --jobs runs several at a time")
-    for flag, number, least, most in (("seeds", args.seeds, 1, _MOST_SEEDS), ("tune", args.tune, 0, _MOST_TRIALS)):
+    for flag, number, least, most in (
+        ("seeds", args.seeds, 1, _MOST_SEEDS),
+        ("tune", args.tune, 0, _MOST_TRIALS),
+        ("folds", args.folds, 1, FOLDS),
+    ):
         if number < least:
             raise ConfigError(f"--{flag} must be at least {least}, got {number}")
         if number > most:
@@ -215,7 +233,7 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
     given = config_options(args)
     variants = _variants(args, load(args.config_file, given))
     roots = [str(Path(root)) for root in args.roots]
-    plan = Plan(args.config_file, given, variants, args.seeds, roots, changes, args.tune)
+    plan = Plan(args.config_file, given, variants, args.seeds, roots, changes, args.tune, args.folds)
     check_base(plan, given)
     if plan.trials:
         check_available()

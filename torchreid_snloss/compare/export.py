@@ -43,7 +43,12 @@ def write_json(results: Results, path: Path, tunings: Sequence[Tuning] = ()) -> 
         "table": [_row_for_json(row) for row in results.rows],
         "runs": [asdict(result) for result in results.results],
         "tuning": [
-            {"variant": tuning.variant.name, "split": tuning.split, "trials": [asdict(t) for t in tuning.trials]}
+            {
+                "variant": tuning.variant.name,
+                "split": tuning.split,
+                "folds": tuning.folds,
+                "trials": [asdict(trial) for trial in tuning.trials],
+            }
             for tuning in tunings
         ],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.variants import CONTROL, Variant
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.config.ranges import shown
-from torchreid_snloss.config.rules import TORCHREIDS_LOSSES
+from torchreid_snloss.config.rules import TORCHREIDS_LOSSES, share_exists
 from torchreid_snloss.settings import Settings, resolve
 
 __all__ = ["CHANGES", "Plan", "TunedValues", "check_base", "load"]
@@ -41,6 +42,7 @@ class Plan:
         roots: The data roots, each with another split of the same data; empty for the config's root alone.
         changes: The changes to the training set: keys in the section `data` and their values.
         trials: The number of trials of a tuning; 0 for none.
+        folds: The number of runs of each trial, each of which holds out other identities.
     """
 
     config_file: str
@@ -50,6 +52,7 @@ class Plan:
     roots: Sequence[str]
     changes: Mapping[str, float]
     trials: int = 0
+    folds: int = 1
 
     @functools.cached_property
     def base(self) -> Any:
@@ -95,17 +98,21 @@ class Plan:
                     runs.append(Run(variant.name, settings, split))
         return runs
 
-    def trial(self, variant: Variant, split: int, number: int, values: Mapping[str, Any]) -> Run:
-        """A trial of a tuning, which is tested on the held-out identities alone.
+    def trial(self, variant: Variant, split: int, number: int, values: Mapping[str, Any], fold: int = 0) -> Run:
+        """A run of a trial of a tuning, which is tested on the held-out identities alone.
 
         Args:
             variant: The variant.
             split: The number of the split.
             number: The number of the trial, from 0.
             values: What the trial tries, by key.
+            fold: Which share of the identities it holds out, from 0.
         """
         folder = self.tuning_folder(variant, split) / f"trial-{number}"
-        return Run(variant.name, self.settings(variant, split, {**values, "test.held_out_only": True}, folder), split)
+        if self.folds > 1:
+            folder /= f"fold-{fold}"
+        own = {"data.val_fold": fold, "test.held_out_only": True}
+        return Run(variant.name, self.settings(variant, split, {**values, **own}, folder), split)
 
     def tuning_folder(self, variant: Variant, split: int) -> Path:
         """The folder of a variant's trials, which a tuning with more trials continues."""
@@ -180,7 +187,7 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
     taken |= {f"train.{key}" for key in ("seed", "start_epoch", "record", "keep", "own_step")}
     taken |= {f"test.{key}" for key in ("evaluate", "held_out_only", "eval_freq", "visrank")}
     if plan.trials:
-        taken.add("data.val_fraction")  # whose identities judge the trials
+        taken |= {"data.val_fraction", "data.val_fold"}  # whose identities judge the trials
     for variant in plan.variants:
         if keys := sorted(taken & {*variant.options, *(variant.search or ())}):
             raise ConfigError(f"{variant.name}: {keys[0]} is the same for all variants, leave it out")
@@ -191,11 +198,25 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
             "--tune judges its trials by training identities that are held out: set data.val_fraction, such as "
             f"data.val_fraction 0.25, got {base.data.val_fraction}"
         )
+    _check_folds(plan)
     for root in plan.roots:
         if not Path(root).is_dir():
             raise ConfigError(f"--roots: there is no folder {shown(root)}")
     if len({Path(root).resolve() for root in plan.roots}) < len(plan.roots):
         raise ConfigError(f"--roots must name each root once, got {shown(list(plan.roots))}")
+
+
+def _check_folds(plan: Plan) -> None:
+    fraction = plan.base.data.val_fraction
+    if plan.folds > 1 and not plan.trials:
+        raise ConfigError(f"--folds {plan.folds} needs --tune, whose trials are judged by the mean over the folds")
+    if plan.trials and plan.base.data.val_fold:
+        raise ConfigError("data.val_fold is set by --folds, leave it out of config and options")
+    if plan.folds > 1 and not share_exists(plan.folds - 1, fraction):
+        raise ConfigError(
+            f"--folds {plan.folds} needs {plan.folds} disjoint shares of the training identities, but with "
+            f"data.val_fraction {fraction} there are only {math.floor(1 / fraction + 1e-6)}: lower one of them"
+        )
 
 
 def _folder_of(folder: Path, variant: Variant, split: int) -> Path:

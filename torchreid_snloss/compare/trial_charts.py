@@ -21,7 +21,7 @@ from torchreid_snloss.compare.drawing import (
     styles_of,
     to_svg,
 )
-from torchreid_snloss.compare.tuning import Trial
+from torchreid_snloss.compare.trial import Trial
 
 __all__ = ["BySeed", "forest", "seed_chart", "trial_chart"]
 

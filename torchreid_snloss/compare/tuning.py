@@ -6,7 +6,8 @@ import importlib.util
 import json
 import shutil
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torchreid_snloss.compare.jobs import Place
@@ -14,6 +15,7 @@ from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run, RunFailedError, check_folder, neutral_keys
 from torchreid_snloss.compare.search import check_values, rounded, search_space
+from torchreid_snloss.compare.trial import Trial, mean_aps, summary
 from torchreid_snloss.compare.variants import Variant
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.errors import text_of
@@ -25,33 +27,10 @@ if _optuna_is_there:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-__all__ = ["Trial", "Tuning", "check_available"]
+__all__ = ["Tuning", "check_available"]
 
-_JOURNAL, _PRUNED, _SEARCH, _IMAGES = "journal.log", "pruned", "search ", "images"
+_JOURNAL, _PRUNED, _SEARCH, _IMAGES, _FOLDS = "journal.log", "pruned", "search ", "images", "--folds"
 _SEED, _STARTUP_TRIALS = 1, 4  # the trials at random before TPE has enough to go by
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial of a tuning.
-
-    Attributes:
-        number: Its number, from 0, which is the trial with the config's own values.
-        values: What it tried, by key.
-        curve: The mAP on the held-out identities in [0, 1], by the number of epochs trained.
-        state: `"finished"`, `"pruned"` if it was ended early, since its mAP was below the median of the earlier trials,
-            `"failed"`, or `"running"`.
-    """
-
-    number: int
-    values: dict[str, Any]
-    curve: dict[int, float]
-    state: str
-
-    @property
-    def mean_ap(self) -> float | None:
-        """The last mAP in [0, 1]; None for a trial that was never evaluated."""
-        return self.curve[max(self.curve)] if self.curve else None
 
 
 def check_available() -> None:
@@ -76,14 +55,20 @@ class Tuning:
         images: A digest of the images of the trials, which those of earlier trials must have too; empty if it is
             unknown.
 
+    Attributes:
+        variant: The variant.
+        split: The number of the split.
+        folds: The number of runs of each trial, which make up its mAP.
+        space: The values that are tried, by key.
+
     Raises:
         ConfigError: If a value of the search space can't be run with, the folder holds trials that were made with other
             settings, or its journal is damaged.
     """
 
     def __init__(self, plan: Plan, variant: Variant, split: int, images: str = "") -> None:
-        self.variant, self.split, self._images = variant, split, images
-        self._plan = plan
+        self.variant, self.split, self.folds = variant, split, plan.folds
+        self._plan, self._images = plan, images
         self._folder = plan.tuning_folder(variant, split)
         check_folder(self._folder)
         self._default = plan.trial(variant, split, 0, {}).settings
@@ -144,20 +129,27 @@ class Tuning:
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
         print(f"=> {name}: {shown}", flush=True)
         try:
-            run = replace(self._plan.trial(self.variant, self.split, trial.number, values), images=self._images)
+            runs = [
+                replace(self._plan.trial(self.variant, self.split, trial.number, values, fold), images=self._images)
+                for fold in range(self.folds)
+            ]
         except ConfigError as error:  # each value alone is possible, but not together
             self._study.tell(trial, state=TrialState.FAIL)
             print(f"   {name}: failed, {error}", flush=True)
             return 0
-        run.check()
-        code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, run))
-        pruned = not self._report(trial, run)
+        for run in runs:
+            run.check()
+        for run in runs:
+            code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, runs))
+            pruned = not self._report(trial, runs)
+            if code or pruned:
+                break
         if pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
             ended = "below the median, ended early"
         elif code == 0:
-            self._study.tell(trial, run.mean_aps()[run.settings.max_epoch])
-            ended = f"{run.summary()} on the held-out identities"
+            self._study.tell(trial, mean_aps(runs)[self._epochs])
+            ended = f"{summary(runs)} on the held-out identities"
         elif (
             code == 1 and trial.number > 0 and run.failed_in_training()
         ):  # as with a learning rate at which the loss becomes NaN
@@ -168,7 +160,8 @@ class Tuning:
             if code <= 128:
                 raise RunFailedError(run.failure(f"{self.name}, trial {trial.number}", code))
             return code
-        shutil.rmtree(run.folder / "model", ignore_errors=True)  # nobody needs the checkpoints of a trial
+        for run in runs:
+            shutil.rmtree(run.folder / "model", ignore_errors=True)  # nobody needs the checkpoints of a trial
         print(f"   {name}: {ended}", flush=True)
         return 0
 
@@ -203,19 +196,34 @@ class Tuning:
             return value
         return min(max(rounded(value), values.low), values.high)
 
-    def _report(self, trial: Any, run: Run) -> bool:
+    @property
+    def _epochs(self) -> int:
+        """The epochs of a whole trial, with all folds."""
+        return self.folds * self._default.max_epoch
+
+    def _report(self, trial: Any, runs: Sequence[Run]) -> bool:
         """Tells Optuna the mAP of the epochs that it does not know yet. Returns whether the trial may go on."""
         frozen = self._study.get_trials(deepcopy=False)[trial.number]
         if frozen.user_attrs.get(_PRUNED):
             return False
-        for epoch, mean_ap in sorted(run.mean_aps().items()):
-            if epoch == 0 or epoch in frozen.intermediate_values:
+        for epoch, mean_ap in mean_aps(runs).items():
+            if epoch in frozen.intermediate_values:
                 continue
             trial.report(mean_ap, epoch)
-            if epoch < run.settings.max_epoch and trial.should_prune():
+            if epoch < self._epochs and self._is_behind(trial, epoch, mean_ap):
                 trial.set_user_attr(_PRUNED, True)  # in the journal before the run is stopped
                 return False
         return True
+
+    def _is_behind(self, trial: Any, epoch: int, mean_ap: float) -> bool:
+        """Whether the pruner ends the trial."""
+        if epoch <= self._default.max_epoch:
+            return bool(trial.should_prune())
+        # The pruner takes the best value so far, which is right for a learning curve. A mean over folds must not be
+        # replaced by that of fewer folds, whose identities may be easier: it is compared with the earlier trials' means
+        # over the same folds.
+        of_folds = optuna.trial.create_trial(state=TrialState.RUNNING, intermediate_values={epoch: mean_ap})
+        return bool(self._study.pruner.prune(self._study, of_folds))
 
     def _to_trial(self, frozen: Any) -> Trial:
         states: dict[Any, str] = {
@@ -244,7 +252,7 @@ class Tuning:
             )
             if not study.user_attrs:
                 study.set_user_attr("made_with", self._made_with())
-            made_with = study.user_attrs["made_with"]
+            made_with = {_FOLDS: 1, **study.user_attrs["made_with"]}  # earlier versions had no folds
         except OSError as error:
             raise ConfigError(f"can't use the journal of a tuning, {str(journal)!r}: {error}") from error
         except Exception as error:  # a damaged journal raises nearly any class
@@ -269,12 +277,12 @@ class Tuning:
         self._study = study
 
     def _made_with(self) -> dict[str, Any]:
-        """The settings and the search space, as JSON keeps them."""
+        """The settings, the search space and the number of folds, as JSON keeps them."""
         neutral = neutral_keys(self.split)
         settings = {key: value for key, value in self._default.values.items() if key not in neutral}
         space = {f"{_SEARCH}{key}": str(values) for key, values in self.space.items()}
         images = {_IMAGES: self._images} if self._images else {}
-        made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space, **images}))
+        made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space, **images, _FOLDS: self.folds}))
         return made_with
 
 

@@ -14,6 +14,7 @@ from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
 from torchreid_snloss.losses import LOSSES
 
 __all__ = [
+    "FOLDS",
     "KEYWORD_KEYS",
     "OLD_KEYS",
     "ONE_OR_MORE",
@@ -24,6 +25,9 @@ __all__ = [
     "all_keys",
     "loss_keys",
 ]
+
+FOLDS = 1000
+"""The most shares of the training identities that can be held out in turn."""
 
 OUR_KEYS: dict[str, Key] = {
     "model.last_stride": Key(0, "stride of a ResNet's last stage; 0: the model's own", Integer(0, 2)),
@@ -77,6 +81,9 @@ OUR_KEYS: dict[str, Key] = {
     ),
     "data.val_fraction": Key(
         0.0, "share of the training identities held out to choose the best checkpoint by", Number(at_least=0, below=1)
+    ),
+    "data.val_fold": Key(
+        0, "which of the disjoint shares of this size is held out, from 0, for cross-validation", Integer(0, FOLDS - 1)
     ),
     "data.train_fraction": Key(1.0, "share of the training identities to train on", Number(above=0, at_most=1)),
     "data.label_noise": Key(

@@ -11,7 +11,7 @@ from torchreid_snloss import device, distributed
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 
-__all__ = ["RULES", "Rule", "torchreids_step"]
+__all__ = ["RULES", "Rule", "share_exists", "torchreids_step"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def torchreids_step(values: Mapping[str, Any], processes: int) -> bool:
     return values["loss.name"] in TORCHREIDS_LOSSES and not any(more_than_torchreid)
 
 
+def share_exists(fold: int, fraction: float) -> bool:
+    """Whether the training identities have `fold + 1` disjoint shares. Rounded fractions such as 0.3333334 are fine."""
+    return (fold + 1) * fraction <= 1 + 1e-6
+
+
 def _one_gpu(use_gpu: bool) -> bool:
     """Whether there is no `nn.DataParallel` on several GPUs."""
     return not use_gpu or device.count() < 2 or distributed.world_size() > 1
@@ -84,6 +89,11 @@ RULES = [
         ("data.cache", "data.batch_transforms"),
         lambda cache, batch_transforms: cache == "off" or batch_transforms,
         "data.cache ram needs data.batch_transforms True: decoding is a tenth of torchreid's time for an image",
+    ),
+    Rule(
+        ("data.val_fold", "data.val_fraction"),
+        lambda fold, fraction: fold == 0 or (fraction > 0 and share_exists(fold, fraction)),
+        "data.val_fold counts from 0, and needs a data.val_fraction above 0 and at most 1 / (data.val_fold + 1)",
     ),
     Rule(
         ("loss.memory.size", "loss.name"),

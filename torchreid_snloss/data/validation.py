@@ -16,7 +16,9 @@ VALIDATION = "validation"
 """The name under which the held-out identities are evaluated."""
 
 
-def hold_out(datamanager: Any, fraction: float, seed: int, alone: bool = False, **sampler_options: Any) -> None:
+def hold_out(
+    datamanager: Any, fraction: float, seed: int, alone: bool = False, fold: int = 0, **sampler_options: Any
+) -> None:
     """Moves some training identities of a data manager to a validation set, which is evaluated like a test set.
 
     All images of the held-out identities are queries, and all are in the gallery: a choice by few queries would be left
@@ -27,6 +29,8 @@ def hold_out(datamanager: Any, fraction: float, seed: int, alone: bool = False, 
         fraction: The share of the identities to hold out, between 0 and 1.
         seed: The seed of the random choice.
         alone: Whether the validation set replaces the test sets, so that nothing is evaluated on them.
+        fold: Which share of the identities, in their random order, is held out. The shares are disjoint, and for a
+            fraction of 1 / n the first n of them hold all identities.
         **sampler_options: The options of the training sampler, such as `train_sampler`, `batch_size` and
             `num_instances`, because the training loader is built again.
 
@@ -35,13 +39,14 @@ def hold_out(datamanager: Any, fraction: float, seed: int, alone: bool = False, 
     """
     dataset = datamanager.train_loader.dataset
     pids = sorted({item[1] for item in dataset.train})
-    number = round(fraction * len(pids))
+    first, end = (round(shares * fraction * len(pids)) for shares in (fold, fold + 1))
+    held_out = set(np.random.default_rng([seed, 1]).permutation(pids)[first:end].tolist())
+    number = len(held_out)
     if not 0 < number < len(pids) - 1:
         raise ValueError(
-            f"data.val_fraction {fraction} would hold out {number} of {len(pids)} training identities, "
-            "but at least 1 must be held out and 2 kept"
+            f"data.val_fraction {fraction}{f' and data.val_fold {fold}' if fold else ''} would hold out {number} of "
+            f"{len(pids)} training identities, but at least 1 must be held out and 2 kept"
         )
-    held_out = set(np.random.default_rng([seed, 1]).permutation(pids)[:number].tolist())
     set_training_items(datamanager, [item for item in dataset.train if item[1] not in held_out], **sampler_options)
 
     images = [item for item in dataset.train if item[1] in held_out]
