@@ -83,7 +83,7 @@ OUR_KEYS: dict[str, Key] = {
         0.0, "share of the training identities held out to choose the best checkpoint by", Number(at_least=0, below=1)
     ),
     "data.val_fold": Key(
-        0, "which of the disjoint shares of this size is held out, from 0, for cross-validation", Integer(0, FOLDS - 1)
+        0, "which of the disjoint shares of that size is held out, counted from 0", Integer(0, FOLDS - 1)
     ),
     "data.train_fraction": Key(1.0, "share of the training identities to train on", Number(above=0, at_most=1)),
     "data.label_noise": Key(
