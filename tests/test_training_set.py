@@ -148,7 +148,7 @@ def _held_out(reid_data: Path, folder: Path, *options: Any) -> list[str]:
     return sorted(held_out)
 
 
-@pytest.mark.parametrize(("fraction", "folds"), [(0.25, 4), (0.3, 3), (0.1, 10), (0.3333334, 3)])
+@pytest.mark.parametrize(("fraction", "folds"), [(0.25, 4), (0.3, 3)])
 def test_the_folds_hold_out_disjoint_shares(fraction: float, folds: int, reid_data: Path, tmp_path: Path) -> None:
     first = _held_out(reid_data, tmp_path, "data.val_fraction", fraction)
     shares = [
