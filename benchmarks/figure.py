@@ -15,7 +15,7 @@ from benchmarks.timing import Row
 __all__ = ["draw"]
 
 _NOT_DRAWN = ("sampler, memory", "loader, throughput", "loader, waiting for data", "large, CPU s")
-_WIDE = 10  # times the shortest bar; with less between them, bars start at 0
+_WIDE = 10  # the longest bar over the shortest from which the axis is logarithmic
 _OURS, _OTHERS = "#1b7f5c", "#9aa5b1"
 
 

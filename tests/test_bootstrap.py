@@ -18,11 +18,11 @@ T = {2: 4.302653, 4: 2.776445, 39: 2.022691, 99: 1.984217}  # 97.5 % quantiles o
 
 
 def pair(
-    *differences: NDArray[np.float64] | float, pids: Any = PIDS, fold: str = "", seed: int = 0
+    *differences: NDArray[np.float64] | float, pids: Any = PIDS, split: str = "", seed: int = 0
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     """Makes a variant and a control with a run for each of the differences, which are by query or one for all."""
     rng = np.random.default_rng(seed)
-    control = [Evaluation(number, pids, rng.random(len(pids)), fold) for number in range(len(differences))]
+    control = [Evaluation(number, pids, rng.random(len(pids)), split) for number in range(len(differences))]
     variant = [replace(run, average_precisions=run.average_precisions + own) for run, own in zip(control, differences)]
     return variant, control
 
@@ -56,13 +56,13 @@ def test_if_only_seeds_differ_the_interval_is_students() -> None:
     assert half_width(found) == pytest.approx(T[2] * math.sqrt(0.0007 / 3), rel=1e-5)  # variance 0.0014 / 2
 
 
-def test_runs_are_compared_within_their_fold() -> None:
-    folds = [pair(0.01, 0.02, 0.06, fold="a"), pair(0.41, 0.42, 0.46, fold="b", pids=PIDS + 100)]
-    variant, control = ([run for fold in folds for run in fold[side]] for side in (0, 1))
+def test_runs_are_compared_within_their_split() -> None:
+    splits = [pair(0.01, 0.02, 0.06, split="a"), pair(0.41, 0.42, 0.46, split="b", pids=PIDS + 100)]
+    variant, control = ([run for split in splits for run in split[side]] for side in (0, 1))
     found = difference(variant, control[::-1])  # in any order
     assert found.seeds == 3
     assert found.mean == pytest.approx(0.23)
-    # The folds differ by 0.4, but both are kept; only how often the identities are drawn varies, and that is nothing.
+    # The splits differ by 0.4, but both are kept; only how often the identities are drawn varies, and that is nothing.
     assert half_width(found) == pytest.approx(T[4] * math.sqrt(0.0007 / 6), rel=1e-5)
 
 
@@ -84,10 +84,10 @@ def test_identities_of_any_size_as_the_delta_method_has_it() -> None:
     assert half_width(found) == pytest.approx(T[39] * math.sqrt(40 / 39 * (residuals**2).sum()), rel=0.03)
 
 
-def test_identities_are_the_same_in_all_folds() -> None:
+def test_identities_are_the_same_in_all_splits() -> None:
     of_identity = np.random.default_rng(1).normal(0, 0.1, 40)[PIDS]
-    both = [[*a, *b] for a, b in zip(pair(of_identity, fold="a"), pair(of_identity, fold="b"))]
-    apart = [[*a, *b] for a, b in zip(pair(of_identity, fold="a"), pair(of_identity, pids=PIDS + 40, fold="b"))]
+    both = [[*a, *b] for a, b in zip(pair(of_identity, split="a"), pair(of_identity, split="b"))]
+    apart = [[*a, *b] for a, b in zip(pair(of_identity, split="a"), pair(of_identity, pids=PIDS + 40, split="b"))]
     one = half_width(difference(*pair(of_identity)))
     assert half_width(difference(*both)) == pytest.approx(one, rel=1e-6)  # twice the same says nothing new
     assert half_width(difference(*apart)) == pytest.approx(one / math.sqrt(2), rel=0.05)
@@ -181,14 +181,14 @@ Runs = tuple[list[Evaluation], list[Evaluation]]
             lambda v, c: ([v[0], replace(v[1], average_precisions=np.ones(3))], c),
             r"average_precisions must be of shape \(\d+,\), one for each query, with seed 1; got \(3,\)",
         ),
-        (lambda v, c: (v, c[:1]), r"the same folds and seeds, .*; got \[\('', 0\), \('', 1\)\] and \[\('', 0\)\]"),
-        (lambda v, c: (v, [c[0], replace(c[1], seed=2)]), "the same folds and seeds"),
-        (lambda v, c: (v, [replace(run, fold="a") for run in c]), "the same folds and seeds"),
-        (lambda v, c: ([], []), r"the same folds and seeds, at least one; got \[\] and \[\]"),
-        (lambda v, c: (v, [*c, c[0]]), "the control has several evaluations of the same fold and seed"),
+        (lambda v, c: (v, c[:1]), r"the same splits and seeds, .*; got \[\('', 0\), \('', 1\)\] and \[\('', 0\)\]"),
+        (lambda v, c: (v, [c[0], replace(c[1], seed=2)]), "the same splits and seeds"),
+        (lambda v, c: (v, [replace(run, split="a") for run in c]), "the same splits and seeds"),
+        (lambda v, c: ([], []), r"the same splits and seeds, at least one; got \[\] and \[\]"),
+        (lambda v, c: (v, [*c, c[0]]), "the control has several evaluations of the same split and seed"),
         (
-            lambda v, c: ([*v, replace(v[0], fold="a")], [*c, replace(c[0], fold="a")]),
-            "every fold must have the same number of seeds, got {'': 2, 'a': 1}",
+            lambda v, c: ([*v, replace(v[0], split="a")], [*c, replace(c[0], split="a")]),
+            "every split must have the same number of seeds, got {'': 2, 'a': 1}",
         ),
         (
             lambda v, c: pair(np.where(PIDS == 2, 0.1, np.nan)),
@@ -196,10 +196,14 @@ Runs = tuple[list[Evaluation], list[Evaluation]]
         ),
         (
             lambda v, c: tuple(
-                [run for fold in "abcdefghi" for run in pair(0.1, pids=np.array([ord(fold), -ord(fold)]), fold=fold)[i]]
+                [
+                    run
+                    for name in "abcdefghi"
+                    for run in pair(0.1, pids=np.array([ord(name), -ord(name)]), split=name)[i]
+                ]
                 for i in (0, 1)
             ),
-            "too few identities to resample, 18 in 9 folds",
+            "too few identities to resample, 18 in 9 splits",
         ),
     ],
 )

@@ -84,10 +84,11 @@ def test_losses(
         loss.distances, loss.block_size = None, 0
     digits = 1e-4 if dtype == torch.float32 else 1e-9
     assert value.item() == pytest.approx(expected.item(), rel=digits)
-    wrong = (gpu.grad.cpu().double() - exact.grad).abs().amax(dim=1) > digits * exact.grad.abs().max()
+    errors, largest = (gpu.grad.cpu().double() - exact.grad).abs().amax(dim=1), exact.grad.abs().max()
     # For a few of many anchors the 10th and the 11th neighbour differ in rounding only: either may be in SN's support.
     swaps = isinstance(loss, SNLoss) and kind == "half near" and dtype == torch.float32
-    assert wrong.double().mean() <= (0.1 if swaps else 0)
+    assert (errors > digits * largest).double().mean() <= (0.1 if swaps else 0)
+    assert errors.max() <= (0.05 if swaps else digits) * largest
 
 
 def test_nearest_at_equal_distances() -> None:

@@ -348,7 +348,7 @@ def test_the_tuning_section_says_what_folds_are(tmp_path: Path) -> None:
     parsed.feed(text)
     found = next(row for row in parsed.rows if row[0] == "hap2s" and "train.lr" in row[1])
     assert found[2:] == ["50.0", "50.0", "0", "3", "1", "0"]
-    start = parsed.rows.index(["trial", "held-out mAP", "epochs", "state", *tuning.best.values])
+    start = parsed.rows.index(["trial", "held-out mAP", "epochs, all folds", "state", *tuning.best.values])
     assert [row[1:4] for row in parsed.rows[start + 1 : start + 4]] == [
         ["50.0", "3", "finished"], ["45.0", "3", "finished"], ["20.0", "2", "ended early"],
     ]  # fmt: skip

@@ -31,6 +31,7 @@ from torchreid_snloss.record import Features, Recorder
 
 pytest.importorskip("optuna")
 
+PLACE = Place({}, True, lambda: 0)
 COMPARE = ("-m", "torchreid_snloss.compare")
 VARIANTS = """
 mild:
@@ -331,7 +332,7 @@ def test_values_that_do_not_fit_together_are_a_failed_trial(
         raise ConfigError("batch_size must be a multiple of num_instances")
 
     monkeypatch.setattr(Plan, "trial", refuse)
-    assert tuning.execute(Place({}, True, lambda: 0)) == 0
+    assert tuning.execute(PLACE) == 0
     assert [trial.state for trial in tuning.trials] == ["failed"]
     assert tuning.left == 2
     assert "own, trial 0 (1 of 3): failed, batch_size must be a multiple" in capsys.readouterr().out
@@ -359,7 +360,7 @@ def test_a_trial_below_the_median_of_the_earlier_ones_is_ended_early(
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     began = time.monotonic()
-    assert tuning.execute(Place({}, True, lambda: 0)) == 0
+    assert tuning.execute(PLACE) == 0
     assert time.monotonic() - began < 30
     assert "own, trial 2 (3 of 3): below the median, ended early" in capsys.readouterr().out
     for found in (tuning, _tuning(tmp_path, variant)):
@@ -400,16 +401,12 @@ def test_a_trial_that_lacked_room_is_made_again(
     first = tuning._next()
     for key in tuning.space:
         tuning._suggest(first, key)
-    place = Place({}, True, lambda: 0)
     if failed:
-        assert tuning.execute(place) == 0
+        assert tuning.execute(PLACE) == 0
     else:
         with pytest.raises(RunFailedError, match=r"^own, trial 1 failed: .*; its log is .*train\.log-1$"):
-            tuning.execute(place)
+            tuning.execute(PLACE)
     assert [trial.state for trial in tuning.trials] == ["running", "failed" if failed else "running"]
-
-
-PLACE = Place({}, True, lambda: 0)
 
 
 def _train_with(mean_aps: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -487,7 +484,7 @@ def test_trials_with_other_folds_are_named(tmp_path: Path) -> None:
     variant = Variant("own", {"loss.name": "sn"})
     _tuning(tmp_path / "two", variant, folds=2)._open()
     _tuning(tmp_path / "two", variant, folds=2)
-    with pytest.raises(ConfigError, match=r"holds trials with other settings \(--folds was 2, is 1\)"):
+    with pytest.raises(ConfigError, match=r"holds trials with other settings \(folds was 2, is 1\)"):
         _tuning(tmp_path / "two", variant)
     _tuning(tmp_path / "old", variant)._open()
     journal = tmp_path / "old/compare/plain/tuning/own/journal.log"
@@ -495,7 +492,7 @@ def test_trials_with_other_folds_are_named(tmp_path: Path) -> None:
     journal.write_text(re.sub(r", ?}", "}", text))
     assert not re.search(r"--folds|val_fold", journal.read_text())
     _tuning(tmp_path / "old", variant)
-    with pytest.raises(ConfigError, match=r"\(--folds was 1, is 2\)"):
+    with pytest.raises(ConfigError, match=r"\(folds was 1, is 2\)"):
         _tuning(tmp_path / "old", variant, folds=2)
 
 

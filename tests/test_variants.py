@@ -226,7 +226,10 @@ def test_a_broken_variants_file_is_one_line(
         (["--tune", "3", "--folds", "0", "data.val_fraction", "0.25"], "--folds must be at least 1, got 0"),
         (["--tune", "3", "--folds", "5", "data.val_fraction", "0.25"], "with data.val_fraction 0.25 there are only 4:"),
         (["--tune", "3", "--folds", "4"], "--tune judges its trials by training identities that are held out"),
-        (["--tune", "3", "data.val_fraction", "0.25", "data.val_fold", "1"], "data.val_fold is set by --folds, leave"),
+        (
+            ["--tune", "3", "data.val_fraction", "0.25", "data.val_fold", "1"],
+            "--tune sets data.val_fold itself, as",
+        ),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--jobs", "5000"], "the number of CPU cores, got 5000"),
         (["--roots", "nowhere", "--"], "--roots: there is no folder 'nowhere'"),
@@ -266,6 +269,10 @@ def test_a_tuning_for_which_nobody_is_held_out_is_refused_before_its_first_trial
     for options, message in (
         (["data.val_fraction", "0.001"], "data.val_fraction 0.001 would hold out 0 of 16 training identities"),
         (["--folds", "3", "data.val_fraction", "0.05"], "data.val_fold 2 would hold out 0 of 16 training identities"),
+        (
+            ["--train-fraction", "0.25", "--folds", "5", "data.val_fraction", "0.2"],
+            "data.val_fold 2 would hold out 0 of 4 training identities",
+        ),
     ):
         assert main([*flags, *options, "use_gpu", "False", "data.save_dir", "log"]) == 2
         shown = capsys.readouterr()

@@ -23,7 +23,7 @@ from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import Tuning, check_available
 from torchreid_snloss.compare.variants import BASELINES, CONTROL, Variant, of_loss, read_variants
 from torchreid_snloss.config import ConfigError, get_default_config
-from torchreid_snloss.config.keys import FOLDS
+from torchreid_snloss.config.keys import MOST_FOLDS
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import WriteError
@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="F",
-        help="judge each trial of --tune by the mean over F runs, each of which holds out other training identities",
+        help="judge each trial of --tune by the mean over F runs, each of which holds out other training identities; "
+        "data.val_fraction is 1/F or less (default: 1)",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs side by side, each on a GPU or core")
     for flag, what in (("label-noise", "get another identity's label"), ("outliers", "are replaced by a patch")):
@@ -183,7 +184,7 @@ def _carry_out(
 
 
 def _digest_of_trials(plan: Plan, variant: Variant, split: int, digest: Callable[[Settings], str]) -> str:
-    """The digest of the images of the trials. All folds are loaded, so that none is missed only after others."""
+    """The digest of the images of the trials. All folds are loaded: one that holds nobody out is refused here."""
     digests = [digest(plan.trial(variant, split, 0, {}, fold).settings) for fold in range(plan.folds)]
     return digests[0]
 
@@ -224,7 +225,7 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
     for flag, number, least, most in (
         ("seeds", args.seeds, 1, _MOST_SEEDS),
         ("tune", args.tune, 0, _MOST_TRIALS),
-        ("folds", args.folds, 1, FOLDS),
+        ("folds", args.folds, 1, MOST_FOLDS),
     ):
         if number < least:
             raise ConfigError(f"--{flag} must be at least {least}, got {number}")

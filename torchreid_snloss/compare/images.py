@@ -20,14 +20,15 @@ __all__ = ["images_digests"]
 _DATA = ("data.", "cuhk03.", "market1501.", "video.")
 _OTHER = {  # keys of these sections that do not say which images there are, or that each seed draws by
     *(f"data.{key}" for key in ("save_dir", "workers", "cache", "batch_transforms", "load_train_targets")),
-    *(f"data.{key}" for key in ("label_noise", "outliers", "train_fraction")),
+    *(f"data.{key}" for key in ("label_noise", "outliers")),
 }
 
 
 def images_digests() -> Callable[[Settings], str]:
     """Makes a function that loads the data of a run and returns a digest of its images, identities and cameras.
 
-    What is drawn for each seed is not in the digest, nor where the data lies. Data of the same settings is loaded once.
+    The labels and outliers drawn for each seed are not in the digest, nor where the data lies; of `data.train_fraction`
+    it has the draw of one seed. Data of the same settings is loaded once.
     The function raises ConfigError for data that a run could not load either.
     """
     known: dict[str, str] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.variants import CONTROL, Variant
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.config.ranges import shown
-from torchreid_snloss.config.rules import TORCHREIDS_LOSSES, share_exists
+from torchreid_snloss.config.rules import TORCHREIDS_LOSSES, number_of_folds
 from torchreid_snloss.settings import Settings, resolve
 
 __all__ = ["CHANGES", "Plan", "TunedValues", "check_base", "load"]
@@ -211,11 +210,11 @@ def _check_folds(plan: Plan) -> None:
     if plan.folds > 1 and not plan.trials:
         raise ConfigError(f"--folds {plan.folds} needs --tune, whose trials are judged by the mean over the folds")
     if plan.trials and plan.base.data.val_fold:
-        raise ConfigError("data.val_fold is set by --folds, leave it out of config and options")
-    if plan.folds > 1 and not share_exists(plan.folds - 1, fraction):
+        raise ConfigError("--tune sets data.val_fold itself, as --folds says: leave it out of config and options")
+    if plan.folds > 1 and plan.folds > (most := number_of_folds(fraction)):
         raise ConfigError(
             f"--folds {plan.folds} needs {plan.folds} disjoint shares of the training identities, but with "
-            f"data.val_fraction {fraction} there are only {math.floor(1 / fraction + 1e-6)}: lower one of them"
+            f"data.val_fraction {fraction} there are only {most}: lower one of them"
         )
 
 

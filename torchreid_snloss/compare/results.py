@@ -204,7 +204,7 @@ def _difference(
         found = [(run, precisions[run]) for run in runs]
         if lost := [run.folder for run, kept in found if kept is None]:
             return f"the average precisions in {lost[0]} were not kept"
-        sides.append([Evaluation(run.seed, *kept, fold=str(run.split or "")) for run, kept in found if kept])
+        sides.append([Evaluation(run.seed, *kept, split=str(run.split or "")) for run, kept in found if kept])
     for run, one, other in zip(variant, *sides):
         if not np.array_equal(one.pids, other.pids):
             raise RecordError(f"the run in {str(run.folder)!r} and the {baseline[0].name} were tested on other images")

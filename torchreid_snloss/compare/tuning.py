@@ -29,7 +29,7 @@ if _optuna_is_there:
 
 __all__ = ["Tuning", "check_available"]
 
-_JOURNAL, _PRUNED, _SEARCH, _IMAGES, _FOLDS = "journal.log", "pruned", "search ", "images", "--folds"
+_JOURNAL, _PRUNED, _SEARCH, _IMAGES, _FOLDS = "journal.log", "pruned", "search ", "images", "folds"
 _SEED, _STARTUP_TRIALS = 1, 4  # the trials at random before TPE has enough to go by
 
 
@@ -44,9 +44,11 @@ class Tuning:
 
     The first trial has the config's own values. Optuna's TPE sampler chooses the others, and its median pruner ends a
     trial whose learning curve stays below the median of the earlier ones (Akiba et al., "Optuna: A Next-generation
-    Hyperparameter Optimization Framework", KDD 2019). Which values the trial of a number gets depends only on the
-    trials that have ended by then. So an interruption changes nothing, unless trials of this variant run side by side,
-    as those of a single row with `--jobs 2` do.
+    Hyperparameter Optimization Framework", KDD 2019). With several folds this is the curve of the first; at the end of
+    each, the mean so far is compared with the earlier trials' means over the same folds.
+
+    Which values the trial of a number gets depends only on the trials that have ended by then. So an interruption
+    changes nothing, unless trials of this variant run side by side, as those of a single row with `--jobs 2` do.
 
     Args:
         plan: The plan of the comparison.
@@ -137,14 +139,8 @@ class Tuning:
             self._study.tell(trial, state=TrialState.FAIL)
             print(f"   {name}: failed, {error}", flush=True)
             return 0
-        for run in runs:
-            run.check()
-        for run in runs:
-            code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, runs))
-            pruned = not self._report(trial, runs)
-            if code or pruned:
-                break
-        if pruned:
+        run, code = self._train(trial, runs, place)
+        if not self._report(trial, runs):
             self._study.tell(trial, state=TrialState.PRUNED)
             ended = "below the median, ended early"
         elif code == 0:
@@ -164,6 +160,16 @@ class Tuning:
             shutil.rmtree(run.folder / "model", ignore_errors=True)  # nobody needs the checkpoints of a trial
         print(f"   {name}: {ended}", flush=True)
         return 0
+
+    def _train(self, trial: Any, runs: Sequence[Run], place: Place) -> tuple[Run, int]:
+        """Makes the runs of a trial until it ends. Returns the last of them and its exit code."""
+        for run in runs:
+            run.check()
+        for run in runs:
+            code = 0 if run.finished() else run.execute(place, lambda: self._report(trial, runs))
+            if code or not self._report(trial, runs):
+                break
+        return run, code
 
     def _next(self) -> Any:
         unfinished = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

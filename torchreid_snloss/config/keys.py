@@ -14,8 +14,8 @@ from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
 from torchreid_snloss.losses import LOSSES
 
 __all__ = [
-    "FOLDS",
     "KEYWORD_KEYS",
+    "MOST_FOLDS",
     "OLD_KEYS",
     "ONE_OR_MORE",
     "OUR_KEYS",
@@ -26,7 +26,7 @@ __all__ = [
     "loss_keys",
 ]
 
-FOLDS = 1000
+MOST_FOLDS = 1000
 """The most shares of the training identities that can be held out in turn."""
 
 OUR_KEYS: dict[str, Key] = {
@@ -83,7 +83,9 @@ OUR_KEYS: dict[str, Key] = {
         0.0, "share of the training identities held out to choose the best checkpoint by", Number(at_least=0, below=1)
     ),
     "data.val_fold": Key(
-        0, "which of the disjoint shares of that size is held out, counted from 0", Integer(0, FOLDS - 1)
+        0,
+        "which of the disjoint shares of size `data.val_fraction` is held out, counted from 0",
+        Integer(0, MOST_FOLDS - 1),
     ),
     "data.train_fraction": Key(1.0, "share of the training identities to train on", Number(above=0, at_most=1)),
     "data.label_noise": Key(

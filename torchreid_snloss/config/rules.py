@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torchreid_snloss import device, distributed
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
 
-__all__ = ["RULES", "Rule", "share_exists", "torchreids_step"]
+__all__ = ["RULES", "Rule", "number_of_folds", "torchreids_step"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def torchreids_step(values: Mapping[str, Any], processes: int) -> bool:
     return values["loss.name"] in TORCHREIDS_LOSSES and not any(more_than_torchreid)
 
 
-def share_exists(fold: int, fraction: float) -> bool:
-    """Whether the training identities have `fold + 1` disjoint shares. Rounded fractions such as 0.3333334 are fine."""
-    return (fold + 1) * fraction <= 1 + 1e-6
+def number_of_folds(fraction: float) -> int:
+    """How many disjoint shares the training identities have. Rounded fractions such as 0.3333334 are fine."""
+    return math.floor((1 + 1e-6) / fraction)
 
 
 def _one_gpu(use_gpu: bool) -> bool:
@@ -92,7 +93,7 @@ RULES = [
     ),
     Rule(
         ("data.val_fold", "data.val_fraction"),
-        lambda fold, fraction: fold == 0 or (fraction > 0 and share_exists(fold, fraction)),
+        lambda fold, fraction: fold == 0 or (fraction > 0 and fold < number_of_folds(fraction)),
         "data.val_fold counts from 0, and needs a data.val_fraction above 0 and at most 1 / (data.val_fold + 1)",
     ),
     Rule(

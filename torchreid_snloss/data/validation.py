@@ -61,4 +61,4 @@ def hold_out(
     datamanager.test_loader = {VALIDATION: loaders, **({} if alone else datamanager.test_loader)}
     datamanager.test_dataset = {VALIDATION: splits, **({} if alone else datamanager.test_dataset)}
     purpose = "be tested on" if alone else "choose the best checkpoint"
-    print(f"=> {number} of {len(pids)} training identities are held out to {purpose}")
+    print(f"=> {number} of {len(pids)} training identities are held out to {purpose}{f', fold {fold}' if fold else ''}")
