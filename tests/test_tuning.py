@@ -488,9 +488,9 @@ def test_trials_with_other_folds_are_named(tmp_path: Path) -> None:
         _tuning(tmp_path / "two", variant)
     _tuning(tmp_path / "old", variant)._open()
     journal = tmp_path / "old/compare/plain/tuning/own/journal.log"
-    text = re.sub(r'"(--folds|data\.val_fold)": ?\d,? ?', "", journal.read_text())  # as an earlier version left it
+    text = re.sub(r'"(folds|data\.val_fold)": ?\d,? ?', "", journal.read_text())  # as an earlier version left it
     journal.write_text(re.sub(r", ?}", "}", text))
-    assert not re.search(r"--folds|val_fold", journal.read_text())
+    assert not re.search(r"folds|val_fold", journal.read_text())
     _tuning(tmp_path / "old", variant)
     with pytest.raises(ConfigError, match=r"\(folds was 1, is 2\)"):
         _tuning(tmp_path / "old", variant, folds=2)

@@ -90,9 +90,9 @@ def difference(
     r"""Computes the difference of mAP between a variant and a control, with a 95 % confidence interval.
 
     The runs are paired by split and seed, and within a pair query by query. A query without a match in either run is
-    left out of both. With $S$ seeds in each of $F$ splits and $n$ identities, the interval is $\bar d \pm h$ with
+    left out of both. With $S$ seeds in each of $R$ splits and $n$ identities, the interval is $\bar d \pm h$ with
 
-    $$h^2 = t_{n-1}^2 \frac{n}{n-1} v + t_{F(S-1)}^2 \frac{\max(0, s^2 - e^2)}{FS}.$$
+    $$h^2 = t_{n-1}^2 \frac{n}{n-1} v + t_{R(S-1)}^2 \frac{\max(0, s^2 - e^2)}{RS}.$$
 
     Here $\bar d$ is the mean over the runs of their difference of mAP, $v$ the variance of this mean over the
     resamples, and $s^2$ the variance of the difference between the runs of a split. The choice of identities alone
