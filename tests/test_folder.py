@@ -79,8 +79,8 @@ def test_names_as_in_market1501(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("bounding_box_train/0002_c2s1_01.PNG", 0, 1),
         ("bounding_box_train/0007_c1s1_1.jpg", 1, 0),
     ]
-    assert query == [("query/0003_c1s1_01.jpg", 1, 0)]
-    assert gallery == [("bounding_box_test/0000_c1s1_01.webp", 0, 0), ("bounding_box_test/0003_c3s1_01.jpg", 1, 2)]
+    assert query == [("query/0003_c1s1_01.jpg", 2, 0)]
+    assert gallery == [("bounding_box_test/0000_c1s1_01.webp", 0, 0), ("bounding_box_test/0003_c3s1_01.jpg", 2, 2)]
     line = told(capsys)
     assert "names as in Market-1501 in bounding_box_train, query, bounding_box_test: 4 people, 6 images, 3 cam" in line
     assert (
@@ -91,7 +91,7 @@ def test_names_as_in_market1501(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "1 of junk identities" in line
     # Zeros in front don't matter, and an archive's one folder is looked into.
     gallery = splits(load(tmp_path, "data.folder.junk", "['-1', '0']"), tmp_path)[2]
-    assert gallery == [("a/bounding_box_test/0003_c3s1_01.jpg", 0, 2)]
+    assert gallery == [("a/bounding_box_test/0003_c3s1_01.jpg", 1, 2)]
 
 
 PEOPLE = tuple(
@@ -111,8 +111,11 @@ def test_people_are_split_by_identity(tmp_path: Path) -> None:
     assert len(query) == 4
     assert {(Path(name).name[0], camera) for name, _, camera in train + query + gallery} == {("A", 0), ("B", 1)}
     assert splits(load(root, *options), root) == [train, query, gallery]
-    others = [splits(load(root, *options, "data.split_id", seed), root)[0] for seed in range(1, 6)]
-    assert any(other != train for other in others)
+    others = [splits(load(root, *options, "data.split_id", seed), root) for seed in range(1, 6)]
+    assert any(other != train for other, _, _ in others)
+    # A comparison over several splits takes the same number for the same person.
+    numbers = {(name.split("/")[0], pid) for _, query, gallery in others for name, pid, _ in query + gallery}
+    assert len(numbers) == len({person for person, _ in numbers}) == 4
 
 
 def test_without_cameras_a_query_is_compared_with_all_other_images(
@@ -153,8 +156,8 @@ def test_a_csv_file(tmp_path: Path, delimiter: str, capsys: pytest.CaptureFixtur
     table(tmp_path / "other.csv", ("time", "place"), ("1", "2"))
     train, query, gallery = splits(load(tmp_path), tmp_path)
     assert train == [("x/1.jpg", 0, 0), ("x/2.jpg", 1, 0)]
-    assert query == [("x/3.jpg", 0, 0)]
-    assert gallery == [("x/4.jpg", 0, 1), ("x/5.tif", 0, 0)]
+    assert query == [("x/3.jpg", 2, 0)]
+    assert gallery == [("x/4.jpg", 2, 1), ("x/5.tif", 2, 0)]
     line = told(capsys)
     assert "the CSV file labels.csv: 3 people, 5 images, 2 cameras" in line
     assert line.endswith("files left out: 1 in rows without path or identity")

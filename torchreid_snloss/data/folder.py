@@ -142,7 +142,8 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
         return [(i.path, labels[i.identity], cameras[str(i.camera) if by_camera else i.path]) for i in images]
 
     labels = _numbers(image.identity for image in train)
-    test_labels = _numbers(image.identity for image in test_images)
+    # Over all people, so that other splits of the same people number them alike.
+    test_labels = _numbers(image.identity for image in found.images)
     return _Splits(
         items(train, labels, train_cameras),
         items(query, test_labels, test_cameras),
