@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Done
 from yacs.config import CfgNode
 
@@ -212,6 +213,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
         ("data: {save_dir: 2024-01-01}", "data.save_dir must be of type str.*, got the date 2024-01-01; text that"),
         ("data: {save_dir: 2024-13-45}", "data.save_dir must be of type str.*, got the date 2024-13-45; text that"),
         ("data: {save_dir: 2024}", "data.save_dir must be of type str.*, got 2024; text that looks .* needs quotes"),
+        ("data: {root: [a]}", "data.root must be of type str.*, got .'a'.; text that looks .* needs quotes"),
         ("data: {root: yes}", "data.root must be of type str.*, got True; text that looks .* needs quotes"),
         ("data: {sources: [2024-01-01, [a]]}", r"data.sources must be a list of 1 or more names.*\[the date 2024"),
         ("loss: {custom: {kwargs: {a: 2024-01-01}}}", "loss.custom.kwargs must hold numbers.*the date 2024-01-01"),
@@ -231,6 +233,14 @@ def test_what_a_config_file_must_not_hold(text: str, words: str, load: Callable[
         resolve(load(text))
     assert time.perf_counter() - began < 5
     assert len(str(raised.value)) < 700
+
+
+@pytest.mark.parametrize("text", ["2024", "1e3", "True", "[a]", "it's", "C:\\data", "'quoted'"])
+def test_text_that_looks_like_something_else_may_be_given_as_text(text: str, load: Callable[[str], CfgNode]) -> None:
+    cfg = load(yaml.safe_dump({"data": {"root": text}}))
+    assert cfg.data.root == text.strip("'")
+    assert load(str(resolve(cfg).cfg_text)).data.root == cfg.data.root
+    assert load_config(options=["data.root", text]).data.root == cfg.data.root
 
 
 def test_a_section_may_be_empty(load: Callable[[str], CfgNode], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from conftest import ROOT, tiny_options
 from yacs.config import CfgNode
 
 import torchreid_snloss
-from torchreid_snloss import ConfigError, distributed, get_default_config, load_config, resolve
+from torchreid_snloss import ConfigError, distributed, get_default_config, load_config, resolve, train
 from torchreid_snloss.build import build_criteria, engine_class
 from torchreid_snloss.config.rules import RULES
 from torchreid_snloss.engine import MetricEngine, VideoMetricEngine
@@ -56,6 +56,7 @@ def test_settings_are_what_the_config_says_and_can_not_be_changed() -> None:
     assert settings.metric_weights == {"sn": 0.5, "triplet": 1.0}
     assert train_options(settings).keep == 7
     assert pickle.loads(pickle.dumps(settings)) == settings
+    assert resolve(config("loss.sn.scale", 3)) != resolve(config("loss.sn.scale", 4)) != resolve(config())
     assert hash(settings) == hash(resolve(before))
 
 
@@ -128,6 +129,8 @@ def test_a_config_with_keys_of_yacs_own_merging(tmp_path: Path) -> None:
 def test_what_is_no_config_is_told() -> None:
     with pytest.raises(ConfigError, match="must be a CfgNode or Settings, got dict"):
         resolve({"loss": {"name": "sn"}})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be a CfgNode or Settings, got str"):
+        train("configs/small.yaml")  # type: ignore[arg-type]
     theirs = config()  # torchreid's own tree has no such key
     del theirs.train["amp"]
     with pytest.raises(ConfigError, match=r"the config has no train\.amp: make it with get_default_config"):

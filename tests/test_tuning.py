@@ -383,6 +383,10 @@ def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) ->
         ("epoch: 1\nTraceback\nerror: ValueError: no pairs\n", True),
         ("epoch: 1\nerror: can't write the checkpoint 'x': [Errno 28] No space left on device\n", False),
         ("epoch: 1\nerror: can't read the image 'x'\n", False),
+        ("epoch: 1\nerror: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", False),
+        ("epoch: 1\nerror: MemoryError\n", False),
+        ("epoch: 1\nerror: PermissionError: [Errno 13] Permission denied: 'x'\n", False),
+        ("epoch: 1\nerror: AcceleratorError: CUDA error: an illegal memory access was encountered\n", False),
         ("epoch: 1\n", False),  # there was no room for the line
     ],
 )
@@ -393,6 +397,7 @@ def test_a_trial_that_lacked_room_is_made_again(
 
     def fail(run: Run, *_: Any) -> int:
         run.folder.mkdir(parents=True)
+        (run.folder / "settings.yaml").touch()
         (run.folder / "train.log-1").write_text(log)
         return 1
 

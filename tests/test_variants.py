@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.execution import Execution
 from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
-from torchreid_snloss.compare.plan import Plan
+from torchreid_snloss.compare.plan import Plan, load
 from torchreid_snloss.compare.runs import Run, _wait
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import describe
@@ -163,6 +164,9 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
         ("wrt: {data.label_noise: 0.1}", "wrt: data.label_noise is the same for all variants"),
         ("wrt: {test.eval_freq: 2}", "wrt: test.eval_freq is the same for all variants"),
         ("wrt: {train.keep: 3}", "wrt: train.keep is the same for all variants"),
+        ("wrt: {loss.name: sn, data.split_id: 1}", "wrt: data.split_id is the same for all variants"),
+        ("wrt: {loss.name: sn, data.folder.test_fraction: 0.5}", "wrt: data.folder.test_fraction is the same"),
+        ("wrt: {loss.name: sn, cuhk03.labeled_images: true}", "wrt: cuhk03.labeled_images is the same"),
         ("wrt: {loss.name: sn, search: {loss.sn.scale: 3}}", "search: loss.sn.scale must be a list of two or more"),
         ("wrt: {loss.name: sn, search: {loss.sn.scale: {low: 3, high: 2}}}", "search: loss.sn.scale: high must be"),
         ("Sn: {loss.name: hap2s}", "two rows are named 'sn' and 'Sn', the same folder on some systems"),
@@ -404,30 +408,100 @@ def test_tasks_run_in_another_thread_than_the_main_one() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_a_signal_stops_all_tasks() -> None:
     begun = threading.Barrier(3)
+    ended = threading.Event()
+    requests: list[int] = []
 
-    def task(place: Place) -> int:
+    def quick(place: Place) -> int:
         begun.wait(timeout=20)
         while not place.stop_requests():
             time.sleep(0.01)
         return 128 + signal.SIGTERM
 
+    def slow(place: Place) -> int:
+        quick(place)
+        ended.wait(timeout=0.5)  # the other task ends first, which must not count as a second request
+        requests.append(place.stop_requests())
+        return 128 + signal.SIGTERM
+
     threading.Thread(target=lambda: (begun.wait(timeout=20), os.kill(os.getpid(), signal.SIGINT))).start()
-    assert run_side_by_side([task] * 4, 2, use_gpu=False) == 128 + signal.SIGINT
+    assert run_side_by_side([quick, slow, quick, quick], 2, use_gpu=False) == 128 + signal.SIGINT
+    assert requests == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
-def test_a_trial_that_is_ended_early_has_no_message_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Takes a program that runs are to be instead of a training."""
+    if os.name == "nt":
+        pytest.skip("a shell script, and signals of POSIX")
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PROGRAM"\n')
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PROGRAM", "import sys, time; print('stopped', file=sys.stderr, flush=True); time.sleep(60)")
+    return lambda text: monkeypatch.setenv("PROGRAM", text)
+
+
+def test_a_trial_that_is_ended_early_has_no_message_of_its_own(
+    tmp_path: Path, program: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    program("import sys, time; print('stopped', file=sys.stderr, flush=True); time.sleep(60)")
     (run,) = _runs("--losses", "sn", "--baselines", "none", "--seeds", "1", options=("data.save_dir", str(tmp_path)))
     beside_others = Place({}, alone=False, stop_requests=lambda: 0)
     assert run.execute(beside_others, lambda: False) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_that_crashes_ends_its_row_only(
+    tmp_path: Path, program: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    program("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    flags = ("--losses", "sn", "fidi", "--baselines", "none", "--seeds", "1")
+    runs = _runs(*flags, options=("data.save_dir", str(tmp_path)))
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / "train.log-1").write_text("error: of an earlier attempt")
+    os.utime(runs[0].folder / "train.log-1", (0, 0))
+    execution = Execution(1, use_gpu=False)
+    assert execution.train(runs) == 0
+    assert execution.failed == {
+        "sn": "sn, seed 1 failed: it was ended by SIGSEGV",
+        "fidi": "fidi, seed 1 failed: it was ended by SIGSEGV",
+    }
+    # The reason is said at once: nobody may get to see the last lines.
+    assert "   sn, seed 1 failed: it was ended by SIGSEGV; the other rows go on\n" in capsys.readouterr().out
+
+
+def test_a_run_that_starts_anew_does_not_resume_from_what_is_there(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
+    program("")
+    (run,) = _runs("--losses", "sn", "--baselines", "none", "--seeds", "1", options=("data.save_dir", str(tmp_path)))
+    (run.folder / "model").mkdir(parents=True)
+    (run.folder / "model/model.pth.tar-2").write_bytes(b"of an earlier run without a record")
+    assert run.execute(Place({}, alone=True, stop_requests=lambda: 0)) == 0
+    assert not (run.folder / "model").exists()
+
+
+def test_settings_are_compared_when_a_run_starts_too(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program("")
+    options = ("data.save_dir", str(tmp_path))
+    flags = ("--losses", "sn", "--baselines", "none", "--seeds", "1")
+    (first,), (second,) = (_runs(*flags, options=(*options, "train.lr", lr)) for lr in ("0.1", "0.2"))
+    second.check()  # as at the start of a comparison, while the folder is free
+    (first.folder / "record").mkdir(parents=True)
+    (first.folder / "record/record.json").touch()
+    (first.folder / "settings.yaml").write_text(first.settings.cfg_text)
+    with pytest.raises(ConfigError, match=r"holds a run with other settings \(train.lr was 0.1, is 0.2\)"):
+        second.execute(Place({}, alone=True, stop_requests=lambda: 0))
+
+
+def test_a_config_that_is_loaded_in_a_thread_leaves_the_output_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    out = sys.stdout
+    with ThreadPoolExecutor(2) as pool:
+        old_key = ("data.use_unlabeled_targets", True)  # of which a run of its own prints a line
+        loads = [pool.submit(load, str(ROOT / "configs/small.yaml"), old_key) for _ in range(30)]
+        while not all(future.done() for future in loads):
+            assert sys.stdout is out
+    assert all(future.result().data.load_train_targets for future in loads)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")

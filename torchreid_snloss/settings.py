@@ -110,7 +110,7 @@ class Settings:
 
     notes: tuple[str, ...]
     processes: int
-    _cfg: CfgNode = dataclasses.field(repr=False, compare=False)
+    _cfg: CfgNode = dataclasses.field(repr=False, hash=False)
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ def resolve(cfg: Config) -> Settings:
 
 def wants_gpu(cfg: Config) -> bool:
     """Whether a run is to use the GPU, which is asked before its processes are joined and the config is resolved."""
-    return bool(cfg.use_gpu)
+    return bool(getattr(cfg, "use_gpu", False))  # what is no config is told when it is resolved
 
 
 def _frozen(value: Any) -> Any:

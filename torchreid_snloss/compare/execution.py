@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.compare.jobs import Place, run_side_by_side
 from torchreid_snloss.compare.plan import Plan, TunedValues
-from torchreid_snloss.compare.runs import Run, RunFailedError
+from torchreid_snloss.compare.runs import STOPPED, Run, RunFailedError
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.run.lock import FolderInUseError, locked
@@ -80,7 +80,7 @@ class Execution:
                 return 0
             print(f"=> {name}, in {run.folder}", flush=True)
             if code := run.execute(place):
-                if code <= 128:
+                if code not in STOPPED:
                     raise RunFailedError(run.failure(run.name, code))
                 _print_end(name, code)
                 is_said = True
@@ -115,7 +115,7 @@ class Execution:
             return execute()
         except RunFailedError as error:
             self.failed.setdefault(variant, str(error))
-            print(f"   {variant}: failed; the other rows go on", flush=True)
+            print(f"   {error}; the other rows go on", flush=True)
             return 0
 
 

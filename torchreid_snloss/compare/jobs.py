@@ -45,7 +45,8 @@ class _Halt:
         self._failed = self._failed or code
 
     def requests(self) -> int:
-        return len(self._signals) + bool(self._failed)
+        # A task that a signal has stopped fails too, which is no second request.
+        return max(len(self._signals), bool(self._failed))
 
     @property
     def code(self) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ CHANGES = ("label_noise", "outliers", "train_fraction")
 TunedValues = Mapping[tuple[str, int], Mapping[str, Any]]
 """The values that a tuning has found, by the name of the variant and the number of the split."""
 
+_TEST_SETS = ("data.folder.", "data.split_id", "data.type", "cuhk03.", "market1501.")  # which images are in them
 _EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
 
 
@@ -188,7 +187,8 @@ def check_base(plan: Plan, given: Sequence[Any]) -> None:
     if plan.trials:
         taken |= {"data.val_fraction", "data.val_fold"}  # whose identities judge the trials
     for variant in plan.variants:
-        if keys := sorted(taken & {*variant.options, *(variant.search or ())}):
+        of_the_test = {key for key in variant.options if key.startswith(_TEST_SETS)}
+        if keys := sorted(of_the_test | (taken & {*variant.options, *(variant.search or ())})):
             raise ConfigError(f"{variant.name}: {keys[0]} is the same for all variants, leave it out")
         if variant.search is not None:  # which is not read without --tune
             search_space(variant, plan.settings(variant, plan.splits[0], {}, plan.folder))
@@ -224,5 +224,4 @@ def _folder_of(folder: Path, variant: Variant, split: int) -> Path:
 
 def load(config_file: str, options: Sequence[Any]) -> Any:
     """`load_config` without the lines that it prints, which each run prints to its own log."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return load_config(config_file, options)
+    return load_config(config_file, options, tell=lambda line: None)

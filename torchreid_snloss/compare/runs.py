@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,11 +36,18 @@ from torchreid_snloss.record import (
 from torchreid_snloss.run.lock import FolderInUseError, locked, pass_on
 from torchreid_snloss.settings import Settings
 
-__all__ = ["Run", "RunFailedError", "by_variant", "check_folder", "neutral_keys"]
+__all__ = ["STOPPED", "Run", "RunFailedError", "by_variant", "check_folder", "neutral_keys"]
 
 _SETTINGS = "settings.yaml"
 _IMAGES = "# images: "  # in the last line of the settings, before the digest
-_OUTSIDE = ("error: can't ", "error: a data loader's worker was killed", "error: OSError")
+# What the end of a log says of the disk, the data or the memory, in the words of this package or with a class.
+_OUTSIDE = re.compile(
+    r"error: (can't |a data loader's worker was killed|\w*(OSError|MemoryError|PermissionError|FileNotFoundError)\b"
+    r"|.*(CUDA error|out of memory|can't allocate memory))"
+)
+STOPPED = (129, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""The exit codes of a run that was asked to stop; after any other signal it has crashed."""
+
 _LONGEST = 4000  # characters of a failed run's messages that are passed on
 
 
@@ -177,7 +185,7 @@ class Run:
             The exit code; 128 plus the signal's number after a signal.
 
         Raises:
-            ConfigError: If another process is training in the folder.
+            ConfigError: If another process is training in the folder, or has trained there with other settings.
         """
         # The run writes its output to a log.
         command = [sys.executable, "-m", "torchreid_snloss"]
@@ -189,7 +197,10 @@ class Run:
                 stack.enter_context(locked(self.folder))
             except FolderInUseError as error:
                 raise ConfigError(str(error)) from error
+            self.check()  # again, as another comparison may have trained here in the meantime
             remove_unfinished(self.folder)
+            if not has_record(self._records):  # the run starts anew, and must not resume from what was here
+                shutil.rmtree(self.folder / "model", ignore_errors=True)
             text = self.settings.cfg_text + (f"{_IMAGES}{self.images}\n" if self.images else "")
             atomic_write(self.folder / _SETTINGS, lambda stream: stream.write(text.encode()))
             # The progress bars of several runs would overwrite each other.
@@ -213,7 +224,7 @@ class Run:
     def failed_in_training(self) -> bool:
         """Whether the log ends with a failure of what is trained, and not of the disk, the data or the memory."""
         _, last = self._end_of_log()
-        return last.startswith("error: ") and not last.startswith(_OUTSIDE)
+        return last.startswith("error: ") and not _OUTSIDE.match(last)
 
     def failure(self, name: str, code: int) -> str:
         """What to say of a run that has failed, in a line.
@@ -224,11 +235,15 @@ class Run:
         """
         log, last = self._end_of_log()
         reason = last.removeprefix("error: ") if last.startswith("error: ") else f"exit code {code}"
+        if code > 128:  # a crash, or the system was out of memory
+            reason = f"it was ended by {signal.Signals(code - 128).name}"
         return f"{name} failed: {reason}; its log is {log}" if log else f"{name} failed: {reason}"
 
     def _end_of_log(self) -> tuple[Path | None, str]:
-        """The newest log and its last line, as far as there are any."""
-        logs = sorted(self.folder.glob("train.log-*"), key=lambda path: path.stat().st_mtime_ns)
+        """The newest log since the run was last started, and its last line, as far as there are any."""
+        started = (self.folder / _SETTINGS).stat().st_mtime_ns
+        times = {path: path.stat().st_mtime_ns for path in self.folder.glob("train.log-*")}
+        logs = sorted((path for path, time in times.items() if time >= started), key=times.__getitem__)
         lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
         return logs[-1] if logs else None, lines[-1] if lines else ""
 

@@ -21,8 +21,8 @@ class Trial:
         values: What it tried, by key.
         curve: The mAP on the held-out identities in [0, 1], by the number of epochs trained; with several folds, that
             of the first one, and at the end of each further one the mean over the folds so far.
-        state: `"finished"`, `"pruned"` if it was ended early, since its mAP was below the median of the earlier trials,
-            `"failed"`, or `"running"`.
+        state: `"finished"`, `"pruned"` if it was ended early, since its mAP was below the median of the earlier trials
+            that came to their end, `"failed"`, or `"running"`.
     """
 
     number: int

@@ -13,7 +13,7 @@ from typing import Any
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
-from torchreid_snloss.compare.runs import Run, RunFailedError, check_folder, neutral_keys
+from torchreid_snloss.compare.runs import STOPPED, Run, RunFailedError, check_folder, neutral_keys
 from torchreid_snloss.compare.search import check_values, rounded, search_space
 from torchreid_snloss.compare.trial import Trial, mean_aps, summary
 from torchreid_snloss.compare.variants import Variant
@@ -42,13 +42,14 @@ def check_available() -> None:
 class Tuning:
     """The trials of one variant on one split. They are kept in a journal, from which an interrupted tuning goes on.
 
-    The first trial has the config's own values. Optuna's TPE sampler chooses the others, and its median pruner ends a
-    trial whose learning curve stays below the median of the earlier ones (Akiba et al., "Optuna: A Next-generation
-    Hyperparameter Optimization Framework", KDD 2019). With several folds this is the curve of the first; at the end of
-    each, the mean so far is compared with the earlier trials' means over the same folds.
+    The first trial has the config's own values, the next three are drawn at random, and Optuna's TPE sampler chooses
+    the others. Its median pruner ends a trial whose learning curve stays below the median of the earlier trials that
+    came to their end (Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", KDD 2019). With
+    several folds this is the curve of the first; at the end of each, the mean so far is compared with those trials'
+    means over the same folds.
 
     Which values the trial of a number gets depends only on the trials that have ended by then. So an interruption
-    changes nothing, unless trials of this variant run side by side, as those of a single row with `--jobs 2` do.
+    changes nothing, unless trials of this variant run side by side, as they may with `--jobs 2`.
 
     Args:
         plan: The plan of the comparison.
@@ -153,7 +154,7 @@ class Tuning:
             ended = "failed"
         else:
             self._taken.discard(trial.number)
-            if code <= 128:
+            if code not in STOPPED:
                 raise RunFailedError(run.failure(f"{self.name}, trial {trial.number}", code))
             return code
         for run in runs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,18 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: Date(node.value))
 
 
-def find_file(name: str) -> Path:
-    """The path of a config file. Those of the package, `configs/...`, are also found where it is installed."""
+def find_file(name: str, tell: Callable[[str], None] = print) -> Path:
+    """The path of a config file. Those of the package, `configs/...`, are also found where it is installed.
+
+    Args:
+        name: The path that was given.
+        tell: Called with a line that says so if the file is one of the package.
+    """
     path = Path(name)
     if not path.exists() and path.parts[:1] == ("configs",):
         own = own_configs_folder().joinpath(*path.parts[1:])
         if own.is_file():
-            print(f"=> {name} is the package's own, {own}")
+            tell(f"=> {name} is the package's own, {own}")
             return own
     return path
 

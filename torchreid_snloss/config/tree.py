@@ -8,7 +8,7 @@ import contextlib
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -53,13 +53,14 @@ def get_default_config() -> CfgNode:
     return cfg
 
 
-def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
+def load_config(config_file: str = "", options: Sequence[Any] = (), tell: Callable[[str], None] = print) -> CfgNode:
     """Loads the default config and merges a YAML file and then `KEY VALUE` options into it.
 
     Args:
         config_file: path of a YAML file in torchreid's format; no file if empty. The `configs/...` files that come with
             the package are also found where it is installed.
         options: keys and values in turn, such as `["loss.name", "sn", "train.lr", "0.001"]`.
+        tell: called with each line about the config, such as one about an old name of a key.
 
     Raises:
         ConfigError: for a missing or broken file, an unknown key, or a value whose type differs from the default's.
@@ -67,20 +68,20 @@ def load_config(config_file: str = "", options: Sequence[Any] = ()) -> CfgNode:
     cfg = get_default_config()
     if config_file:
         try:
-            changes = list(leaves(read_yaml(find_file(config_file))))
+            changes = list(leaves(read_yaml(find_file(config_file, tell))))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"can't read the config file {config_file!r}: {' '.join(str(error).split())}") from error
         except (AttributeError, RecursionError) as error:
             raise ConfigError(f"config file {config_file!r} must hold sections of keys, and nothing else") from error
-        _set_all(cfg, changes, config_file)
+        _set_all(cfg, changes, config_file, tell)
     if len(options) % 2 != 0:
         raise ConfigError(f"options come in pairs, KEY VALUE, but the last one, {options[-1]!r}, has no value")
     for key, value in zip(options[::2], options[1::2]):
-        _set(cfg, key, value)
+        _set(cfg, key, value, tell)
     return cfg
 
 
-def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str) -> None:
+def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str, tell: Callable[[str], None]) -> None:
     """Sets what a config file holds."""
     sections = {key[: end.start()] for key in dict(leaves(cfg)) for end in re.finditer(r"\.", key)} | {*KEYWORD_KEYS}
     # The file itself has no key twice, but `loss.sn.scale: 10` may be written in one line, too.
@@ -89,9 +90,9 @@ def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str)
         raise ConfigError(f"config file {config_file!r} sets {shown(twice[0])} more than once")
     for key, value in changes:
         if key in sections and (value is None or (value == {} and key not in KEYWORD_KEYS)):
-            print(f"=> config section {key} is empty")
+            tell(f"=> config section {key} is empty")
         else:
-            _set(cfg, key, value)
+            _set(cfg, key, value, tell)
 
 
 def leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -106,10 +107,10 @@ def leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield f"{path}{key}", value
 
 
-def _set(cfg: CfgNode, key: str, value: Any) -> None:
+def _set(cfg: CfgNode, key: str, value: Any, tell: Callable[[str], None]) -> None:
     known = dict(leaves(cfg))
     if key in OLD_KEYS:
-        print(f"=> config key {key} is {OLD_KEYS[key] or 'obsolete and ignored'}")
+        tell(f"=> config key {key} is {OLD_KEYS[key] or 'obsolete and ignored'}")
         if OLD_KEYS[key] is None:
             return
         key = str(OLD_KEYS[key])
@@ -134,6 +135,8 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         value = _keywords(key, value)
     if key in ONE_OR_MORE and isinstance(value, str) and not value.lstrip().startswith(("[", "(")):
         value = [value]
+    if isinstance(known[key], str) and type(value) is str and not value.lstrip().startswith(("'", '"')):
+        value = repr(value)  # yacs would take text such as 2024 for a number
     try:
         cfg.merge_from_list([key, value])
     except (ValueError, TypeError, *_TOO_DEEP) as error:
