@@ -678,3 +678,13 @@ def test_all_is_done_on_the_device_of_the_batch(reid_data: Path, monkeypatch: py
     images = loader.transforms(loader.collate_fn(items), 1, 0)["img"]
     assert images.device.type == "meta"
     assert images.shape == (16, 3, *SIZE)
+
+
+def test_kept_features_are_read_again_without_a_config(
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        training = make_engine(ImageSNEngine, with_batch_transforms(make_datamanager(reid_data)))
+        training.options.features = str(tmp_path / "features.npz")
+        training.run(save_dir=str(tmp_path), test_only=True)
+        monkeypatch.setattr("torchreid_snloss.engine.testing.extract", None)  # no image is needed any more

@@ -14,6 +14,7 @@ from torchreid import losses as reid_losses
 from torchreid import utils
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, ImageMetricEngine, SNLoss
+from torchreid_snloss.engine.options import NonFiniteError, TrainOptions
 from torchreid_snloss.losses import MinedLoss
 
 pml = pytest.importorskip("pytorch_metric_learning")
@@ -195,6 +196,41 @@ def test_in_pytorch_metric_learnings_memory() -> None:
         values, numbers, _ = own.terms(features, labels, references, labels.repeat(len(seen)), self_offset=0)
         torch.testing.assert_close(value, values.sum() / numbers.sum())
         value.backward()
+
+
+def test_a_memory_of_pytorch_metric_learning_is_resumed_and_forgets_a_skipped_batch(
+    datamanager: Any, batch: dict[str, Any], tmp_path: Path
+) -> None:
+    def engine() -> Any:
+        criterion = CrossBatchMemory(PairwiseLoss(SNLoss()), embedding_size=256, memory_size=1000)
+        return make_engine(ImageMetricEngine, datamanager, criterion=criterion)
+
+    training = engine()
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    (memory,) = (module for module in training.criteria.modules() if isinstance(module, CrossBatchMemory))
+    resumed = engine()
+    resumed.resume(tmp_path / "model/model.pth.tar-1")
+    (again,) = (module for module in resumed.criteria.modules() if isinstance(module, CrossBatchMemory))
+    assert again.queue_idx == memory.queue_idx > 0
+    assert not again.has_been_filled
+    assert torch.equal(again.embedding_memory, memory.embedding_memory)
+
+    resumed.options = TrainOptions(nonfinite="skip")
+    resumed.set_model_mode("train")
+    assert resumed.forward_backward({**batch, "img": batch["img"] * torch.nan}) == {}
+    assert again.queue_idx == memory.queue_idx
+    assert torch.equal(again.embedding_memory, memory.embedding_memory)
+    again.embedding_memory[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="embedding_memory among them, and not saved"):
+        resumed.checkpointer.save(1, 1)
+
+
+def test_what_a_wrapper_does_not_take() -> None:
+    for loss in (torch.nn.TripletMarginLoss(), "sn"):
+        with pytest.raises(TypeError, match="must be one of this package's, a MetricLoss, got"):
+            PairwiseLoss(loss)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="distance is not accepted"):
+        PairwiseLoss(SNLoss(), distance=None)
 
 
 def test_in_pytorch_metric_learnings_trainer() -> None:

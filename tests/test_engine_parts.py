@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_engine
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.checkpoint import load_checkpoint
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.epoch_log import EpochLog
+from torchreid_snloss.engine.event_writer import EventWriter
 from torchreid_snloss.engine.monitor import CollapseMonitor
 from torchreid_snloss.engine.options import NonFiniteError, TrainOptions
 from torchreid_snloss.engine.random_state import random_states, seed_generators, set_random_states
@@ -192,3 +197,48 @@ def test_a_collapse_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         TrainOptions(**options)
+
+
+def test_an_engine_takes_one_model_and_torchreids_positions_and_can_be_copied(
+    datamanager: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = make_engine(ImageSNEngine, datamanager)
+    with pytest.raises(ValueError, match="ImageSNEngine trains and saves one model: it has 'model', got 'second'"):
+        training.register_model("second", training.model, training.optimizer)
+    copied = copy.deepcopy(training)
+    training.run(str(tmp_path / "a"), 1, 0, 1)  # print_freq
+    copied.run(save_dir=str(tmp_path / "b"), max_epoch=1, start_epoch=0, print_freq=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch: ")]
+    assert len(lines) == 2 * len(training.train_loader)
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, copied.model.state_dict()[name])
+    with pytest.raises(TypeError, match="multiple values for argument 'print_freq'"):
+        training.run(str(tmp_path), 1, 0, 1, print_freq=2)
+
+
+def test_a_writer_takes_what_torchs_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = EventWriter(str(tmp_path), batches=5)
+    writer.add_scalar("a", 1.0)
+    writer.add_scalar("a", scalar_value=1.0, global_step=3)
+    writer.add_scalar("Test/a", 1.0, 3)
+    writer.close()
+    assert capsys.readouterr().out == ""
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("a")] == [0, 3]
+    assert [event.step for event in events.Scalars("Test/a")] == [20]
+
+
+def test_a_data_set_need_not_be_torchreids(datamanager: Any, tmp_path: Path) -> None:
+    class Plain(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> Any:
+            return datamanager.train_loader.dataset[index]
+
+    theirs = copy.copy(datamanager)
+    theirs.train_loader = DataLoader(Plain(), batch_size=8)
+    training = make_engine(ImageSNEngine, theirs)
+    training.run(save_dir=str(tmp_path), max_epoch=1)
+    assert training.checkpointer.newest.name == "model.pth.tar-1"

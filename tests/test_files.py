@@ -548,11 +548,31 @@ def of_optimizers(datamanager: Any, tmp_path_factory: pytest.TempPathFactory) ->
         training = make_engine(ImageSNEngine, datamanager, optimizer=name)
         training.options.keep = 1
         training.forward_backward(dict(next(iter(datamanager.train_loader))))
+        training.checkpointer.epoch_trained()
         training.update_lr()
         training.checkpointer.start(folder / name, training=True)
         training.checkpointer.save(1, keep=1)
         checkpoints[name] = folder / name / "model" / "model.pth.tar-1"
     return checkpoints
+
+
+def test_an_optimizer_with_a_negative_option_is_resumed(datamanager: Any, tmp_path: Path) -> None:
+    def engine() -> Any:
+        training = make_engine(ImageSNEngine, datamanager)
+        adafactor = torch.optim.Adafactor(training.model.parameters())  # whose beta2_decay is -0.8
+        return ImageSNEngine(datamanager, training.model, adafactor, use_gpu=False)
+
+    if not hasattr(torch.optim, "Adafactor"):
+        pytest.skip("torch 2.5 or newer")
+    engine().run(save_dir=str(tmp_path), max_epoch=1)
+    resumed = engine()
+    resumed.resume(tmp_path / "model/model.pth.tar-1")
+    assert resumed.optimizer.state_dict()["state"]
+    checkpoint = load_checkpoint(tmp_path / "model/model.pth.tar-1")
+    checkpoint["optimizer"]["param_groups"][0]["lr"] = -0.1
+    save_checkpoint(checkpoint, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"its optimizer has lr '-0\.1'"):
+        engine().resume(tmp_path / "x")
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old torch"])

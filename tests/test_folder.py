@@ -18,7 +18,7 @@ from PIL import Image
 
 from torchreid_snloss import ConfigError, build_datamanager, load_config
 from torchreid_snloss.compare import main as compare
-from torchreid_snloss.data import folder_layouts
+from torchreid_snloss.data import FolderOptions, folder_layouts
 
 _STREAM = io.BytesIO()
 Image.new("RGB", (8, 16)).save(_STREAM, "JPEG")
@@ -137,6 +137,22 @@ def test_without_cameras_a_query_is_compared_with_all_other_images(
     # So are held-out people, of whom one is tested on.
     held_out = datamanager.test_dataset["validation"]["query"]
     assert len({camera for _, _, camera, *_ in held_out}) == len(held_out)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layout": "persons"}, "layout must be one of 'auto', 'market', 'people', 'csv', got 'persons'"),
+        ({"junk": "-1"}, "junk must be a tuple of names, got '-1'"),
+        ({"test_fraction": 1.0}, "test_fraction must be below 1, got 1.0"),
+        ({"test_fraction": "0.3"}, "test_fraction must be a number, got '0.3'"),
+        ({"camera": "c("}, "a regular expression with one group, the camera, got 'c('"),
+        ({"camera": r"c\d"}, "a regular expression with one group, the camera, got "),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        FolderOptions(**options)
 
 
 def test_one_camera_for_all_is_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -583,6 +583,7 @@ def test_bad_tensors(arguments: tuple[Any, ...], error: type[Exception], words: 
         (HAP2SLoss, {"block_size": -1}, ValueError, "block_size must be at least 0, got -1"),
         (HAP2SLoss, {"block_size": 2.5}, TypeError, "block_size must be an integer, got 2.5"),
         (FIDILoss, {"alpha": 1.0}, ValueError, "alpha must be greater than 1, got 1.0"),
+        (FIDILoss, {"alpha": 1 + 1e-8}, ValueError, "alpha - 1 must be at least 1e-06, got 9.99"),
         (FIDILoss, {"beta": 0.0}, ValueError, "beta must be greater than 0"),
         (FIDILoss, {"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
     ],
@@ -612,3 +613,14 @@ def test_hap2s_is_the_weighted_regularised_triplet_loss(itself: bool) -> None:
     features, labels = torch.from_numpy(x), torch.from_numpy(pids)
     value = loss(features, labels, features, labels) if itself else loss(features, labels)
     assert value.item() == pytest.approx(total / 12, rel=1e-13)
+
+
+@pytest.mark.parametrize("cls", LOSSES.values())
+def test_an_empty_batch_has_no_statistics_of_the_batch_before(cls: type[MetricLoss]) -> None:
+    loss = cls()
+    loss.collect_statistics = True
+    features, labels = torch.randn(8, 4), torch.arange(8) % 4
+    loss(features, labels)
+    assert loss.statistics
+    loss(features[:0], labels[:0])
+    assert loss.statistics == {}

@@ -12,6 +12,7 @@ from conftest import make_engine
 from torch import Tensor, nn
 
 from torchreid_snloss import FIDILoss, ImageFIDIEngine, ImageSNEngine, SNLoss
+from torchreid_snloss.engine.metric import _image_numbers
 from torchreid_snloss.losses import GlobalBatchLoss, Memory
 
 
@@ -162,3 +163,18 @@ def test_micro_batches_have_one_dropout_and_batch_norm_sees_an_image_once(datama
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(buffers, model.buffers()):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_images_of_two_cameras_may_have_the_same_name() -> None:
+    def numbers(folder: str, camera: int, name: str = "1.jpg") -> list[int]:
+        path = f"{folder}/ann/cam{camera}/{name}"
+        data = {"pid": torch.tensor([3]), "camid": torch.tensor([camera]), "impath": [path]}
+        return _image_numbers(data, torch.zeros(1, 2)).tolist()  # type: ignore[no-any-return]
+
+    assert numbers("a", 1) == numbers("b/c", 1)  # a copy of the data
+    assert len({*numbers("a", 1), *numbers("a", 2), *numbers("a", 1, "2.jpg")}) == 3
+    same_camera = [
+        _image_numbers({"pid": torch.tensor([3]), "camid": torch.tensor([0]), "impath": [f"ann/{day}/1.jpg"]}, x)
+        for day, x in (("monday", torch.zeros(1, 2)), ("friday", torch.zeros(1, 2)))
+    ]
+    assert same_camera[0] != same_camera[1]

@@ -503,3 +503,25 @@ def test_the_newest_is_told_by_content_not_by_the_files_time(tmp_path: Path) -> 
     assert find_newest(tmp_path, run="1") == tmp_path / "model.pth.tar-5"
     assert find_newest(tmp_path, run="3") is None
     assert renamed.exists()
+
+
+def test_a_failure_after_a_step_does_not_train_it_twice(datamanager: Any, tmp_path: Path) -> None:
+    class FailsToPrint(ImageSNEngine):
+        after = 2
+
+        def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
+            summary = super().forward_backward(data)
+            self.after -= 1
+            if not self.after:
+                raise OSError("no room for the progress line")
+            return summary
+
+    whole = make_engine(ImageSNEngine, datamanager)
+    whole.run(save_dir=str(tmp_path / "whole"), max_epoch=1)
+    with pytest.raises(OSError, match="no room"):
+        make_engine(FailsToPrint, datamanager).run(save_dir=str(tmp_path), max_epoch=1)
+    resumed = make_engine(ImageSNEngine, datamanager)
+    start = resumed.resume(tmp_path / "model/model.pth.tar-0.2")
+    resumed.run(save_dir=str(tmp_path), max_epoch=1, start_epoch=start)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name

@@ -13,7 +13,7 @@ from conftest import Done, make_engine
 
 from torchreid_snloss import ImageSNEngine
 from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
-from torchreid_snloss.engine.differences import Differences
+from torchreid_snloss.engine.differences import RunDifferences
 
 SN = ("loss.name", "sn", "train.keep", 0)
 AUTO = ("model.resume", "auto")
@@ -143,8 +143,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def compare(before: dict[str, Any], now: dict[str, Any]) -> Differences:
-    return Differences({"settings": before}, {"settings": now, "batches": {}, "criterion": None}, "a file")
+def compare(before: dict[str, Any], now: dict[str, Any]) -> RunDifferences:
+    return RunDifferences({"settings": before}, {"settings": now, "batches": {}, "criterion": None}, "a file")
 
 
 def test_keys_that_are_not_used_change_no_order() -> None:

@@ -30,6 +30,7 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
         d_pos, d_neg, anchors, ...: The loss's `statistics`, as floats, where `collect_stats` is set.
 
     Raises:
+        TypeError: For a loss that is not one of this package's, and for a `distance`.
         ValueError: For another reduction.
 
     Example:
@@ -41,6 +42,10 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
     """
 
     def __init__(self, loss: MetricLoss, **options: Any) -> None:
+        if not isinstance(loss, MetricLoss):
+            raise TypeError(f"loss must be one of this package's, a MetricLoss, got {type(loss).__name__}")
+        if "distance" in options:
+            raise TypeError("distance is not accepted: the loss has Euclidean distances")
         super().__init__(**options)
         if loss.reduction != "mean":
             raise ValueError(f"the loss's reduction must be 'mean', got {loss.reduction!r}; the reducer does the rest")
@@ -78,10 +83,10 @@ class CrossBatchMemory(losses.CrossBatchMemory):
         """The names of the loss classes that the memory accepts."""
         return [*losses.CrossBatchMemory.supported_losses(), PairwiseLoss.__name__]
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The position in the queue, which is not stored in the buffers."""
-        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+    def get_extra_state(self) -> Tensor:
+        """The position in the queue, which is not stored in the buffers, and whether it has been filled."""
+        return torch.tensor([self.queue_idx, int(self.has_been_filled)])
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Restores the position in the queue."""
-        self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]
+        self.queue_idx, self.has_been_filled = int(state[0]), bool(state[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,14 +142,15 @@ def _check_parameter_state(name: str, values: Mapping[Any, Any], parameter: Tens
 
 
 def _is_like(value: Any, current: Any) -> bool:
-    """Whether an option can take the place of another: numbers are finite and not negative."""
+    """Whether an option can take the place of another: numbers are finite, and not negative unless the other one is."""
     if isinstance(current, bool) or current is None:
         return isinstance(value, bool) or value is None
     if isinstance(current, (int, float, Tensor)):
         if isinstance(value, Tensor):
             is_dense = value.layout == torch.strided and not value.is_meta and not value.is_complex()
             return is_dense and value.numel() == 1 and _is_like(value.item(), 0)
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+        least = 0 if current >= 0 else -sys.float_info.max
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf
     if isinstance(current, (tuple, list)):
         same_length = isinstance(value, (tuple, list)) and len(value) == len(current)
         return same_length and all(map(_is_like, value, current))

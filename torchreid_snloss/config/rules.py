@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torchreid_snloss import device, distributed
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.config.torchreid_keys import EXPONENTIAL
+from torchreid_snloss.data.folder_layouts import finds_a_camera
 
 __all__ = ["RULES", "Rule", "number_of_folds", "torchreids_step"]
 
@@ -71,18 +71,10 @@ def _one_gpu(use_gpu: bool) -> bool:
     return not use_gpu or device.count() < 2 or distributed.world_size() > 1
 
 
-def _finds_a_camera(pattern: str) -> bool:
-    """Whether it is a word that needs no pattern, or a regular expression with one group."""
-    try:
-        return pattern in ("auto", "none") or re.compile(pattern).groups == 1
-    except re.error:
-        return False
-
-
 RULES = [
     Rule(
         ("data.folder.camera",),
-        _finds_a_camera,
+        finds_a_camera,
         "data.folder.camera must be auto, none, or a regular expression with one group, the camera, as 'cam(\\d+)'",
     ),
     Rule(("data.k_tfm",), lambda k_tfm: k_tfm == 1, "data.k_tfm must be 1, torchreid's engines do not support more"),

@@ -54,7 +54,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
     def __init__(self, dataset: Any, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels], seed: int) -> None:
         self.dataset = copy.copy(dataset)
         self.cache: ImageCache | None = None
-        self._images = self.dataset.transform = _Images(for_each, shrink)
+        self._images = self.dataset.transform = _Images(for_each, shrink, str(self.dataset.transform))
         get_item = _base_of(self.dataset).__getitem__
         images, tracklets = torchreid_data.ImageDataset.__getitem__, torchreid_data.VideoDataset.__getitem__
         self._is_torchreids = get_item in (images, tracklets)  # which leave images and results of transforms alone
@@ -140,13 +140,21 @@ def _base_of(dataset: Any) -> Any:
 class _Images:
     """Takes the place of a data set's transform. It keeps the images of an item, and returns a token for each.
 
+    Args:
+        for_each: transforms of Pillow's images that are done here.
+        shrink: resizes large images.
+        replaced: the transform whose place it takes, as text.
+
     Attributes:
         taken: the images of the item.
     """
 
-    def __init__(self, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels]) -> None:
-        self._for_each, self._shrink = for_each, shrink
+    def __init__(self, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels], replaced: str) -> None:
+        self._for_each, self._shrink, self._replaced = for_each, shrink, replaced
         self.start_item()
+
+    def __repr__(self) -> str:  # by which a file of features knows it again
+        return f"{self._replaced} on batches"
 
     def start_item(self) -> None:
         """Forgets the images of the item before, which may have failed."""

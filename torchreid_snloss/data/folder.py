@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from torchreid import data
 
-from torchreid_snloss.data.folder_layouts import FolderImage, FoundImages, left_out_words, natural_order, read_folder
+from torchreid_snloss.arguments import check_choice, check_number
+from torchreid_snloss.data.folder_layouts import (
+    FolderImage,
+    FoundImages,
+    finds_a_camera,
+    left_out_words,
+    natural_order,
+    read_folder,
+)
 from torchreid_snloss.data.testing import is_test_run
 
 __all__ = ["FolderOptions", "ImageFolder", "folder_options"]
@@ -34,6 +42,9 @@ class FolderOptions:
             expression whose group is the camera.
         junk: Identities that are left out. For numbers leading zeros don't matter.
         test_fraction: The share of the people to test on, if the folder is not split, above 0 and below 1.
+
+    Raises:
+        TypeError, ValueError: If one of them is anything else.
     """
 
     path: str = ""
@@ -41,6 +52,17 @@ class FolderOptions:
     camera: str = "auto"
     junk: tuple[str, ...] = ("-1",)
     test_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, ("auto", "market", "people", "csv"))
+        if not isinstance(self.junk, tuple):
+            raise TypeError(f"junk must be a tuple of names, got {self.junk!r}")
+        if not check_number("test_fraction", self.test_fraction, above=0) < 1:
+            raise ValueError(f"test_fraction must be below 1, got {self.test_fraction!r}")
+        if not finds_a_camera(self.camera):
+            raise ValueError(
+                f"camera must be auto, none, or a regular expression with one group, the camera, got {self.camera!r}"
+            )
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> FolderOptions:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchreid_snloss.data.folder_files import files_below, is_image, only_folder
 
-__all__ = ["FolderImage", "FoundImages", "left_out_words", "natural_order", "read_folder"]
+__all__ = ["FolderImage", "FoundImages", "finds_a_camera", "left_out_words", "natural_order", "read_folder"]
 
 _SPLITS = {
     "train": ("train", "bounding_box_train", "image_train", "training"),
@@ -64,6 +64,14 @@ class FoundImages:
     layout: str
     images: list[FolderImage] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+
+
+def finds_a_camera(pattern: str) -> bool:
+    """Whether it is a word that needs no pattern, or a regular expression with one group."""
+    try:
+        return pattern in ("auto", "none") or re.compile(pattern).groups == 1
+    except re.error:
+        return False
 
 
 def read_folder(path: str, layout: str, camera: str, junk: Collection[str]) -> FoundImages:

@@ -137,7 +137,7 @@ def _check_paths(who: str, items: Iterable[Any]) -> None:
     """Checks that files exist, by listing each folder once: a call for each file takes minutes on a network drive."""
     listed: dict[str, set[str]] = {}
     missing = []
-    for path in (frame for item in items for frame in ([item[0]] if isinstance(item[0], str) else item[0])):
+    for path in (file for item in items for file in files_of(item)):
         folder, name = os.path.split(path)
         if folder not in listed:
             try:
@@ -180,12 +180,15 @@ def check_labels(datamanager: Any) -> None:
     """Checks that the training identities are numbered from 0 without gaps, since the number is a classifier's output.
 
     Args:
-        datamanager: A data manager of torchreid.
+        datamanager: A data manager of torchreid. If its training set has no list `train` as torchreid's, there is
+            nothing to check.
 
     Raises:
         ValueError: Names the data set and its identities.
     """
-    items = datamanager.train_loader.dataset.train
+    items = getattr(datamanager.train_loader.dataset, "train", None)  # in data sets of torchvision a bool
+    if not isinstance(items, Sequence):
+        return
     pids = {int(item[1]) for item in items}
     if pids == set(range(len(pids))):
         return

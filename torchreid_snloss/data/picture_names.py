@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchreid_snloss.data.items import files_of
+
 __all__ = ["distinct_names", "drawable", "with_distinct_names"]
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255 with the ending
@@ -93,14 +95,14 @@ def drawable(query: Sequence[Any], gallery: Sequence[Any], save_dir: str) -> Ite
         gallery: The items of gallery images.
         save_dir: The folder of the pictures.
     """
-    names = [_as_text(name) for name in distinct_names([_first_file(item) for item in query])]
+    names = [_as_text(name) for name in distinct_names([files_of(item)[0] for item in query])]
     with tempfile.TemporaryDirectory() as folder, _folder_with_text(save_dir, os.path.join(folder, "pictures")) as made:
         queries = [
             _renamed(item, os.path.join(folder, f"query-{index}"), name)
             for index, (item, name) in enumerate(zip(query, names))
         ]
         others = [
-            _renamed(item, os.path.join(folder, f"gallery-{index}"), _as_text(Path(_first_file(item)).stem))
+            _renamed(item, os.path.join(folder, f"gallery-{index}"), _as_text(Path(files_of(item)[0]).stem))
             for index, item in enumerate(gallery)
         ]
         yield queries, others, made
@@ -132,13 +134,9 @@ def _as_text(name: str) -> str:
     return name if _is_text(name) else urllib.parse.quote_from_bytes(os.fsencode(name))
 
 
-def _first_file(item: Any) -> str:
-    return item[0] if isinstance(item[0], str) else item[0][0]
-
-
 def _renamed(item: Any, folder: str, name: str) -> Any:
     """The item with links in a folder for its files, if the first one is not of this name or names are repeated."""
-    files = [item[0]] if isinstance(item[0], str) else list(item[0])
+    files = files_of(item)
     own_names = [Path(file).stem for file in files]
     if own_names[0] == name and not _repeated(own_names) and all(map(_is_text, files)):
         return item

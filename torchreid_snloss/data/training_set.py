@@ -15,6 +15,7 @@ from torchreid import data
 
 from torchreid_snloss.data.batches import loader_like
 from torchreid_snloss.data.fingerprint import relative_names
+from torchreid_snloss.data.items import files_of
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.progress import progress
 
@@ -155,7 +156,7 @@ def add_outliers(items: Sequence[Item], share: float, seed: int, folder: str | P
     chosen = rng.permutation(len(items))[:number].tolist()
     for index in progress("outliers", chosen, "image", number):
         frames, *rest = items[index]
-        paths = [frames] if isinstance(frames, str) else list(frames)
+        paths = files_of(items[index])
         corner = rng.random(2)
         patches = []
         for frame, path in enumerate(paths):

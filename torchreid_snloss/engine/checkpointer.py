@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchreid_snloss import distributed
 from torchreid_snloss.checkpoint import (
@@ -27,7 +27,7 @@ from torchreid_snloss.checkpoint import (
 from torchreid_snloss.checkpoint.fitting import check_number_type
 from torchreid_snloss.checkpoint.optimizer_state import class_names
 from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, TrainingState, read_progress
-from torchreid_snloss.engine.differences import Differences, plain
+from torchreid_snloss.engine.differences import RunDifferences, plain
 from torchreid_snloss.engine.options import NonFiniteError, WriteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
 from torchreid_snloss.engine.schedule import Schedule, steps_of
@@ -62,7 +62,7 @@ class Checkpointer:
         unsaved: whether an epoch was trained since.
         run: the identifier of this run, which its checkpoints hold.
         settings: the settings of this run by their keys, which its checkpoints hold; None: it has no config.
-        batches: gives what the run's batches are drawn from, as `Differences` takes it.
+        batches: gives what the run's batches are drawn from, as `RunDifferences` takes it.
         num_batches: gives the number of batches of an epoch; None if it is not known.
         criteria: losses, some of which may have parameters of their own (a module); None: there are none.
         optional: parts that a checkpoint may lack, by their key in it: a `GradScaler`, a `Memory`. None for a part that
@@ -109,6 +109,10 @@ class Checkpointer:
         self._folder, self._resumed = folder, False
         if training and distributed.rank() == 0:
             remove_unfinished(self._folder)
+
+    def step_trained(self, batch: int) -> None:
+        """Notes that a batch of the epoch, counted from 1, has changed the weights."""
+        self.state.batch, self.random_states = batch, random_states()
 
     def epoch_trained(self) -> None:
         """Marks the current epoch as complete."""
@@ -170,7 +174,7 @@ class Checkpointer:
         checkpoint = load_resumable(path)
         epoch: int = checkpoint["epoch"]
         now = {"settings": self.settings, "batches": self.batches(), "criterion": self._criterion()}
-        differences = Differences(checkpoint, now, path)
+        differences = RunDifferences(checkpoint, now, path)
         self._check_batch(checkpoint, differences, path)
         self._schedule.before_loading()
         schedule_state = restore(checkpoint, path, self._model, self._optimizer, self._scheduler)
@@ -222,7 +226,7 @@ class Checkpointer:
             self.state.batch, self._random_states = 0, None
         return epoch
 
-    def _check_batch(self, checkpoint: Mapping[str, Any], differences: Differences, path: Any) -> None:
+    def _check_batch(self, checkpoint: Mapping[str, Any], differences: RunDifferences, path: Any) -> None:
         batch, most = checkpoint.get("progress", {}).get("batch", 0), self.num_batches()
         if most is not None and batch >= most > 0 and not (differences.other_order or differences.silent):
             raise CheckpointError(
@@ -253,8 +257,9 @@ class Checkpointer:
         }
 
     def _write(self, epoch: int, path: Path) -> None:
-        weights = self._model.state_dict()
-        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        weights, criterion = self._model.state_dict(), self._criterion()
+        named = [*weights.items(), *(criterion or {}).items()]
+        broken = [name for name, value in named if isinstance(value, Tensor) and not torch.isfinite(value).all()]
         if broken:
             raise NonFiniteError(
                 f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and not saved; "
@@ -272,7 +277,7 @@ class Checkpointer:
             "scheduler": self._scheduler.state_dict(),
             "progress": dataclasses.asdict(self.state),
             "random_states": (self.random_states or random_states()) if self.state.batch else None,
-            "criterion": self._criterion(),
+            "criterion": criterion,
             "counts": self._counts(epoch),
             "run": self.run,
             "settings": self.settings and plain(self.settings),

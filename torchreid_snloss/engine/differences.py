@@ -9,7 +9,7 @@ from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.data.fingerprint import difference
 from torchreid_snloss.values import shown
 
-__all__ = ["NEUTRAL_KEYS", "Differences", "plain"]
+__all__ = ["NEUTRAL_KEYS", "RunDifferences", "plain"]
 
 NEUTRAL_KEYS = (
     *("data.root", "data.save_dir", "data.workers", "data.cache", "train.print_freq", "train.save_freq", "train.keep"),
@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-class Differences:
+class RunDifferences:
     """Compares a run with the one that wrote a checkpoint.
 
     Args:

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["EventWriter", "NoWriter"]
+from torchreid_snloss import distributed
+
+__all__ = ["EventWriter", "NoWriter", "writer_of_run"]
 
 
 class NoWriter:
@@ -37,19 +39,22 @@ class EventWriter:
         value = getattr(self._writer, name)
         return functools.partial(self._tried, value) if callable(value) else value
 
-    def add_scalar(self, tag: str, value: Any, step: int, *args: Any, **kwargs: Any) -> None:
+    def add_scalar(
+        self, tag: str, scalar_value: Any, global_step: int | None = None, *args: Any, **kwargs: Any
+    ) -> None:
         """Adds a value.
 
         Args:
             tag: Its name, which begins with `Test/` for an evaluation.
-            value: The value.
-            step: Of an evaluation the number of the epoch, from 0, or -1 before training; otherwise that of the batch.
+            scalar_value: The value.
+            global_step: Of an evaluation the number of the epoch, from 0, or -1 before training; otherwise that of the
+                batch.
             *args: Further arguments of `SummaryWriter.add_scalar`.
             **kwargs: Its keywords.
         """
-        if tag.startswith("Test/"):
-            step = (step + 1) * self._batches
-        self._tried(self._writer.add_scalar, tag, value, step, *args, **kwargs)
+        if tag.startswith("Test/") and global_step is not None:
+            global_step = (global_step + 1) * self._batches
+        self._tried(self._writer.add_scalar, tag, scalar_value, global_step, *args, **kwargs)
 
     def _tried(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -58,3 +63,10 @@ class EventWriter:
             print(f"** TensorBoard can't write to {self._folder!r}: {error}; the run goes on without its events")
             self._writer = NoWriter()
             return None
+
+
+def writer_of_run(writer: Any, folder: str, batches: int, testing_only: bool) -> Any:
+    """The writer of a run: on rank 0 the engine's own or, for training, a new one; on other ranks one of nothing."""
+    if distributed.rank() > 0:
+        return NoWriter()
+    return EventWriter(folder, batches) if writer is None and not testing_only else writer

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchreid_snloss import device, distributed
+from torchreid_snloss.data.items import files_of
 from torchreid_snloss.data.shards import own_test_batches
 from torchreid_snloss.data.workers import batches_of
 from torchreid_snloss.engine.options import NonFiniteError
@@ -74,7 +75,7 @@ def normalized(split: SplitFeatures) -> SplitFeatures:
 
 def first_files(loader: Any) -> list[str]:
     """The image file of each item of a test loader's data set; for a tracklet its first frame."""
-    return [item[0] if isinstance(item[0], str) else item[0][0] for item in loader.dataset.data]
+    return [files_of(item)[0] for item in loader.dataset.data]
 
 
 def extract(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,10 +19,9 @@ from torchreid_snloss.data.shards import shard_training
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.compiling import compile_in_place, named_compile_errors, to_channels_last
 from torchreid_snloss.engine.epoch_log import EpochLog, PrintFrequency
-from torchreid_snloss.engine.event_writer import EventWriter, NoWriter
+from torchreid_snloss.engine.event_writer import EventWriter, writer_of_run
 from torchreid_snloss.engine.monitor import LearningMonitor
 from torchreid_snloss.engine.options import NonFiniteError, Stopped, TrainOptions
-from torchreid_snloss.engine.random_state import random_states
 from torchreid_snloss.engine.resumable_loader import ResumableLoader
 from torchreid_snloss.engine.saving import saving_what_is_trained
 from torchreid_snloss.engine.stopping import StopSignals, leave_signals_to_the_parent
@@ -37,9 +37,8 @@ __all__ = ["TrainingLoop"]
 class TrainingLoop(engine.Engine):
     """A torchreid engine with checkpoints, resuming, a clean stop, and tests on several processes.
 
-    torchreid's `run`, `train` and `test` still do the actual work. The methods here define what happens before and
-    after it, and in which order. They delegate each part to a collaborator: `ResumableLoader`, `EpochLog`,
-    `Checkpointer`, `Testing`, `StopSignals` and the functions of `compiling`.
+    torchreid's `run`, `train` and `test` do the work. The methods here define what happens before and after it, each
+    part in a collaborator: `ResumableLoader`, `EpochLog`, `Checkpointer`, `Testing`, `StopSignals` and `compiling`.
 
     A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run, bit for bit on a
     CPU. The random states of an epoch depend only on the seed and the number of the epoch. After a kill, the current
@@ -85,6 +84,8 @@ class TrainingLoop(engine.Engine):
         self.train_loader = ResumableLoader(self.train_loader, self._after_step)
 
     def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
+        if others := [other for other in self._models if other != name]:
+            raise ValueError(f"{type(self).__name__} trains and saves one model: it has {others[0]!r}, got {name!r}")
         # A checkpoint holds a scheduler's state, even if none was given.
         self.scheduler = sched or torch.optim.lr_scheduler.ConstantLR(optim, factor=1.0, total_iters=0)
         super().register_model(name, model, optim, self.scheduler)
@@ -98,19 +99,20 @@ class TrainingLoop(engine.Engine):
 
     # ---- the run ----
 
-    def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, **kwargs: Any) -> None:
+    def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(engine.Engine.run).bind(self, save_dir, max_epoch, start_epoch, *args, **kwargs)
+        kwargs = dict([*given.arguments.items()][4:])
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
-        self._trained = start_epoch
         self._testing.start_run(max_epoch, **kwargs)
-        self.epoch = max(0, start_epoch - 1)  # torchreid uses this number if no epoch is left to train
+        self._trained, self.epoch = (
+            start_epoch,
+            max(0, start_epoch - 1),
+        )  # which torchreid uses if none is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
             loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
-        if not first:
-            self.writer = NoWriter()
-        elif self.writer is None and not testing_only:
-            self.writer = EventWriter(save_dir, len(self.train_loader))
+        self.writer = writer_of_run(self.writer, save_dir, len(self.train_loader), testing_only)
         at_once = testing_only and distributed.world_size() == 1  # there is nothing to save, and nobody to agree with
         with (
             lock,
@@ -216,6 +218,7 @@ class TrainingLoop(engine.Engine):
             the values for the progress line.
         """
         summary = self.step(data)
+        self.checkpointer.step_trained(self.batch_idx + 1)  # at once: whatever fails now, the weights have changed
         self._learning.steps += 1
         self._log.add_step(summary)
         return summary
@@ -227,7 +230,7 @@ class TrainingLoop(engine.Engine):
 
     def _after_step(self, batch: int) -> None:
         """Called when torchreid's loop has trained and logged a batch, counted from 1."""
-        self.checkpointer.state.batch, self.checkpointer.random_states = batch, random_states()
+        self.checkpointer.step_trained(batch)
         if self._stop.requested() and batch < len(self.train_loader):
             distributed.average_buffers(self.model)
             self.checkpointer.save(self.epoch, self.options.keep)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -186,17 +188,19 @@ class MetricEngine(TrainingLoop):
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _snapshot(self) -> Callable[[], None]:
-        """Returns a function that restores buffers and memory, for a step that turns out not to be finite."""
+        """Returns a function that restores buffers, memory and criteria, for a step that turns out not to be finite."""
         if self.options.nonfinite != "skip":
             return lambda: None
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch norm's running means
         remembered = None if self.memory is None else self.memory.state_dict()
+        criteria = copy.deepcopy(self.criteria.state_dict())  # one may have a memory of its own
 
         def undo() -> None:
             for buffer, before in zip(self.model.buffers(), buffers):
                 buffer.copy_(before)
             if self.memory is not None and remembered is not None:
                 self.memory.load_state_dict(remembered)
+            self.criteria.load_state_dict(criteria)
 
         return undo
 
@@ -285,9 +289,11 @@ def _image_numbers(data: dict[str, Any], features: Any) -> Tensor:
     """An id for each image of a batch, the same in every process and run, by which a memory recognises the image."""
     if not isinstance(features, Tensor):
         raise TypeError("a memory needs a model with one feature for each image, this one has several")
-    if "impath" not in data:
-        raise TypeError("a memory needs image batches with the images' paths, 'impath'")
-    # Not by the folder, so that a run resumed on a copy of the data knows them again too.
-    names = [f"{pid} {os.path.basename(path)}" for pid, path in zip(data["pid"].tolist(), data["impath"])]
+    if not {"impath", "camid"} <= data.keys():
+        raise TypeError("a memory needs image batches with the images' paths, 'impath', and cameras, 'camid'")
+    # Not by the whole path, so that a run resumed on a copy of the data knows them again too; but images of two cameras
+    # or days may have the same name in folders of their own.
+    ends = ["/".join(Path(path).parts[-2:]) for path in data["impath"]]
+    names = [f"{pid} {camid} {end}" for pid, camid, end in zip(data["pid"].tolist(), data["camid"].tolist(), ends)]
     digests = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names]
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], device=features.device)

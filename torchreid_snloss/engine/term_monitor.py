@@ -71,6 +71,7 @@ class TermMonitor:
             resumed: whether it continues another one, in which a term may have been active.
         """
         self._resumed = resumed
+        self._collapse = CollapseMonitor()
         self._terms.clear()
 
     def start_epoch(self, steps: int) -> None:

@@ -49,8 +49,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
     An anchor counts if it has at least one positive and one negative. `"mean"` divides by the number of anchors that
     count; if there are none, the loss is 0 and its gradient is zero.
 
-    Distances and everything that follows are computed in at least float32, under autocast too. A loss stores no
-    intermediate results on itself, so threads may share one.
+    Distances and everything that follows are computed in at least float32, under autocast too. A loss stores nothing on
+    itself but statistics, those of the last call, so threads may share one.
 
     Args:
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
@@ -157,7 +157,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
 
         Args:
             inputs: features of the anchors, (N, D), floating point.
-            targets: their identity labels, (N,), any integer dtype.
+            targets: their identity labels, (N,), any integer dtype that torch compares with that of
+                `reference_targets`.
             references: features of the references, (M, D); None: `inputs` are compared among themselves.
             reference_targets: their labels, (M,); given together with `references`.
 
@@ -202,6 +203,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
             anchors = inputs.to(dtype)
             others = anchors if references is inputs else references.to(dtype)
             if anchors.numel() == 0 or others.numel() == 0:
+                if collect:
+                    self.stat_totals = {}
                 none = targets.new_zeros(len(targets), dtype=torch.int32)
                 return Terms(anchors.sum(dim=1) * 0 + others.sum() * 0, self.term_counts(none, none), {})
 
