@@ -105,10 +105,7 @@ class TrainingLoop(engine.Engine):
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
         self._testing.start_run(max_epoch, **kwargs)
-        self._trained, self.epoch = (
-            start_epoch,
-            max(0, start_epoch - 1),
-        )  # which torchreid uses if none is left to train
+        self._trained, self.epoch = start_epoch, max(0, start_epoch - 1)  # torchreid uses it if none is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
             loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
