@@ -36,7 +36,7 @@ def main() -> None:
     # was: engine = torchreid.engine.ImageTripletEngine(
     #          datamanager, model, optimizer, margin=0.3, weight_t=1, weight_x=1, scheduler=scheduler, use_gpu=False)
     engine = torchreid_snloss.ImageSNEngine(
-        datamanager, model, optimizer, scale=10.0, weight_m=1, weight_x=1, scheduler=scheduler, use_gpu=False
+        datamanager, model, optimizer, scale=10.0, weight_m=0.1, weight_x=1, scheduler=scheduler, use_gpu=False
     )
     engine.run(save_dir="log/swap_the_loss", max_epoch=args.epochs, print_freq=13, normalize_feature=True)
 

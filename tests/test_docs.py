@@ -365,8 +365,17 @@ def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runn
         shutil.copy(source, person / f"cam{camera[1]}_{source.stem[-9:]}.jpg")
     for name in ("query", "bounding_box_test"):
         shutil.copytree(drawn / "market1501/Market-1501-v15.09.15" / name, tmp_path / "my-test-images" / name)
-    softmax = {"model": {"name": "osnet_x1_0"}, "loss": {"name": "softmax"}, "train": {"lr": 0.0015}}
-    Path("im_osnet_x1_0_softmax_256x128_amsgrad_cosine.yaml").write_text(yaml.safe_dump(softmax))
+    theirs = {  # torchreid's config of this name, as of its last commit
+        "model": {"name": "osnet_x1_0", "pretrained": True},
+        "data": {"type": "image", "sources": ["market1501"], "targets": ["market1501"], "height": 256, "width": 128}
+        | {"combineall": False, "transforms": ["random_flip"], "save_dir": "log/osnet_x1_0_market1501_softmax_cosinelr"},
+        "loss": {"name": "softmax", "softmax": {"label_smooth": True}},
+        "train": {"optim": "amsgrad", "lr": 0.0015, "max_epoch": 250, "batch_size": 64, "lr_scheduler": "cosine"}
+        | {"fixbase_epoch": 10, "open_layers": ["classifier"]},
+        "test": {"batch_size": 300, "dist_metric": "euclidean", "normalize_feature": False, "evaluate": False}
+        | {"eval_freq": -1, "rerank": False},
+    }
+    Path("im_osnet_x1_0_softmax_256x128_amsgrad_cosine.yaml").write_text(yaml.safe_dump(theirs))
     trained = Path("log/osnet_x1_0_market1501_softmax_cosinelr/model/model.pth.tar-250")
     trained.parent.mkdir(parents=True)
     torch.save({"state_dict": models.build_model("osnet_x0_25", 16, pretrained=False).state_dict()}, trained)
@@ -626,11 +635,11 @@ def test_the_site_builds(tmp_path: Path) -> None:
 
 
 def test_figures_that_are_repeated_are_those_of_the_table() -> None:
-    """A difference with its interval, on another page than that of the comparison, is one that stands there."""
+    """A difference with its interval, on another page than that of the results, is one that stands there."""
     signs = str.maketrans("", "", "+-")
     table = {
         (difference.translate(signs), *sorted(end.translate(signs) for end in ends.split(", ")))
-        for difference, ends in re.findall(r"([+-]?\d+\.\d)\s+\[([^\]]*)\]", (ROOT / "docs/comparing.md").read_text())
+        for difference, ends in re.findall(r"([+-]?\d+\.\d)\s+\[([^\]]*)\]", (ROOT / "docs/results.md").read_text())
     }
     repeated = []
     for page in PAGES:

@@ -28,7 +28,7 @@ class ImageSNEngine(LossEngine):
             optimizer = optim.build_optimizer(model, optim='adam', lr=0.0015)
             scheduler = optim.build_lr_scheduler(optimizer, lr_scheduler='cosine', max_epoch=20)
             engine = torchreid_snloss.ImageSNEngine(
-                datamanager, model, optimizer, scale=10.0, weight_m=1, weight_x=1, scheduler=scheduler
+                datamanager, model, optimizer, scale=10.0, weight_m=0.1, weight_x=1, scheduler=scheduler
             )
             engine.run(max_epoch=20, save_dir='log/sn', normalize_feature=True)
         ```
@@ -64,7 +64,7 @@ class ImageMetricEngine(MetricEngine):
         both = torchreid_snloss.ImageMetricEngine(
             datamanager, model, optimizer, scheduler=scheduler,
             criterion={'sn': torchreid_snloss.SNLoss(), 'triplet': torchreid.losses.TripletLoss()},
-            weight_m={'sn': 1.0, 'triplet': 0.5},
+            weight_m={'sn': 0.1, 'triplet': 1.0},
         )
         ```
     """
