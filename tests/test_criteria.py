@@ -220,8 +220,11 @@ def test_a_memory_of_pytorch_metric_learning_is_resumed_and_forgets_a_skipped_ba
     assert resumed.forward_backward({**batch, "img": batch["img"] * torch.nan}) == {}
     assert again.queue_idx == memory.queue_idx
     assert torch.equal(again.embedding_memory, memory.embedding_memory)
+    assert again.embedding_memory is not memory.embedding_memory
+    again.set_extra_state({"queue_idx": 3, "has_been_filled": True})  # as before 0.3
+    assert (again.queue_idx, bool(again.has_been_filled)) == (3, True)
     again.embedding_memory[0] = torch.nan
-    with pytest.raises(NonFiniteError, match="embedding_memory among them, and not saved"):
+    with pytest.raises(NonFiniteError, match=r"the criterion's .*embedding_memory among them, and not saved"):
         resumed.checkpointer.save(1, 1)
 
 

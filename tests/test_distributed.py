@@ -72,7 +72,7 @@ def batches(steps: int) -> list[dict[str, Any]]:
     pids = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 1, 8, 9, 10, 11, 12, 13, 14, 15])
     paths = [f"image {i}" for i in range(24)]
     images = torch.randn(24, 3, 12, 8, generator=generator, dtype=torch.float64)
-    return [{"img": images + step, "pid": pids, "camid": pids * 0, "impath": paths} for step in range(steps)]
+    return [{"img": images + step, "pid": pids, "impath": paths} for step in range(steps)]
 
 
 data_of = functools.cache(make_datamanager)  # one for all cases of a process

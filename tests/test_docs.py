@@ -640,20 +640,21 @@ def test_the_site_builds(tmp_path: Path) -> None:
 
 def test_figures_that_are_repeated_are_those_of_the_table() -> None:
     """A difference with its interval, on another page or in a summary, is one that stands in a table of the results."""
-    signs = str.maketrans("", "", "+-")
-
-    def figures(pattern: str, text: str) -> list[tuple[str, ...]]:
-        found = re.findall(pattern, text)
-        return [(difference, *sorted(end.translate(signs) for end in ends)) for difference, *ends in found]
-
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    short, tables = page.split("## Fine-tuning on people", 1)
-    in_brackets = r"(\d+\.\d)\s+\[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
-    table = set(figures(in_brackets, tables))
-    summary = figures(in_brackets, short)
-    assert len(summary) >= 20
-    assert [figure for figure in summary if figure not in table] == []
+    sections = {part.splitlines()[0]: part for part in page.split("\n## ")}
+    in_brackets = r"([+-]\d+\.\d) \[([+-]\d+\.\d), ([+-]\d+\.\d)\]"
+    in_short = re.findall(r"^\| \[.*\]\(#([\w-]+)\) \|(.*)$", sections["In short"], re.MULTILINE)
+    assert len(in_short) >= 6
+    for anchor, cells in in_short:  # with their signs, in the section that the row links to
+        (section,) = (text for title, text in sections.items() if title.lower().replace(" ", "-") == anchor)
+        assert set(re.findall(in_brackets, cells)) <= set(re.findall(in_brackets, section)), anchor
+
+    signs = str.maketrans("", "", "+-")
+    tables = "".join(re.findall(r"^\|.*\n", page.replace(sections["In short"], ""), re.MULTILINE))
+    figures = re.findall(in_brackets, tables)
+    table = {(found[0][1:], *sorted(end.translate(signs) for end in found[1:])) for found in figures}
     in_words = r"(\d+\.\d)\s+(?:points of mAP\s+)?\([^()]*?(-?\d+\.\d)\s+to\s+(-?\d+\.\d)\)"
-    repeated = [figure for other in PAGES for figure in figures(in_words, other.read_text(encoding="utf-8"))]
+    texts = "".join(other.read_text(encoding="utf-8") for other in PAGES)
+    repeated = [(found[0], *sorted(end.translate(signs) for end in found[1:])) for found in re.findall(in_words, texts)]
     assert len(repeated) >= 8
     assert [figure for figure in repeated if figure not in table] == []

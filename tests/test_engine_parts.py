@@ -205,6 +205,7 @@ def test_an_engine_takes_one_model_and_torchreids_positions_and_can_be_copied(
     training = make_engine(ImageSNEngine, datamanager)
     with pytest.raises(ValueError, match="ImageSNEngine trains and saves one model: it has 'model', got 'second'"):
         training.register_model("second", training.model, training.optimizer)
+    training.forward_backward(dict(next(iter(datamanager.train_loader))))  # to warm up; it is no part of the run
     copied = copy.deepcopy(training)
     training.run(str(tmp_path / "a"), 1, 0, 1)  # print_freq
     copied.run(save_dir=str(tmp_path / "b"), max_epoch=1, start_epoch=0, print_freq=1)

@@ -548,7 +548,6 @@ def of_optimizers(datamanager: Any, tmp_path_factory: pytest.TempPathFactory) ->
         training = make_engine(ImageSNEngine, datamanager, optimizer=name)
         training.options.keep = 1
         training.forward_backward(dict(next(iter(datamanager.train_loader))))
-        training.checkpointer.epoch_trained()
         training.update_lr()
         training.checkpointer.start(folder / name, training=True)
         training.checkpointer.save(1, keep=1)

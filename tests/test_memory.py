@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import make_engine
 from torch import Tensor, nn
 
 from torchreid_snloss import FIDILoss, ImageFIDIEngine, ImageSNEngine, SNLoss
-from torchreid_snloss.engine.metric import _image_numbers
+from torchreid_snloss.engine.image_ids import ImageIds
 from torchreid_snloss.losses import GlobalBatchLoss, Memory
 
 
@@ -165,16 +166,13 @@ def test_micro_batches_have_one_dropout_and_batch_norm_sees_an_image_once(datama
         torch.testing.assert_close(ours, theirs)
 
 
-def test_images_of_two_cameras_may_have_the_same_name() -> None:
-    def numbers(folder: str, camera: int, name: str = "1.jpg") -> list[int]:
-        path = f"{folder}/ann/cam{camera}/{name}"
-        data = {"pid": torch.tensor([3]), "camid": torch.tensor([camera]), "impath": [path]}
-        return _image_numbers(data, torch.zeros(1, 2)).tolist()  # type: ignore[no-any-return]
+def test_an_image_is_known_by_its_place_in_the_data() -> None:
+    names = ["ann/monday/cam1/1.jpg", "ann/friday/cam1/1.jpg", "ann/friday/cam2/1.jpg", "bob/monday/cam1/1.jpg"]
 
-    assert numbers("a", 1) == numbers("b/c", 1)  # a copy of the data
-    assert len({*numbers("a", 1), *numbers("a", 2), *numbers("a", 1, "2.jpg")}) == 3
-    same_camera = [
-        _image_numbers({"pid": torch.tensor([3]), "camid": torch.tensor([0]), "impath": [f"ann/{day}/1.jpg"]}, x)
-        for day, x in (("monday", torch.zeros(1, 2)), ("friday", torch.zeros(1, 2)))
-    ]
-    assert same_camera[0] != same_camera[1]
+    def ids(root: str) -> list[int]:
+        items = [(f"{root}/{name}", int(name[0] == "b"), 0, 0) for name in names]
+        batch = {"pid": torch.tensor([item[1] for item in items]), "impath": [item[0] for item in items]}
+        return ImageIds(SimpleNamespace(train=items))(batch, torch.zeros(4, 2)).tolist()  # type: ignore[no-any-return]
+
+    assert len(set(ids("/data"))) == 4
+    assert ids("/data") == ids("/copy/of it")

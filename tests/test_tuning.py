@@ -385,6 +385,8 @@ def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) ->
         ("epoch: 1\nerror: can't read the image 'x'\n", False),
         ("epoch: 1\nerror: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", False),
         ("epoch: 1\nerror: MemoryError\n", False),
+        ("epoch: 1\nerror: ConnectionResetError: [Errno 104] Connection reset by peer\n", False),
+        ("epoch: 1\nerror: RuntimeError: unable to write to file </torch_1>: No space left on device (28)\n", False),
         ("epoch: 1\nerror: PermissionError: [Errno 13] Permission denied: 'x'\n", False),
         ("epoch: 1\nerror: AcceleratorError: CUDA error: an illegal memory access was encountered\n", False),
         ("epoch: 1\n", False),  # there was no room for the line

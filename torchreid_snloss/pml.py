@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):
         """The position in the queue, which is not stored in the buffers, and whether it has been filled."""
         return torch.tensor([self.queue_idx, int(self.has_been_filled)])
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restores the position in the queue."""
-        self.queue_idx, self.has_been_filled = int(state[0]), bool(state[1])
+    def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
+        """Restores the position in the queue; versions before 0.3 kept it in a dictionary."""
+        values = state.values() if isinstance(state, Mapping) else state
+        self.queue_idx, self.has_been_filled = map(int, values)

@@ -115,7 +115,7 @@ class Execution:
             return execute()
         except RunFailedError as error:
             self.failed.setdefault(variant, str(error))
-            print(f"   {error}; the other rows go on", flush=True)
+            print(f"   {error}; any other rows go on", flush=True)
             return 0
 
 

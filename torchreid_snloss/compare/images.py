@@ -54,5 +54,7 @@ def _digest(values: Mapping[str, Any]) -> str:
     splits = {"train": datamanager.train_loader.dataset.train}
     for name, test_set in sorted(datamanager.test_dataset.items()):
         splits |= {f"{name} {split}": test_set[split] for split in ("query", "gallery")}
-    content = {name: sorted(fingerprint(items)["labels"].values()) for name, items in splits.items()}
+    content: dict[str, Any] = {name: sorted(fingerprint(items)["labels"].values()) for name, items in splits.items()}
+    if "folder" in (*cfg.data.sources, *cfg.data.targets):
+        content["numbering"] = "over all people"  # a pairing of queries must not mix it with an earlier one
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

@@ -24,7 +24,10 @@ CHANGES = ("label_noise", "outliers", "train_fraction")
 TunedValues = Mapping[tuple[str, int], Mapping[str, Any]]
 """The values that a tuning has found, by the name of the variant and the number of the split."""
 
-_TEST_SETS = ("data.folder.", "data.split_id", "data.type", "cuhk03.", "market1501.")  # which images are in them
+_TEST_SETS = (  # the beginnings of keys that say which images are in them
+    *("data.combineall", "data.folder.", "data.modules", "data.split_id", "data.type"),
+    *("cuhk03.", "market1501."),
+)
 _EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
 
 

@@ -38,12 +38,17 @@ from torchreid_snloss.settings import Settings
 
 __all__ = ["STOPPED", "Run", "RunFailedError", "by_variant", "check_folder", "neutral_keys"]
 
+
+def _classes(of: type[BaseException]) -> list[str]:
+    return [of.__name__, *(name for cls in of.__subclasses__() for name in _classes(cls))]
+
+
 _SETTINGS = "settings.yaml"
 _IMAGES = "# images: "  # in the last line of the settings, before the digest
 # What the end of a log says of the disk, the data or the memory, in the words of this package or with a class.
 _OUTSIDE = re.compile(
-    r"error: (can't |a data loader's worker was killed|\w*(OSError|MemoryError|PermissionError|FileNotFoundError)\b"
-    r"|.*(CUDA error|out of memory|can't allocate memory))"
+    rf"error: (can't |a data loader's worker was killed|({'|'.join(_classes(OSError))}|\w*MemoryError)\b"
+    r"|.*(CUDA error|cuDNN error|out of memory|an't allocate memory|annot allocate memory|No space left on device))"
 )
 STOPPED = (129, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """The exit codes of a run that was asked to stop; after any other signal it has crashed."""
@@ -128,9 +133,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether the run was evaluated after its last epoch."""
-        if not has_record(self._records):
-            return False
-        evaluations = self.record().evaluations
+        evaluations = self.record().evaluations if has_record(self._records) else {}
         return all(self.settings.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
     def mean_aps(self) -> dict[int, float]:
@@ -235,7 +238,7 @@ class Run:
         """
         log, last = self._end_of_log()
         reason = last.removeprefix("error: ") if last.startswith("error: ") else f"exit code {code}"
-        if code > 128:  # a crash, or the system was out of memory
+        if code - 128 in {*signal.Signals}:  # a crash, or the system was out of memory
             reason = f"it was ended by {signal.Signals(code - 128).name}"
         return f"{name} failed: {reason}; its log is {log}" if log else f"{name} failed: {reason}"
 

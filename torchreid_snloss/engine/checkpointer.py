@@ -258,8 +258,9 @@ class Checkpointer:
 
     def _write(self, epoch: int, path: Path) -> None:
         weights, criterion = self._model.state_dict(), self._criterion()
-        named = [*weights.items(), *(criterion or {}).items()]
-        broken = [name for name, value in named if isinstance(value, Tensor) and not torch.isfinite(value).all()]
+        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        own = {name: value for name, value in (criterion or {}).items() if isinstance(value, Tensor)}
+        broken += [f"the criterion's {name}" for name, value in own.items() if value.isnan().any()]
         if broken:
             raise NonFiniteError(
                 f"after {epoch} epochs {len(broken)} weights are not finite, {broken[0]} among them, and not saved; "

@@ -101,11 +101,13 @@ class TrainingLoop(engine.Engine):
 
     def run(self, save_dir: str = "log", max_epoch: int = 0, start_epoch: int = 0, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(engine.Engine.run).bind(self, save_dir, max_epoch, start_epoch, *args, **kwargs)
-        kwargs = dict([*given.arguments.items()][4:])
+        own = ("self", "save_dir", "max_epoch", "start_epoch")
+        kwargs = {name: value for name, value in given.arguments.items() if name not in own}
         testing_only, first = bool(kwargs.get("test_only")), distributed.rank() == 0
         lock = contextlib.nullcontext() if testing_only else locked_on_all_ranks(save_dir)
         self._testing.start_run(max_epoch, **kwargs)
-        self._trained, self.epoch = start_epoch, max(0, start_epoch - 1)  # torchreid uses it if none is left to train
+        self._trained = start_epoch
+        self.epoch = max(0, start_epoch - 1)  # torchreid uses this number if no epoch is left to train
         self._log.stop_record()
         for loader in (self.train_loader.loader, *test_loaders(self)):
             loader.worker_init_fn = loader.worker_init_fn or leave_signals_to_the_parent
@@ -203,8 +205,6 @@ class TrainingLoop(engine.Engine):
     def batch_idx(self, value: int) -> None:
         self._batch_idx = value + self.train_loader.skipped
 
-    # ---- a step ----
-
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
         """Performs one training step and logs it to the progress bar and the record.
 
@@ -215,7 +215,8 @@ class TrainingLoop(engine.Engine):
             the values for the progress line.
         """
         summary = self.step(data)
-        self.checkpointer.step_trained(self.batch_idx + 1)  # at once: whatever fails now, the weights have changed
+        if self.train_loader.in_epoch:  # at once, since whatever fails from here on, the weights have changed
+            self.checkpointer.step_trained(self.batch_idx + 1)
         self._learning.steps += 1
         self._log.add_step(summary)
         return summary
@@ -239,8 +240,7 @@ class TrainingLoop(engine.Engine):
         Raises:
             NonFiniteError: names the terms, the epoch and the step.
         """
-        what = non_finite(terms)
-        if not what:
+        if not (what := non_finite(terms)):
             return True
         what += f" in epoch {self.epoch + 1}, step {self.batch_idx + 1}"
         if self.options.nonfinite == "stop":

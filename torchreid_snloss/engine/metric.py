@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +16,10 @@ from torchreid_snloss.backbones import convert_sync_batchnorm
 from torchreid_snloss.engine.amp import Amp, autocast, check_precision, grad_scaler
 from torchreid_snloss.engine.caching import cached_forward
 from torchreid_snloss.engine.compiling import is_compiled
+from torchreid_snloss.engine.image_ids import ImageIds
 from torchreid_snloss.engine.loop import TrainingLoop
 from torchreid_snloss.engine.parallel import ModelOutputs, Parallel, at_least_float32
+from torchreid_snloss.engine.snapshot import take_snapshot
 from torchreid_snloss.engine.term_monitor import TermMonitor
 from torchreid_snloss.engine.update import Update
 from torchreid_snloss.losses import Criterion, GlobalBatchLoss, Memory, MetricLoss, check_integer, check_number
@@ -115,6 +113,7 @@ class MetricEngine(TrainingLoop):
         self.optimizer = optimizer
         self.register_model("model", self.model, optimizer, scheduler)
 
+        self._image_ids = ImageIds(self.train_loader.dataset)
         self.criteria = GlobalBatchLoss(criteria, self.memory).to(device)
         distributed.broadcast_module(self.criteria)
         _check_trained(self.criteria, optimizer)
@@ -188,19 +187,16 @@ class MetricEngine(TrainingLoop):
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _snapshot(self) -> Callable[[], None]:
-        """Returns a function that restores buffers, memory and criteria, for a step that turns out not to be finite."""
+        """Returns a function that restores buffers and memories, for a step that turns out not to be finite."""
         if self.options.nonfinite != "skip":
             return lambda: None
-        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch norm's running means
+        undo_buffers = take_snapshot(self.model, self.criteria)  # batch norm's means; a criterion's own memory
         remembered = None if self.memory is None else self.memory.state_dict()
-        criteria = copy.deepcopy(self.criteria.state_dict())  # one may have a memory of its own
 
         def undo() -> None:
-            for buffer, before in zip(self.model.buffers(), buffers):
-                buffer.copy_(before)
+            undo_buffers()
             if self.memory is not None and remembered is not None:
                 self.memory.load_state_dict(remembered)
-            self.criteria.load_state_dict(criteria)
 
         return undo
 
@@ -227,7 +223,7 @@ class MetricEngine(TrainingLoop):
             return {}, {}
         images = None
         if self.memory is not None:
-            images = _image_numbers(data, features)
+            images = self._image_ids(data, features)
             self.memory.in_use = self.epoch >= self.memory_start_epoch
         several = [features] if isinstance(features, Tensor) else features
         results = [self.criteria(feature, pids, images, names, counts) for feature in several]
@@ -283,17 +279,3 @@ def _check_trained(criteria: nn.Module, optimizer: torch.optim.Optimizer) -> Non
     untrained = [name for name, p in criteria.named_parameters() if p.requires_grad and id(p) not in held]
     if untrained:
         raise ValueError(f"the criterion has parameters that the optimizer does not have: {untrained}")
-
-
-def _image_numbers(data: dict[str, Any], features: Any) -> Tensor:
-    """An id for each image of a batch, the same in every process and run, by which a memory recognises the image."""
-    if not isinstance(features, Tensor):
-        raise TypeError("a memory needs a model with one feature for each image, this one has several")
-    if not {"impath", "camid"} <= data.keys():
-        raise TypeError("a memory needs image batches with the images' paths, 'impath', and cameras, 'camid'")
-    # Not by the whole path, so that a run resumed on a copy of the data knows them again too; but images of two cameras
-    # or days may have the same name in folders of their own.
-    ends = ["/".join(Path(path).parts[-2:]) for path in data["impath"]]
-    names = [f"{pid} {camid} {end}" for pid, camid, end in zip(data["pid"].tolist(), data["camid"].tolist(), ends)]
-    digests = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names]
-    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], device=features.device)

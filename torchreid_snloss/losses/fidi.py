@@ -34,7 +34,7 @@ class FIDILoss(MetricLoss):
     All pairs count, and `"mean"` is the mean over them (our choice; the paper writes a sum).
 
     Args:
-        alpha: $\alpha$ > 1, by 1e-6 at least. Default is 1.05.
+        alpha: $\alpha$ > 1, from 1.000001 on. Default is 1.05.
         beta: $\beta$ > 0, per unit of distance. Default is 3.0, which suits unit features: the term of a negative falls
             from $C$ = 3.04 at $d$ = 0 to 0.04 at $\sqrt 2$. With 0.5 it would never fall below 1.12.
         normalize: L2-normalise features. Default is True (our choice; we don't know whether the paper does). On raw
@@ -69,8 +69,7 @@ class FIDILoss(MetricLoss):
         block_size: int = 0,
     ) -> None:
         super().__init__(normalize, reduction, block_size)
-        self.alpha = check_number("alpha", alpha, above=1)
-        check_number("alpha - 1", self.alpha - 1, at_least=1e-6)  # float32 has few digits of a smaller one
+        self.alpha = check_number("alpha", alpha, at_least=1.000001)  # float32 has few digits of a smaller alpha - 1
         self.beta = check_number("beta", beta, above=0)
 
     def anchor_values(
