@@ -88,7 +88,8 @@ def cli_main(argv: list[str]) -> int:
 
 def compare_main(argv: list[str]) -> int:
     """One seed and two trials in the place of several, and few losses."""
-    argv = [word for word in shrunk(argv) if word not in ("triplet", "hap2s", "fidi")]
+    few = {"triplet", "hap2s", "fidi"} if "sn" in argv else {"triplet", "hap2s"}
+    argv = [word for word in shrunk(argv) if word not in few]
     if "--seeds" in argv:
         argv[argv.index("--seeds") + 1] = "1"
     else:
