@@ -368,17 +368,34 @@ def runner(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runn
         shutil.copytree(drawn / "market1501/Market-1501-v15.09.15" / name, tmp_path / "my-test-images" / name)
     theirs = {  # torchreid's config of this name, as of its last commit
         "model": {"name": "osnet_x1_0", "pretrained": True},
-        "data": {"type": "image", "sources": ["market1501"], "targets": ["market1501"], "height": 256, "width": 128}
-        | {
+        "data": {
+            "type": "image",
+            "sources": ["market1501"],
+            "targets": ["market1501"],
+            "height": 256,
+            "width": 128,
             "combineall": False,
             "transforms": ["random_flip"],
             "save_dir": "log/osnet_x1_0_market1501_softmax_cosinelr",
         },
         "loss": {"name": "softmax", "softmax": {"label_smooth": True}},
-        "train": {"optim": "amsgrad", "lr": 0.0015, "max_epoch": 250, "batch_size": 64, "lr_scheduler": "cosine"}
-        | {"fixbase_epoch": 10, "open_layers": ["classifier"]},
-        "test": {"batch_size": 300, "dist_metric": "euclidean", "normalize_feature": False, "evaluate": False}
-        | {"eval_freq": -1, "rerank": False},
+        "train": {
+            "optim": "amsgrad",
+            "lr": 0.0015,
+            "max_epoch": 250,
+            "batch_size": 64,
+            "fixbase_epoch": 10,
+            "open_layers": ["classifier"],
+            "lr_scheduler": "cosine",
+        },
+        "test": {
+            "batch_size": 300,
+            "dist_metric": "euclidean",
+            "normalize_feature": False,
+            "evaluate": False,
+            "eval_freq": -1,
+            "rerank": False,
+        },
     }
     Path("im_osnet_x1_0_softmax_256x128_amsgrad_cosine.yaml").write_text(yaml.safe_dump(theirs))
     trained = Path("log/osnet_x1_0_market1501_softmax_cosinelr/model/model.pth.tar-250")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,8 +148,8 @@ def _is_like(value: Any, current: Any) -> bool:
         if isinstance(value, Tensor):
             is_dense = value.layout == torch.strided and not value.is_meta and not value.is_complex()
             return is_dense and value.numel() == 1 and _is_like(value.item(), 0)
-        least = 0 if current >= 0 else -sys.float_info.max
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and -math.inf < value < math.inf and (value >= 0 or bool(current < 0))
     if isinstance(current, (tuple, list)):
         same_length = isinstance(value, (tuple, list)) and len(value) == len(current)
         return same_length and all(map(_is_like, value, current))

@@ -48,7 +48,7 @@ _IMAGES = "# images: "  # in the last line of the settings, before the digest
 # What the end of a log says of the disk, the data or the memory, in the words of this package or with a class.
 _OUTSIDE = re.compile(
     rf"error: (can't |a data loader's worker was killed|({'|'.join(_classes(OSError))}|\w*MemoryError)\b"
-    r"|.*(CUDA error|cuDNN error|out of memory|an't allocate memory|annot allocate memory|No space left on device))"
+    r"|.*(CUDA error|cuDNN error|out of memory|an('t|not) allocate memory|No space left on device))"
 )
 STOPPED = (129, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """The exit codes of a run that was asked to stop; after any other signal it has crashed."""

@@ -11,6 +11,7 @@ from torchreid_snloss import device
 from torchreid_snloss.config.ranges import Flag, Integer, Items, Keywords, Number, Range, Text, Words, shortened, shown
 from torchreid_snloss.config.torchreid_keys import BATCH, EPOCHS, WEIGHT, Key
 from torchreid_snloss.config.torchreid_keys import KEYS as TORCHREID_KEYS
+from torchreid_snloss.data.folder_layouts import LAYOUTS
 from torchreid_snloss.losses import LOSSES
 
 __all__ = [
@@ -61,7 +62,7 @@ OUR_KEYS: dict[str, Key] = {
         "auto",
         "`market`: names as `0001_c1_01.jpg`; `people`: a folder for each person; `csv`: a CSV file with columns path, "
         "identity, camera and split; `auto`: the one that the folder has",
-        Words(("auto", "market", "people", "csv")),
+        Words(LAYOUTS),
     ),
     "data.folder.camera": Key(
         "auto",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchreid_snloss import distributed
-from torchreid_snloss.data.items import files_of
+from torchreid_snloss.data.items import files_of, training_items
 
 __all__ = ["OUTLIERS", "check_same_on_all_ranks", "describe_batches", "difference", "fingerprint", "relative_names"]
 
@@ -85,8 +85,8 @@ def describe_batches(loader: Any, batch_size: int, sampler: Any) -> dict[str, An
         batch_size: Images in a batch of all processes.
         sampler: The sampler of these batches.
     """
-    items = getattr(loader.dataset, "train", None)  # in data sets of torchvision a bool
-    images = fingerprint(items) if isinstance(items, Sequence) else None
+    items = training_items(loader.dataset)
+    images = None if items is None else fingerprint(items)
     drawn = {"batch_size": batch_size, "sampler": type(sampler).__name__}
     if (instances := getattr(sampler, "num_instances", None)) is not None:
         drawn["num_instances"] = instances

@@ -15,6 +15,7 @@ from torchreid import data
 
 from torchreid_snloss.arguments import check_choice, check_number
 from torchreid_snloss.data.folder_layouts import (
+    LAYOUTS,
     FolderImage,
     FoundImages,
     finds_a_camera,
@@ -54,7 +55,7 @@ class FolderOptions:
     test_fraction: float = 0.3
 
     def __post_init__(self) -> None:
-        check_choice("layout", self.layout, ("auto", "market", "people", "csv"))
+        check_choice("layout", self.layout, LAYOUTS)
         if not isinstance(self.junk, tuple):
             raise TypeError(f"junk must be a tuple of names, got {self.junk!r}")
         if not check_number("test_fraction", self.test_fraction, above=0) < 1:

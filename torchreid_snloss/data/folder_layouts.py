@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchreid_snloss.data.folder_files import files_below, is_image, only_folder
 
-__all__ = ["FolderImage", "FoundImages", "finds_a_camera", "left_out_words", "natural_order", "read_folder"]
+__all__ = ["LAYOUTS", "FolderImage", "FoundImages", "finds_a_camera", "left_out_words", "natural_order", "read_folder"]
 
 _SPLITS = {
     "train": ("train", "bounding_box_train", "image_train", "training"),
@@ -29,6 +29,9 @@ _COLUMNS = {
 _CAMERA = re.compile(r"(?<![a-z0-9])c(?:am(?:era)?)?[-_ ]?(\d+)(?![a-rt-z0-9])", re.IGNORECASE)
 _IDENTITY = re.compile(r"(-?[^_]+)_(.*)", re.DOTALL)
 _LONGEST_HEADER = 100_000
+LAYOUTS = ("auto", "market", "people", "csv")
+"""How the images of a folder may be named; `auto` finds out which it is."""
+
 _WORDS = {"market": "names as in Market-1501", "people": "a folder for each person"}
 
 

@@ -16,7 +16,7 @@ from torchreid import data
 
 from torchreid_snloss.data.testing import is_test_run
 
-__all__ = ["check_labels", "files_of", "with_checked_items"]
+__all__ = ["check_labels", "files_of", "training_items", "with_checked_items"]
 
 _SPLITS = {"train": "training", "query": "query", "gallery": "gallery"}
 _LARGEST = 2**63 - 1  # a batch holds identities and cameras as int64
@@ -26,6 +26,12 @@ def files_of(item: Any) -> list[str]:
     """The image file of an item, or all files of a tracklet."""
     files = [item[0]] if isinstance(item[0], (str, os.PathLike)) else item[0]
     return [os.fspath(file) for file in files]
+
+
+def training_items(dataset: Any) -> Sequence[Any] | None:
+    """The training items of a data set; None if it has no list `train` as torchreid's."""
+    items = getattr(dataset, "train", None)  # in data sets of torchvision a bool
+    return items if isinstance(items, Sequence) else None
 
 
 def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
@@ -186,8 +192,8 @@ def check_labels(datamanager: Any) -> None:
     Raises:
         ValueError: Names the data set and its identities.
     """
-    items = getattr(datamanager.train_loader.dataset, "train", None)  # in data sets of torchvision a bool
-    if not isinstance(items, Sequence):
+    items = training_items(datamanager.train_loader.dataset)
+    if items is None:
         return
     pids = {int(item[1]) for item in items}
     if pids == set(range(len(pids))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss.data.fingerprint import relative_names
+from torchreid_snloss.data.items import training_items
 
 __all__ = ["ImageIds"]
 
@@ -51,7 +52,5 @@ class ImageIds:
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
-        items = getattr(self._dataset, "train", None)  # in data sets of torchvision a bool
-        if not isinstance(items, Sequence):
-            return {}
+        items = training_items(self._dataset) or ()
         return {item[0]: names[0] for item, names in zip(items, relative_names(items)) if isinstance(item[0], str)}

@@ -184,6 +184,8 @@ class TrainingLoop(engine.Engine):
             with self._log.epoch(self.epoch + 1, self.max_epoch, len(loader), loader.skipped, loader.batch_size, unit):
                 super().train(PrintFrequency(print_freq, len(loader)), *args, **kwargs)
         finally:
+            if (trained := loader.skipped + self._learning.steps) > state.batch:  # what failed came after a step
+                self.checkpointer.step_trained(trained)
             loader.end_epoch()
         done = self.epoch + 1
         self._learning.end_epoch(done, is_last=done == self.max_epoch)
@@ -215,8 +217,6 @@ class TrainingLoop(engine.Engine):
             the values for the progress line.
         """
         summary = self.step(data)
-        if self.train_loader.in_epoch:  # at once, since whatever fails from here on, the weights have changed
-            self.checkpointer.step_trained(self.batch_idx + 1)
         self._learning.steps += 1
         self._log.add_step(summary)
         return summary

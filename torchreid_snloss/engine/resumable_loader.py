@@ -78,11 +78,6 @@ class ResumableLoader:
             seed_generators(seed, epoch, distributed.rank())
         self._seeds, self.skipped, self._before_first = (seed, epoch), skip, restore_random_states
 
-    @property
-    def in_epoch(self) -> bool:
-        """Whether an epoch of a run has started and not ended."""
-        return self._before_first is not None
-
     def end_epoch(self) -> None:
         """Stops skipping batches."""
         self.skipped, self._before_first = 0, None
