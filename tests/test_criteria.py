@@ -109,7 +109,7 @@ def test_from_the_command_line(train: Callable[..., Done]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([], "can't import ''"),
+        ([], "loss.name custom needs a criterion: set loss.custom.target"),
         (["loss.custom.target", "nowhere.Loss"], "can't import 'nowhere.Loss': No module named 'nowhere'"),
         (["loss.custom.target", "torchreid.losses.NoLoss"], "can't import 'torchreid.losses.NoLoss'"),
         (

@@ -87,8 +87,7 @@ def test_each_variant_has_its_trials_and_runs_with_the_best(tuned: tuple[Path, s
                 for part_of_key in section.split("."):
                     node = node[part_of_key]
                 assert node[name] == value
-        assert config.data.val_fraction == 0.25
-        assert settings.data.val_fraction == 0  # all identities are trained on
+        assert config.data.val_fraction == settings.data.val_fraction == 0  # all identities are trained on
     # The config runs as it is.
     done = run(
         *("-m", "torchreid_snloss", "--config-file", str(found), "train.max_epoch", "1", "data.save_dir", "own"),
@@ -148,7 +147,7 @@ def test_a_tuning_with_folds_that_was_interrupted_goes_on_in_its_fold(reid_data:
         held_out.append({Path(path).name[:4] for path in record["query_paths"]})
     assert not held_out[0] & held_out[1]
     found = load_config(str(whole / "log/compare/plain/tuning/mild/best-of-2.yaml"))
-    assert (found.data.val_fraction, found.data.val_fold) == (0.25, 0)
+    assert (found.data.val_fraction, found.data.val_fold) == (0, 0)
 
 
 @pytest.mark.compare
@@ -198,7 +197,7 @@ def test_a_search_space_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
         ({"loss.sn.scale": Interval(-3, 2)}, "own: search: loss.sn: scale must be greater than 0"),
         ({"loss.sn.squeeze": ("support", "none")}, "own: search: loss.sn: squeeze must be one of"),
         ({"loss.sn.num_neighbors": Interval(0.5, 20, log=True)}, "num_neighbors needs whole numbers as ends, got 0.5"),
-        ({"loss.sn.scales": (1, 2)}, "own: search: unknown config key loss.sn.scales"),
+        ({"loss.sn.scales": (1, 2)}, "own: search: unknown config key 'loss.sn.scales', did you mean loss.sn.scale"),
     ):
         with pytest.raises(ValueError, match=message):
             _tuning(tmp_path, Variant("own", {"loss.name": "sn"}, search))
@@ -219,11 +218,33 @@ def test_a_trial_that_was_interrupted_before_it_had_values_gets_the_same(tmp_pat
     assert values[:2] == values[2:]
 
 
+def test_the_draws_are_the_same_for_all_rows_and_differ_between_splits(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in "ab"]
+    for root in roots:
+        root.mkdir()
+    flags = ["--tune", "3", "--roots", *map(str, roots), "--"]
+    flags += ["data.val_fraction", "0.25", "data.save_dir", str(tmp_path)]
+    plan = _plan(_parser().parse_args(flags), {})
+    drawn = []
+    for loss, split in (("sn", 1), ("sn", 2), ("fidi", 1)):
+        tuning = Tuning(plan, Variant(loss, {"loss.name": loss}), split)
+        tuning._open()
+        rates = []
+        for number in range(3):
+            rates.append(tuning._suggest(trial := tuning._next(), "train.lr"))
+            tuning._study.tell(trial, number / 10)
+        drawn.append(rates)
+    assert drawn[0] == drawn[2]
+    assert drawn[0][0] == drawn[1][0]  # the config's own
+    assert not set(drawn[0][1:]) & set(drawn[1][1:])
+
+
 def test_trials_with_other_settings_and_damaged_journals_are_named(tmp_path: Path) -> None:
     variant = Variant("own", {"loss.name": "sn"})
     first = _tuning(tmp_path, variant)
     first._open()
     _tuning(tmp_path, variant)
+    _tuning(tmp_path, Variant("own", {"loss.name": "sn", "loss.fidi.beta": 2}))  # which SN does not use
     with pytest.raises(ValueError, match=r"holds trials with other settings \(loss\.name was sn, is fidi"):
         _tuning(tmp_path, Variant("own", {"loss.name": "fidi"}))
     journal = tmp_path / "compare/plain/tuning/own/journal.log"

@@ -203,7 +203,10 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
             "wrt: {loss.name: hap2s, search: {loss.hap2s.alpha: [5, 10]}}",
             "search: loss.hap2s.alpha is not used with loss.hap2s.weighting exponential: leave it out",
         ),
-        ("wrt: {loss.name: sn, search: {loss.sn.scales: [5, 10]}}", "wrt: search: unknown config key loss.sn.scales"),
+        (
+            "wrt: {loss.name: sn, search: {loss.sn.scales: [5, 10]}}",
+            "wrt: search: unknown config key 'loss.sn.scales', did you mean loss.sn.scale",
+        ),
         ("wrt: [", "can't read the variants file"),
     ],
 )
@@ -490,6 +493,9 @@ def test_settings_are_compared_when_a_run_starts_too(tmp_path: Path, program: Ca
     (first.folder / "settings.yaml").write_text(first.settings.cfg_text)
     with pytest.raises(ConfigError, match=r"holds a run with other settings \(train.lr was 0.1, is 0.2\)"):
         second.execute(Place({}, alone=True, stop_requests=lambda: 0))
+    for key, others in (("loss.fidi.beta", []), ("loss.sn.scale", ["loss.sn.scale was 10.0, is 2.0"])):
+        (third,) = _runs(*flags, options=(*options, "train.lr", "0.1", key, "2"))
+        assert third.other_settings() == others  # of the loss that is trained with alone
 
 
 def test_a_config_that_is_loaded_in_a_thread_leaves_the_output_alone(capsys: pytest.CaptureFixture[str]) -> None:

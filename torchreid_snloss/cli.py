@@ -80,8 +80,13 @@ def _epilog() -> str:
     return "\n".join([*lines, f"They are in {own_configs_folder()}."])
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of torchreid's `scripts/main.py`."""
+def add_config_arguments(parser: argparse.ArgumentParser, example: str = "loss.name sn train.lr 0.001") -> None:
+    """Adds the arguments of torchreid's `scripts/main.py`.
+
+    Args:
+        parser: the parser.
+        example: options that the command accepts, for its `--help`.
+    """
     parser.add_argument("--config-file", default="", help="path of a YAML config file")
     parser.add_argument("-s", "--sources", nargs="+", default=[], help="source datasets, separated by spaces")
     parser.add_argument("-t", "--targets", nargs="+", default=[], help="target datasets, separated by spaces")
@@ -91,7 +96,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help="config options, as in: loss.name sn train.lr 0.001. After -s, -t or --transforms put `--` before them",
+        help=f"config options, as in: {example}. After -s, -t or --transforms put `--` before them",
     )
 
 

@@ -32,6 +32,11 @@ def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
             return cast(Criterion, losses.TripletLoss(margin=section["margin"]))
         if name != "custom":
             return LOSSES[name](**{key: value for key, value in section.items() if not key.startswith("weight_")})
+        if not section["target"]:
+            raise ConfigError(
+                "loss.name custom needs a criterion: set loss.custom.target, such as "
+                "pytorch_metric_learning.losses.CircleLoss"
+            )
         criterion = _imported("loss.custom.target", section["target"])(**_plain(section["kwargs"]))
         if not section["miner"]:
             return cast(Criterion, criterion)

@@ -143,6 +143,13 @@ class Settings:
         return copy.deepcopy(dict(leaves(self._cfg)))
 
     @property
+    def unused_keys(self) -> set[str]:
+        """The keys of the losses that `loss.name` does not name."""
+        used = tuple(f"loss.{section}." for section in (*self.losses, "softmax", "memory"))
+        keys = (key for key in self.values if key.startswith("loss.") and key != "loss.name")
+        return {key for key in keys if not key.startswith(used)}
+
+    @property
     def cfg_text(self) -> str:
         """The whole config as YAML, including the values that were filled in."""
         return str(self._cfg.dump())

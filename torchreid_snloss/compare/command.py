@@ -20,10 +20,10 @@ from torchreid_snloss.compare.page import write_page
 from torchreid_snloss.compare.plan import CHANGES, Plan, check_base, load
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
-from torchreid_snloss.compare.tuning import Tuning, check_available
+from torchreid_snloss.compare.tuning import MOST_TRIALS, Tuning, check_available
 from torchreid_snloss.compare.variants import BASELINES, CONTROL, Variant, of_loss, read_variants
 from torchreid_snloss.config import ConfigError, get_default_config
-from torchreid_snloss.config.keys import MOST_FOLDS
+from torchreid_snloss.config.keys import MOST_FOLDS, OUR_KEYS
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
 from torchreid_snloss.engine import WriteError
@@ -39,7 +39,7 @@ softmax: a table with intervals, results.csv, results.json and report.html. Fini
 that were interrupted are resumed."""
 
 _LOSSES = ["triplet", "sn", "hap2s", "fidi"]
-_MOST_SEEDS, _MOST_TRIALS = 1000, 10_000
+_MOST_SEEDS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         help="share of the training identities to use",
     )
     parser.add_argument("--map", choices=["tsne", "pca"], default="tsne", help="the report's map of features")
-    add_config_arguments(parser)
+    add_config_arguments(parser, example="train.lr 0.001 train.max_epoch 60")
     return parser
 
 
@@ -224,13 +224,17 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
         raise ConfigError("the runs are started by this one process, not with torchrun; --jobs runs several at a time")
     for flag, number, least, most in (
         ("seeds", args.seeds, 1, _MOST_SEEDS),
-        ("tune", args.tune, 0, _MOST_TRIALS),
+        ("tune", args.tune, 0, MOST_TRIALS),
         ("folds", args.folds, 1, MOST_FOLDS),
     ):
         if number < least:
             raise ConfigError(f"--{flag} must be at least {least}, got {number}")
         if number > most:
             raise ConfigError(f"--{flag} must be at most {most:,}, got {shown(number)}")
+    for key, share in changes.items():
+        allowed = OUR_KEYS[f"data.{key}"].range
+        if not allowed.holds(share):
+            raise ConfigError(f"--{key.replace('_', '-')} must be {allowed.expected(share)}, got {share}")
     given = config_options(args)
     variants = _variants(args, load(args.config_file, given))
     roots = [str(Path(root)) for root in args.roots]

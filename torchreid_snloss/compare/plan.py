@@ -28,6 +28,7 @@ _TEST_SETS = (  # the beginnings of keys that say which images are in them
     *("data.combineall", "data.folder.", "data.modules", "data.split_id", "data.type"),
     *("cuhk03.", "market1501."),
 )
+_ALL_IDENTITIES = {"data.val_fraction": 0.0}  # none held out any more
 _EVALUATIONS = 5  # the most evaluations during training if the config sets no test.eval_freq
 
 
@@ -92,7 +93,7 @@ class Plan:
             if variant.name not in found:
                 continue
             for split in self.splits:
-                values = {} if tuned is None else {**tuned[variant.name, split], "data.val_fraction": 0.0}
+                values = {} if tuned is None else {**tuned[variant.name, split], **_ALL_IDENTITIES}
                 for seed in range(1, self.seeds + 1):
                     folder = _folder_of(self.folder, variant, split) / f"seed-{seed}"
                     settings = self.settings(variant, split, {**values, "train.seed": seed}, folder)
@@ -141,7 +142,7 @@ class Plan:
     def config_of(self, variant: Variant, split: int, values: Mapping[str, Any]) -> str:
         """The config of a variant with the values that a tuning has found, as YAML, for runs of one's own."""
         folder = str(Path(self.base.data.save_dir) / variant.name)
-        return self._resolved(variant, split, {**values, "data.save_dir": folder}).cfg_text
+        return self._resolved(variant, split, {**values, **_ALL_IDENTITIES, "data.save_dir": folder}).cfg_text
 
     def _resolved(self, variant: Variant, split: int, values: Mapping[str, Any]) -> Settings:
         base = self.base

@@ -60,14 +60,14 @@ class RunFailedError(Exception):
     """The process of a run has ended with an error of its own; the message names the run, the reason and the log."""
 
 
-def neutral_keys(split: int) -> set[str]:
-    """The keys that may differ between a run and an earlier one in its folder.
+def neutral_keys(settings: Settings, split: int) -> set[str]:
+    """The keys that may differ between a run and an earlier one in its folder, such as those of losses it doesn't use.
 
     Args:
-        split: The number of the split. With several splits the data root tells them apart; otherwise it may be moved,
-            as long as the images are the same.
+        settings: The settings of the run.
+        split: The number of the split, which its data root tells from others; without splits (0) the data may be moved.
     """
-    return set(NEUTRAL_KEYS) - ({"data.root"} if split else set())
+    return {*NEUTRAL_KEYS} - ({"data.root"} if split else set()) | settings.unused_keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ class Run:
                 f"the settings of the run in {self.folder} are damaged: {reason}; remove that folder"
             ) from error
         was, now = dict(leaves(before)), self.settings.values
-        ignored = {*neutral_keys(self.split), "model.resume"}
+        ignored = {*neutral_keys(self.settings, self.split), "model.resume"}
         other = [f"{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key] and key not in ignored]
         digest = re.search(rf"^{_IMAGES}(\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         if digest and self.images and digest[1] != self.images:  # earlier versions wrote no digest

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchreid_snloss.compare.variants import Variant
-from torchreid_snloss.config import ConfigError, weight_key
+from torchreid_snloss.config import ConfigError, unknown_key, weight_key
 from torchreid_snloss.losses import LOSSES, Interval
 from torchreid_snloss.losses.search import Choices, OnlyWith, SearchSpace, tried
 from torchreid_snloss.settings import Settings
@@ -18,7 +18,6 @@ _WEIGHTS = (0.1, 5.0)  # of a metric term, relative to the config's
 _DIGITS = 4  # of a number that is tried, so that a config can be read
 _JUDGES = ("loss.name", "train.max_epoch", "test.", "data.", "cuhk03.", "market1501.")
 _TRAINING = {f"data.{key}" for key in ("height", "width", "k_tfm", "batch_transforms")}  # they change no images
-_ANY_LOSS = {"softmax", "memory"}  # sections that belong to no metric loss
 
 
 def search_space(variant: Variant, settings: Settings) -> SearchSpace:
@@ -96,12 +95,12 @@ def _problem(key: str, space: Mapping[str, Any], settings: Settings) -> str:
     if key.startswith(_JUDGES) and key not in _TRAINING:
         return f"{key} is the same for all trials, leave it out"
     if key not in settings.values:
-        return f"unknown config key {key}"
+        return unknown_key(key, settings.values)
     if not key.startswith("loss."):
         return ""
-    _, name, argument = key.split(".", 2)
-    if name not in {*settings.losses, *_ANY_LOSS}:
+    if key in settings.unused_keys:
         return f"{key} is not used by the loss of this row, {settings.loss_name}: leave it out"
+    _, name, argument = key.split(".", 2)
     values = LOSSES[name].search_space.get(argument) if name in LOSSES else None
     if isinstance(values, OnlyWith):
         other = f"loss.{name}.{values.argument}"

@@ -27,10 +27,11 @@ if _optuna_is_there:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-__all__ = ["Tuning", "check_available"]
+__all__ = ["MOST_TRIALS", "Tuning", "check_available"]
 
 _JOURNAL, _PRUNED, _SEARCH, _IMAGES, _FOLDS = "journal.log", "pruned", "search ", "images", "folds"
-_SEED, _STARTUP_TRIALS = 1, 4  # the trials at random before TPE has enough to go by
+MOST_TRIALS = 10_000
+_STARTUP_TRIALS = 4  # the trials at random before TPE has enough to go by
 
 
 def check_available() -> None:
@@ -75,6 +76,7 @@ class Tuning:
         self._folder = plan.tuning_folder(variant, split)
         check_folder(self._folder)
         self._default = plan.trial(variant, split, 0, {}).settings
+        self._neutral = neutral_keys(self._default, split)
         self.space = search_space(variant, self._default)
         if not self.space:
             raise ConfigError(
@@ -177,11 +179,11 @@ class Tuning:
         for frozen in unfinished:
             if frozen.number not in self._taken:
                 self._taken.add(frozen.number)
-                self._study.sampler = _sampler(frozen.number)  # for what it was not given before the interruption
+                self._study.sampler = _sampler(self.split, frozen.number)  # for values that it had not got yet
                 return optuna.trial.Trial(self._study, frozen._trial_id)
         # A new sampler for each trial: what it draws must not depend on how many trials this process has made.
         number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = _sampler(number)
+        self._study.sampler = _sampler(self.split, number)
         if number == 0:
             self._study.enqueue_trial({key: self._default.values[key] for key in self.space})
         trial = self._study.ask()
@@ -267,12 +269,12 @@ class Tuning:
                 f"the journal of a tuning, {str(journal)!r}, is damaged: {text_of(error)}; remove this file, and the "
                 "trials that are finished count again"
             ) from error
-        now = self._made_with()
+        now, neutral = self._made_with(), {_IMAGES, *self._neutral}
         keys = dict.fromkeys([*made_with, *(key for key in now if key.startswith(_SEARCH))])
         other = [
             f"{key} was {made_with.get(key)}, is {now.get(key)}"
             for key in keys
-            if key != _IMAGES and made_with.get(key) != now.get(key)
+            if key not in neutral and made_with.get(key) != now.get(key)
         ]
         if self._images and made_with.get(_IMAGES, self._images) != self._images:  # earlier versions kept no digest
             other.append(f"the images were others than those of data.root {self._default.root}")
@@ -285,13 +287,13 @@ class Tuning:
 
     def _made_with(self) -> dict[str, Any]:
         """The settings, the search space and the number of folds, as JSON keeps them."""
-        neutral = neutral_keys(self.split)
-        settings = {key: value for key, value in self._default.values.items() if key not in neutral}
+        settings = {key: value for key, value in self._default.values.items() if key not in self._neutral}
         space = {f"{_SEARCH}{key}": str(values) for key, values in self.space.items()}
         images = {_IMAGES: self._images} if self._images else {}
         made_with: dict[str, Any] = json.loads(json.dumps({**settings, **space, **images, _FOLDS: self.folds}))
         return made_with
 
 
-def _sampler(number: int) -> Any:
-    return optuna.samplers.TPESampler(seed=_SEED + number, n_startup_trials=_STARTUP_TRIALS)
+def _sampler(split: int, number: int) -> Any:
+    """What draws the values of a trial: the same for all rows, another for each split."""
+    return optuna.samplers.TPESampler(seed=split * MOST_TRIALS + number + 1, n_startup_trials=_STARTUP_TRIALS)

@@ -8,6 +8,7 @@ from torchreid_snloss.config.tree import (
     loss_names,
     metric_weights,
     softmax_weight,
+    unknown_key,
     weight_key,
 )
 from torchreid_snloss.deprecation import renamed
@@ -20,6 +21,7 @@ __all__ = [
     "loss_names",
     "metric_weights",
     "softmax_weight",
+    "unknown_key",
     "weight_key",
 ]
 

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -26,6 +26,7 @@ __all__ = [
     "loss_names",
     "metric_weights",
     "softmax_weight",
+    "unknown_key",
     "weight_key",
 ]
 
@@ -118,9 +119,7 @@ def _set(cfg: CfgNode, key: str, value: Any, tell: Callable[[str], None]) -> Non
     if swallowed:
         raise ConfigError(f"{key} got {shown(value)}: put `--` between its values and the option {swallowed[0]}")
     if key not in known:
-        guesses = difflib.get_close_matches(str(key), known, n=3)
-        hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
-        raise ConfigError(f"unknown config key {shown(key)}{hint}")
+        raise ConfigError(unknown_key(key, known))
     if isinstance(value, Mapping) and key not in KEYWORD_KEYS:
         raise ConfigError(f"{key} is not a section: it must have a value, as its default {known[key]!r}, got {{}}")
     if key == "train.amp" and value is False:
@@ -145,6 +144,13 @@ def _set(cfg: CfgNode, key: str, value: Any, tell: Callable[[str], None]) -> Non
             f"{key} must be of type {type(known[key]).__name__}, as its default {known[key]!r}, "
             f"got {shown(value)}{hint}"
         ) from error
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The message for a key that is not known, with those that are like it."""
+    guesses = difflib.get_close_matches(str(key), known, n=3)
+    hint = f", did you mean {' or '.join(guesses)}?" if guesses else ""
+    return f"unknown config key {shown(key)}{hint}"
 
 
 def _keywords(key: str, value: Any) -> CfgNode:
