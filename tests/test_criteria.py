@@ -20,6 +20,7 @@ from torchreid_snloss.losses import MinedLoss
 pml = pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers, samplers, trainers  # noqa: E402
 
+from torchreid_snloss.criteria import make_criterion  # noqa: E402
 from torchreid_snloss.pml import CrossBatchMemory, PairwiseLoss  # noqa: E402
 
 
@@ -125,6 +126,10 @@ def test_from_the_command_line(train: Callable[..., Done]) -> None:
         (["loss.custom.kwargs", "{'a': {1, 2}}"], "loss.custom.kwargs must hold numbers"),
         (["loss.name", "sn+softmax"], "loss.name must be one of triplet, sn, hap2s, fidi, custom, got 'softmax'"),
         (["loss.name", "sn+sn"], "must name each loss once"),
+        (
+            ["loss.custom.target", "torchreid_snloss.SNLoss", "loss.custom.miner_kwargs", "{'epsilon': 0.1}"],
+            "loss.custom.miner_kwargs are set, but loss.custom.miner names no miner",
+        ),
     ],
 )
 def test_a_custom_loss_that_is_none_is_told(changes: list[str], message: str) -> None:
@@ -181,6 +186,29 @@ def test_named_pairs_alone_count() -> None:
     near = torch.softmax(-d[0, 3:5] / 0.2, 0) @ d[0, 3:5]
     expected = torch.stack([d[0, 1] - near + 0.3, d[4, 5] - d[4, 2] + 0.3]).relu().mean()
     torch.testing.assert_close(value, expected)
+
+
+def test_pairs_that_the_labels_contradict_and_inputs_of_a_wrong_kind_are_told() -> None:
+    features, labels = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 1])
+    loss = PairwiseLoss(SNLoss())
+    for kind, tuples in (("positive", ([0], [3], [], [])), ("negative", ([], [], [0], [1]))):
+        with pytest.raises(ValueError, match=f"indices_tuple has {kind} pairs that the labels contradict"):
+            loss(features, labels, tuple(torch.tensor(part, dtype=torch.int64) for part in tuples))
+    with pytest.raises(TypeError, match=r"targets must be .*, got NoneType"):
+        loss(features, indices_tuple=tuple(torch.tensor([number]) for number in (0, 1, 3)))
+    with pytest.raises(ValueError, match="must have the same feature dimension"):
+        loss(features, labels, None, torch.randn(4, 5), torch.arange(4))
+
+
+def test_a_miner_selects_for_this_packages_losses_too() -> None:
+    torch.manual_seed(1)
+    features, labels = torch.randn(12, 5), torch.arange(12) % 3
+    section = {"target": "torchreid_snloss.HAP2SLoss", "kwargs": {"margin": 1.0}, "miner_kwargs": {}}
+    criterion = make_criterion("custom", {**section, "miner": "pytorch_metric_learning.miners.BatchHardMiner"})
+    selected = miners.BatchHardMiner()(features, labels)
+    expected = PairwiseLoss(HAP2SLoss(margin=1.0))(features, labels, selected)
+    torch.testing.assert_close(criterion(features, labels), expected)
+    assert expected != HAP2SLoss(margin=1.0)(features, labels)
 
 
 def test_in_pytorch_metric_learnings_memory() -> None:

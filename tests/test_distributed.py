@@ -137,6 +137,10 @@ def on_one_of_several(rank: int, port: int, processes: int, root: str, results: 
     # It multiplies by the number of processes, for the mean that DistributedDataParallel makes.
     torch.testing.assert_close(value / processes, SNLoss(num_neighbors=4)(features, batch["pid"]))
 
+    torch.save(
+        weights_of_a_criterion(root, {key: value[rows] for key, value in batch.items()}), f"{results}/own-{rank}"
+    )
+
     if processes == 2:
         torch.save(evaluate(root, results, f"{results}/features.npz"), f"{results}/evaluated-{rank}")
 
@@ -161,6 +165,30 @@ def on_one_of_several(rank: int, port: int, processes: int, root: str, results: 
         with pytest.raises(OSError if rank == 1 else distributed.PeerError, match="no disk"):
             distributed.main_process_first(no_disk_on_the_second)
     distributed.stop()
+
+
+class Projected(nn.Module):
+    """A criterion with weights of its own, which sees another dropout on each process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection, self.loss = nn.Linear(6, 4).double(), SNLoss(num_neighbors=4)
+
+    def forward(self, features: Tensor, pids: Tensor) -> Tensor:
+        loss: Tensor = self.loss(self.projection(nn.functional.dropout(features)), pids)
+        return loss
+
+
+def weights_of_a_criterion(root: str, batch: dict[str, Any]) -> list[Tensor]:
+    """After two steps."""
+    torch.manual_seed(distributed.rank())
+    model, criterion = SmallModel().double().eval(), Projected()
+    model.unused.requires_grad_(False)
+    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.05)
+    engine = MetricEngine(data_of(Path(root)), model, optimizer, criterion, use_gpu=False)
+    for _ in range(2):
+        engine.forward_backward(batch)
+    return [weight.detach() for weight in criterion.parameters()]
 
 
 def rank_some() -> tuple[list[Any], list[int]]:
@@ -204,6 +232,10 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(processes: int, reid_da
             assert torch.load(tmp_path / f"evaluated-{rank}") == pytest.approx(expected, abs=1e-9)
         for path in (tmp_path / "one/visrank_market1501").iterdir():
             assert (tmp_path / "visrank_market1501" / path.name).read_bytes() == path.read_bytes()
+    own = [torch.load(tmp_path / f"own-{rank}") for rank in range(processes)]
+    for theirs in own[1:]:
+        for first, other in zip(own[0], theirs, strict=True):
+            assert torch.equal(first, other)
     expected, _ = rank_some()
     for result in results:
         ranked, looked = result["ranked"]

@@ -132,6 +132,18 @@ def test_model_without_features(datamanager: Any) -> None:
         make_engine(ImageSNEngine, datamanager, own).forward_backward(next(iter(datamanager.train_loader)))
 
 
+@pytest.mark.parametrize("wrong", [{"a": 1}, None, []])
+def test_model_with_something_else_for_features(wrong: Any, datamanager: Any, batch: dict[str, Any]) -> None:
+    class Other(Tiny):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x)[0], wrong
+
+    with pytest.raises(
+        TypeError, match=f"the model's features must be a tensor or several, got {type(wrong).__name__}"
+    ):
+        make_engine(ImageSNEngine, datamanager, Other()).forward_backward(batch)
+
+
 def test_register_adds_and_changes_nothing() -> None:
     torchreid_snloss.register()
     build_model, build_train_sampler = models.build_model, data.sampler.build_train_sampler

@@ -624,3 +624,20 @@ def test_an_empty_batch_has_no_statistics_of_the_batch_before(cls: type[MetricLo
     assert loss.statistics
     loss(features[:0], labels[:0])
     assert loss.statistics == {}
+
+
+def test_a_loss_shows_its_arguments() -> None:
+    assert repr(HAP2SLoss(margin=None)) == (
+        "HAP2SLoss(weighting='exponential', sigma=0.5, alpha=10.0, margin=None, normalize=True, reduction='mean', "
+        "block_size=0)"
+    )
+
+
+def test_a_loss_with_parameters_is_refused() -> None:
+    class Learned(HAP2SLoss):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    with pytest.raises(TypeError, match="Learned has parameters, but a MetricLoss is differentiated by its features"):
+        Learned()(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))

@@ -52,6 +52,22 @@ def test_memory_is_further_references_without_an_image_s_own_old_copy() -> None:
     assert torch.equal(loss.memory.features, torch.stack([row for row, _, _ in old]))
 
 
+def test_what_a_loss_refuses_it_refuses_with_a_memory_too() -> None:
+    loss = GlobalBatchLoss({"sn": SNLoss()}, Memory(10))
+    with pytest.raises(ValueError, match=r"inputs must have shape \(images, feature dimension\), got \(4, 3, 1, 1\)"):
+        loss(torch.randn(4, 3, 1, 1), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+    with pytest.raises(TypeError, match="targets must hold integer identity labels"):
+        loss(torch.randn(4, 3), torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.arange(4))
+
+
+def test_a_memory_that_is_not_in_use_yet_forgets(datamanager: Any) -> None:
+    engine = make_engine(ImageSNEngine, datamanager, memory_size=40, memory_start_epoch=1)
+    engine.memory.add(torch.randn(8, 256), torch.arange(8), torch.arange(8))  # as a run leaves it that started earlier
+    engine.epoch = 0
+    engine.forward_backward(next(iter(engine.train_loader)))
+    assert engine.memory.features is None
+
+
 def test_memory_in_row_blocks_is_the_same() -> None:
     torch.manual_seed(0)
     values = []

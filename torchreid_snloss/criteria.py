@@ -12,7 +12,7 @@ from torchreid import losses
 
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.errors import text_of
-from torchreid_snloss.losses import LOSSES, Criterion, MinedLoss
+from torchreid_snloss.losses import LOSSES, Criterion, MetricLoss, MinedLoss
 
 __all__ = ["make_criterion"]
 
@@ -39,7 +39,13 @@ def make_criterion(name: str, section: Mapping[str, Any]) -> Criterion:
             )
         criterion = _imported("loss.custom.target", section["target"])(**_plain(section["kwargs"]))
         if not section["miner"]:
+            if section["miner_kwargs"]:
+                raise ConfigError("loss.custom.miner_kwargs are set, but loss.custom.miner names no miner")
             return cast(Criterion, criterion)
+        if isinstance(criterion, MetricLoss):
+            from torchreid_snloss.pml import PairwiseLoss  # which takes what a miner selects
+
+            criterion = PairwiseLoss(criterion)
         miner = _imported("loss.custom.miner", section["miner"])(**_plain(section["miner_kwargs"]))
         return MinedLoss(criterion, miner)
     except ConfigError:

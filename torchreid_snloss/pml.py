@@ -1,4 +1,4 @@
-"""Wraps the losses for pytorch-metric-learning, its wrappers and its trainers. It needs that package."""
+"""Wraps the losses for pytorch-metric-learning, its memory and its trainers. It needs that package."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
 from torchreid_snloss.losses import MetricLoss, means
+from torchreid_snloss.losses.inputs import check_inputs
 
 __all__ = ["CrossBatchMemory", "PairwiseLoss"]
 
@@ -32,7 +33,7 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
 
     Raises:
         TypeError: For a loss that is not one of this package's, and for a `distance`.
-        ValueError: For another reduction.
+        ValueError: For another reduction; when called, for pairs of `indices_tuple` that the labels contradict.
 
     Example:
         ```python
@@ -57,11 +58,14 @@ class PairwiseLoss(losses.BaseMetricLossFunction):
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
     ) -> dict[str, Any]:
         """A value for each anchor that counts."""
+        check_inputs(embeddings, labels, ref_emb, ref_labels)
         excluded = None
         if indices_tuple is not None:
             pairs = loss_and_miner_utils.convert_to_pairs(indices_tuple, labels, ref_labels)
             excluded = torch.ones(len(embeddings), len(ref_emb), dtype=torch.bool, device=embeddings.device)
-            for anchors, others in (pairs[:2], pairs[2:]):
+            for kind, anchors, others in ("positive", *pairs[:2]), ("negative", *pairs[2:]):
+                if ((labels[anchors] == ref_labels[others]) != (kind == "positive")).any():
+                    raise ValueError(f"indices_tuple has {kind} pairs that the labels contradict")
                 excluded[anchors, others] = False
         self_offset = 0 if ref_emb is embeddings else None
         values, counts, stat_totals = self.loss.terms(embeddings, labels, ref_emb, ref_labels, self_offset, excluded)

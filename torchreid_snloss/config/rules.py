@@ -94,6 +94,11 @@ RULES = [
         "loss.memory.size needs loss sn, hap2s, fidi or custom",
     ),
     Rule(
+        ("loss.memory.start_epoch", "loss.memory.size", "train.max_epoch"),
+        lambda start, size, end: start == 0 or (size > 0 and start < end),
+        "loss.memory.start_epoch needs a loss.memory.size above 0, and an epoch below train.max_epoch",
+    ),
+    Rule(
         ("train.amp", "use_gpu"),
         lambda amp, use_gpu: amp != "bf16" or _one_gpu(use_gpu),
         "train.amp bf16 trains on one GPU, hide the others with CUDA_VISIBLE_DEVICES",

@@ -18,7 +18,7 @@ from torchreid_snloss.engine.caching import cached_forward
 from torchreid_snloss.engine.compiling import is_compiled
 from torchreid_snloss.engine.image_ids import ImageIds
 from torchreid_snloss.engine.loop import TrainingLoop
-from torchreid_snloss.engine.parallel import ModelOutputs, Parallel, at_least_float32
+from torchreid_snloss.engine.parallel import ModelOutputs, Parallel, at_least_float32, average_gradients
 from torchreid_snloss.engine.snapshot import take_snapshot
 from torchreid_snloss.engine.term_monitor import TermMonitor
 from torchreid_snloss.engine.update import Update
@@ -177,14 +177,17 @@ class MetricEngine(TrainingLoop):
         softmax = self.weight_x * summary["loss_x"] if self.weight_x > 0 and not is_compiled(self.model) else None
         summary |= self._terms.measure(weighted, softmax, outputs[1], features, self.scaler)
 
-        check_gradients = self._parallel.check_gradients
-        values = self._update(loss, summary, stat_totals, self.check_finite, backward_to_weights, check_gradients)
+        values = self._update(loss, summary, stat_totals, self.check_finite, backward_to_weights, self._gradients_there)
         if values is None:
             undo()
             return {}
         self._learning.overflowed += self._update.overflowed
         self._terms.record(values)
         return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def _gradients_there(self) -> None:
+        self._parallel.check_gradients()
+        average_gradients(self.criteria)  # which DistributedDataParallel does for the model alone
 
     def _snapshot(self) -> Callable[[], None]:
         """Returns a function that restores buffers and memories, for a step that turns out not to be finite."""
@@ -225,6 +228,8 @@ class MetricEngine(TrainingLoop):
         if self.memory is not None:
             images = self._image_ids(data, features)
             self.memory.in_use = self.epoch >= self.memory_start_epoch
+            if not self.memory.in_use:  # a run that is resumed with a later start
+                self.memory.clear()
         several = [features] if isinstance(features, Tensor) else features
         results = [self.criteria(feature, pids, images, names, counts) for feature in several]
         for name, value in results[0][0].items():

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchreid_snloss import distributed
 
-__all__ = ["ModelOutputs", "Parallel"]
+__all__ = ["ModelOutputs", "Parallel", "at_least_float32", "average_gradients"]
 
 
 class ModelOutputs(nn.Module):
@@ -39,6 +39,10 @@ class ModelOutputs(nn.Module):
                 f"in training the model must return (logits, features), got {type(outputs).__name__}; "
                 "build a torchreid model with loss='triplet'"
             )
+        for name, output in zip(("logits", "features"), outputs):
+            several = isinstance(output, (tuple, list)) and output and all(isinstance(each, Tensor) for each in output)
+            if not (isinstance(output, Tensor) or several):
+                raise TypeError(f"the model's {name} must be a tensor or several, got {type(output).__name__}")
         return tuple(output if used else _detached(output) for output, used in zip(outputs, self.used))
 
 
@@ -87,6 +91,18 @@ class Parallel:
         missing = [name for name, p in parameters if p.requires_grad and p.grad is None]
         if missing:
             raise ValueError(f"nothing in the loss depends on {missing}; on several processes freeze such parameters")
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replaces the gradients of a module's parameters by their means over processes; a missing one counts as 0."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if distributed.world_size() == 1 or not parameters:
+        return
+    there = distributed.all_reduce_sum(torch.tensor([int(parameter.grad is not None) for parameter in parameters]))
+    for parameter, number in zip(parameters, there.tolist()):
+        if number:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = distributed.all_reduce_sum(gradient).div_(distributed.world_size())
 
 
 def at_least_float32(output: Any) -> Any:

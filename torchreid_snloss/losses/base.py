@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
@@ -197,6 +198,11 @@ class MetricLoss(OldNames, nn.Module, ABC):
                 pair of an anchor with itself is then left out. None if they are not.
             excluded_pairs: bool (N, M), further pairs to leave out. None if there are none.
         """
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            raise TypeError(
+                f"{type(self).__name__} has parameters, but a MetricLoss is differentiated by its features alone: "
+                "derive a loss that learns parameters from torch.nn.Module"
+            )
         collect = self.collect_statistics and self.training
         dtype = torch.float64 if torch.float64 in (inputs.dtype, references.dtype) else torch.float32
         with torch.autocast(inputs.device.type, enabled=False):
@@ -244,6 +250,11 @@ class MetricLoss(OldNames, nn.Module, ABC):
         values, slopes = self.anchor_values(distances, positive, negative, statistics)
         values, slopes = values.masked_fill(ignored, 0), slopes.masked_fill_(ignored[:, None], 0)
         return RowTerms(values, counts, slopes, columns, statistics.totals)
+
+    def extra_repr(self) -> str:
+        """The arguments, for `repr`."""
+        names = inspect.signature(type(self).__init__).parameters
+        return ", ".join(f"{name}={vars(self)[name]!r}" for name in names if name in vars(self))
 
     def reduce(self, values: Tensor, counts: Tensor) -> Tensor:
         """Reduces the anchors' `terms` to the loss, as specified by `reduction`."""

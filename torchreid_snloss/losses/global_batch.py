@@ -87,9 +87,12 @@ class GlobalBatchLoss(nn.Module):
             criterion's and an underscore.
 
         Raises:
+            TypeError, ValueError: as `MetricLoss.forward`.
             ValueError: on all processes, if one of them has no image; or with a memory, if `images` are missing.
         """
         wanted = list(self.losses if names is None else names)
+        if any(isinstance(self.losses[name], MetricLoss) for name in wanted):
+            check_inputs(features, pids)  # before a memory takes them in
         counts = distributed.gather_counts(len(features)) if counts is None else counts
         memory = self.memory if self.memory is not None and self.memory.in_use else None
         together = len(counts) > 1 or memory is not None
@@ -136,7 +139,6 @@ def _share(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This process's share of a loss, and the totals of its statistics."""
     if batch is None:
-        check_inputs(features, pids)
         terms = loss.terms(features, pids, features, pids, self_offset=0)
         return loss.reduce(terms.values, terms.counts), terms.stat_totals
     offset = distributed.rows_of(counts).start

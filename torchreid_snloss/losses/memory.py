@@ -57,6 +57,10 @@ class Memory:
         self.pids = self._newest(self.pids, pids)
         self.images = self._newest(self.images, images)
 
+    def clear(self) -> None:
+        """Forgets all features."""
+        self.features = self.pids = self.images = None
+
     def _newest(self, old: Tensor | None, new: Tensor) -> Tensor:
         kept = new if old is None else torch.cat([old.to(new.device, new.dtype), new])
         return kept[-self.size :].clone()
