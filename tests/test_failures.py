@@ -384,6 +384,7 @@ def test_an_image_that_opencv_can_not_read(reid_data: Path, in_folder: Path, tra
     image = sorted(root.rglob("query/*.jpg"))[3]
     Image.new("RGB", (8, 16)).save(image, format="PCX")
     done = train("data.root", root, "test.evaluate", True, "test.visrank", True)
+    assert "** The config names no checkpoint: " in done.out
     one_line(done, 1, "can't draw ranked lists", f"OpenCV can't read the image '{image}'")
 
 

@@ -135,6 +135,13 @@ def test_a_torchscript_model_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model.pth")
 
 
+def test_a_model_whose_classifier_alone_fits_is_another(tmp_path: Path) -> None:
+    """Two models of one training set have classifiers of one size."""
+    torch.save(models.build_model("mobilenetv2_x1_0", 16, pretrained=False).state_dict(), tmp_path / "x")
+    with pytest.raises(CheckpointError, match="belongs to another model: none of its"):
+        load_weights(models.build_model("resnet50", 16, pretrained=False), tmp_path / "x")
+
+
 def test_names_in_a_file_are_escaped_and_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, names = nn.Linear(2, 2), ("evil\nname\x1b[31m", "\u202e", "long" * 10**4)
     torch.save({**model.state_dict(), **{name: torch.zeros(1) for name in names}}, tmp_path / "x")

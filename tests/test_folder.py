@@ -36,7 +36,7 @@ def write(root: Path, *names: str) -> Path:
 
 def load(root: Path, *options: Any) -> Any:
     """A data manager as the command line builds it."""
-    given = ["data.root", root, "data.sources", "['folder']", "data.targets", "['folder']", "test.ranks", "[1]"]
+    given = ["data.root", root, "data.sources", "['folder']", "data.targets", "['folder']"]
     given += ["data.workers", 0, "train.batch_size", 2, "use_gpu", False, *options]
     return build_datamanager(load_config(options=list(map(str, given))))
 

@@ -81,3 +81,7 @@ def test_from_the_command_line_and_without_the_folder(
     cfg = load_config(options=["test.multi_query", True])
     with pytest.raises(ConfigError, match=r"test\.multi_query needs a folder gt_bbox"):
         check_datamanager(cfg, make_datamanager(reid_data))
+    for path in with_boxes.rglob("gt_bbox/*.jpg"):  # of people who are in no query
+        path.rename(path.with_name("9" + path.name))
+    with pytest.raises(ConfigError, match=r"with images of a query's person from its camera"):
+        check_datamanager(cfg, make_datamanager(with_boxes))

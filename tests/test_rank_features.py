@@ -104,6 +104,8 @@ def test_ranked_lists_by_hand(block_size: int | None) -> None:
     assert indices.dtype == np.int64
     assert indices.tolist() == [[2, 1, 3, -1], [1, 2, 0, 3]]
     np.testing.assert_array_equal(found, [[1, 4, 4, np.nan], [64, 81, 90.25, 144]])
+    equal = nearest_gallery([[1e3, 0.1]], [[1e3, 0.1]] * 2, [1], [1, 2], [0], [1, 1], 2, "euclidean", False)[1]
+    assert (equal >= 0).all()  # in spite of rounding
     none_left = nearest_gallery([[0.0]], [[1.0]], [1], [1], [0], [0], 2)
     assert none_left[0].tolist() == [[-1, -1]]
     assert np.isnan(none_left[1]).all()

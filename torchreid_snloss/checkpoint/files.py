@@ -11,7 +11,7 @@ from torch import nn
 
 from torchreid_snloss.checkpoint.atomic import atomic_write
 from torchreid_snloss.checkpoint.consistency import check_consistency
-from torchreid_snloss.checkpoint.fitting import fit_weights
+from torchreid_snloss.checkpoint.fitting import fit_weights, is_of_classifier
 from torchreid_snloss.checkpoint.names import BEST, named_checkpoints
 from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
 from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict, check_version
@@ -108,8 +108,8 @@ def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> 
         complete: Whether all layers must fit, apart from the classifier, which a test does not use.
 
     Raises:
-        CheckpointError: As `load_checkpoint` does, and if no layer fits, a layer is of another type of numbers, or a
-            layer other than the classifier does not fit and `complete` is set.
+        CheckpointError: As `load_checkpoint` does, and if no layer but the classifier fits, a layer is of another type
+            of numbers, or a layer other than the classifier does not fit and `complete` is set.
     """
     unwrapped = getattr(model, "module", model)
     weights = load_checkpoint(path)["state_dict"]
@@ -118,9 +118,10 @@ def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> 
         fit = fit_weights(current, weights)
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} does not fit the model: {error}") from error
-    if not fit.fitting:
+    if all(is_of_classifier(name) for name in fit.fitting):
         raise CheckpointError(
-            f"{str(path)!r} belongs to another model: none of its {len(weights)} layers matches in name and shape"
+            f"{str(path)!r} belongs to another model: none of its {len(weights)} layers matches in name and shape, "
+            "except perhaps a classifier"
         )
     if complete and fit.misfits:
         raise CheckpointError(

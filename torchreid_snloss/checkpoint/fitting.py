@@ -11,7 +11,7 @@ from torch import Tensor
 from torchreid_snloss.checkpoint.schema import check_tensor
 from torchreid_snloss.errors import printable
 
-__all__ = ["WeightsFit", "check_number_type", "fit_weights", "num_classes"]
+__all__ = ["WeightsFit", "check_number_type", "fit_weights", "is_of_classifier", "num_classes"]
 
 _LONGEST = 200  # characters about a layer
 
@@ -60,7 +60,7 @@ def fit_weights(current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
     classifier: list[str] = []
     has_fc = any(name.startswith("fc.") for name in current)
     for name, value in current.items():
-        lines = classifier if name.startswith("classifier") else misfits
+        lines = classifier if is_of_classifier(name) else misfits
         if name not in weights:
             # torch before 0.4.1 did not count batches, and no evaluation uses their number.
             if not name.endswith("num_batches_tracked"):
@@ -74,10 +74,15 @@ def fit_weights(current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
     for name in weights:
         if name not in current:
             # torchvision's name of the classifier of a model that has no other layer of this name
-            is_classifier = name.startswith("classifier") or (name in ("fc.weight", "fc.bias") and not has_fc)
+            is_classifier = is_of_classifier(name) or (name in ("fc.weight", "fc.bias") and not has_fc)
             (classifier if is_classifier else misfits).append(f"the model has no {name}")
     total = sum(value.numel() for value in current.values())
     return WeightsFit(fitting, misfits, classifier, sum(value.numel() for value in fitting.values()) / max(1, total))
+
+
+def is_of_classifier(name: str) -> bool:
+    """Whether a weight of one of torchreid's models belongs to a classifier, by its name."""
+    return name.startswith("classifier")
 
 
 def num_classes(weights: Mapping[str, Tensor]) -> int:

@@ -161,7 +161,12 @@ class FeaturesFile:
                 raise FeaturesError(f"can't read test.features {str(self._path)!r}: it is not a regular file")
             with zipfile.ZipFile(self._path) as archive:
                 about = json.loads(str(_read_array(archive, _ABOUT)))
-            version = about["format_version"]
+            version = about.get("format_version")
+            if version is None:
+                raise FeaturesError(
+                    f"{str(self._path)!r} is no file that a test with test.features has written; perhaps it is one of "
+                    "torchreid-snloss-features"
+                )
             if version > FORMAT_VERSION:
                 raise FeaturesError(
                     f"{str(self._path)!r} was written by a later version of torchreid-snloss, in format {version}; "

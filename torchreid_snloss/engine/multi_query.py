@@ -17,27 +17,33 @@ __all__ = ["find_more_queries", "more_queries", "pool_queries"]
 _NAME = re.compile(r"(\d+)_c(\d+)")
 
 
-def find_more_queries(dataset: Any) -> list[Path]:
-    """The images in the folder `gt_bbox` (hand-drawn boxes) beside a data set's `query` folder, if there is one."""
+def find_more_queries(dataset: Any) -> list[tuple[Any, ...]]:
+    """The images in the folder `gt_bbox` (hand-drawn boxes) that show the person of a query from the query's camera.
+
+    Args:
+        dataset: a data set of queries; only those in Market-1501 layout have such a folder, beside their `query`.
+
+    Returns:
+        items like those of the data set, in the order of their names.
+    """
     queries = getattr(dataset, "query_dir", None)
-    return sorted((Path(queries).parent / "gt_bbox").glob("*.jpg")) if queries else []
+    wanted = {(pid, camid) for _, pid, camid, *_ in dataset.data}
+    found = []
+    for path in sorted((Path(queries).parent / "gt_bbox").glob("*.jpg")) if queries else []:
+        name = _NAME.match(path.name)
+        if name is not None and (key := (int(name[1]), int(name[2]) - 1)) in wanted:
+            found.append((str(path), *key, *dataset.data[0][3:]))
+    return found
 
 
 def more_queries(loader: Any) -> Any:
-    """A loader of the images in `gt_bbox` that show the person of a query from the query's camera.
+    """A loader of what `find_more_queries` finds.
 
     Args:
         loader: the query loader of a data set in Market-1501 layout.
     """
     dataset = copy.copy(loader.dataset)
-    wanted = {(pid, camid) for _, pid, camid, *_ in dataset.data}
-    rest = dataset.data[0][3:]
-    data = []
-    for path in find_more_queries(dataset):
-        found = _NAME.match(path.name)
-        if found is not None and (key := (int(found[1]), int(found[2]) - 1)) in wanted:
-            data.append((str(path), *key, *rest))
-    dataset.data = data
+    dataset.data = find_more_queries(dataset)
     return loader_like(loader, dataset, batch_size=loader.batch_size)
 
 

@@ -209,7 +209,7 @@ class FeatureRanker:
             indices, distances = np.full(topk, -1, dtype=np.int64), np.full(topk, np.nan, dtype=row.dtype)
             if count:
                 indices[:count] = smallest(row, count)
-                distances[:count] = row[indices[:count]]
+                distances[:count] = row[indices[:count]].clip(0)  # rounding makes those of equal features negative
             return indices, distances
 
         lists = [ranked for block in self._blocks("ranked lists", nearest) for ranked in block]

@@ -162,7 +162,8 @@ def export_onnx(settings: Settings, model: nn.Module, images: Tensor, batch: int
     """
     graph = TestGraph(model, settings.flip, settings.normalize_feature).eval()
     name = settings.model_name
-    with _named_errors(f"torch can't export {name} to ONNX"):
+    hint = " for any number of images; --batch gives one number" if batch is None else ""
+    with _named_errors(f"torch can't export {name} to ONNX{hint}"):
         content = _onnx_bytes(graph, torch.zeros(batch or 2, *images.shape[1:]), batch is None)
     expected = graph(images)
     onnx = importlib.import_module("onnx")
@@ -221,3 +222,7 @@ def _named_errors(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ExportError(f"{what}: {text_of(error, _LONGEST)}") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

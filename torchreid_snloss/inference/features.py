@@ -122,3 +122,7 @@ def _arrays(found: Mapping[tuple[str, str], SplitFeatures], known: bool) -> dict
         for column, name in enumerate(("datasets", "splits")):
             arrays[name] = np.repeat([key[column] for key in found], sizes)
     return arrays
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -49,6 +49,9 @@ def settings_for_test(args: argparse.Namespace, **options: Any) -> Settings:
     if cfg.data.cache != "off":
         cfg.data.cache = "off"
         print("=> data.cache: off, since this command reads each image once")
+    if cfg.test.held_out_only:
+        cfg.test.held_out_only = False
+        print("=> test.held_out_only: False, since this command trains nothing and holds nobody out")
     cfg.update(options)
     if cfg.model.load_weights or cfg.model.resume:
         cfg.model.pretrained = False  # no download for weights that are replaced
