@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Done, make_datamanager, make_engine
+from conftest import Done, make_datamanager, make_engine, tiny_options
+from PIL import Image
 from torchreid import data
 
-from torchreid_snloss import ImageSNEngine
+from torchreid_snloss import ConfigError, ImageSNEngine, build_datamanager, get_default_config
+from torchreid_snloss.data import hold_out, use_batch_transforms
 
 Items = list[Any]
 Splits = dict[str, Items]
@@ -31,6 +33,15 @@ class OwnTracklets(data.VideoDataset):
     def __init__(self, make: Callable[[], Splits], root: str = "", **kwargs: Any) -> None:
         options = ("transform", "mode", "combineall", "verbose", "seq_len", "sample_method")
         super().__init__(**make(), **{key: kwargs[key] for key in options if key in kwargs})
+
+
+class BlackImages(OwnData):
+    """Reads its images in a way of its own: all are black."""
+
+    def __getitem__(self, index: int) -> Any:
+        path, pid, camid, dsetid = self.data[index]
+        image = Image.new("RGB", (32, 64))
+        return {"img": self.transform(image), "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +229,46 @@ def test_combining_test_people_who_are_not_in_the_gallery(use: Use, splits: Spli
     junk = [*splits["gallery"], (path, -1, 0)]
     refused(use("data.combineall", True, gallery=junk), "would train on all images of identity -1", "_junk_pids")
     assert use("data.combineall", True).code == 0
+
+
+def load(root: Path, source: str, target: str, *options: object) -> Any:
+    cfg = get_default_config()
+    names = ("data.sources", f"['{source}']", "data.targets", f"['{target}']")
+    cfg.merge_from_list(tiny_options("data.root", root, *names, "test.ranks", "[1]", *options))
+    return build_datamanager(cfg)
+
+
+@pytest.mark.parametrize("batch_transforms", [False, True])
+def test_the_held_out_are_read_by_the_class_of_the_source(
+    batch_transforms: bool, add_data: Callable[..., str], reid_data: Path
+) -> None:
+    mine = add_data("mine", BlackImages)
+    held_out = ("data.val_fraction", 0.3, "data.transforms", "['random_erase']")
+    made = load(reid_data, mine, "market1501", *held_out, "data.batch_transforms", batch_transforms)
+    expected = next(iter(load(reid_data, mine, mine).test_loader["mine"]["query"]))["img"][0]
+    for mode, loader in made.test_loader["validation"].items():
+        assert loader.dataset.mode == mode
+        assert all(torch.equal(image, expected) for batch in loader for image in batch["img"])
+    (batch, *_) = made.test_loader["market1501"]["query"]
+    assert batch["img"].flatten(1).std() > 0.1
+
+
+def test_the_held_out_are_read_by_the_class_of_the_source_in_a_script(
+    add_data: Callable[..., str], reid_data: Path
+) -> None:
+    made = make_datamanager(reid_data, sources=add_data("mine", BlackImages), targets="market1501")
+    use_batch_transforms(made, 1, use_gpu=False)
+    hold_out(made, 0.3, 1, train_sampler="RandomSampler", batch_size=8)
+    query = made.test_loader["validation"]["query"]
+    assert query.dataset.mode == "query"
+    assert all(image.flatten(1).std(1).max() == 0 for batch in query for image in batch["img"])
+
+
+def test_a_test_set_named_as_the_held_out_is_refused(add_data: Callable[..., str], reid_data: Path) -> None:
+    name = add_data("validation")
+    assert list(load(reid_data, "market1501", name).test_loader) == [name]
+    with pytest.raises(ConfigError, match="held-out identities under the name 'validation', but a test set has that "):
+        load(reid_data, "market1501", name, "data.val_fraction", 0.3)
 
 
 @pytest.mark.parametrize(
