@@ -550,7 +550,7 @@ def test_a_transform_of_ones_own_is_done_first_or_refused(reid_data: Path) -> No
             )
             for step in (transforms.Normalize([0.5] * 3, [0.5] * 3), data.transforms.RandomErasing())
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_a_step_without_a_batch_transform_is_named(steps: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"data.batch_transforms.*{message}"):

@@ -220,6 +220,14 @@ def test_an_image_of_several_people_is_pointed_out(use: Use, splits: Splits) -> 
     assert f"** 1 of 120 training images belong to several identities each, such as {path}: do the" in done.out
 
 
+def test_one_person_alone_is_no_training_set(use: Use, splits: Splits) -> None:
+    alone = [item for item in splits["train"] if item[1] == 0]
+    options = ("loss.name", "softmax", "train.batch_size", 2)
+    refused(use(*options, train=alone), "the training set has 1 identity, but at least 2 are needed")
+    done = use(*options, "test.evaluate", True, train=alone)
+    assert done.code == 0, done.err
+
+
 def test_combining_test_people_who_are_not_in_the_gallery(use: Use, splits: Splits) -> None:
     path = splits["query"][0][0]
     refused(
@@ -269,6 +277,23 @@ def test_a_test_set_named_as_the_held_out_is_refused(add_data: Callable[..., str
     assert list(load(reid_data, "market1501", name).test_loader) == [name]
     with pytest.raises(ConfigError, match="held-out identities under the name 'validation', but a test set has that "):
         load(reid_data, "market1501", name, "data.val_fraction", 0.3)
+
+
+@pytest.mark.parametrize("sources", [["mine", "other"], ["other", "mine"], ["other", "again", "mine"]])
+def test_a_class_that_torchreid_does_not_call_with_several_sources_is_named(
+    sources: list[str], add_data: Callable[..., str], reid_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_data("mine", BlackImages)
+    add_data("other")
+    add_data("again")
+    make_datamanager(reid_data, sources="mine")
+    assert "** data set" not in capsys.readouterr().out
+    batch = next(iter(make_datamanager(reid_data, sources=sources, targets="mine").train_loader))
+    assert batch["img"].flatten(1).std(1).min() > 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("**")] == [
+        "** data set 'mine' has a __getitem__ of its own (BlackImages), which torchreid does not call with several "
+        "sources: it reads the training files as they are"
+    ]
 
 
 @pytest.mark.parametrize(
