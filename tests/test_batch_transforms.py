@@ -147,6 +147,15 @@ def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Pa
     assert other[DECODED]["copy"] == 1
 
 
+def test_frames_at_random_are_the_same_in_every_test(tmp_path: Path) -> None:
+    ours = with_batch_transforms(make_tracklets(tmp_path, seq_len=1, sample_method="random"))
+    gallery = ours.test_loader["synthetic_video"]["gallery"]
+    first, *others = (torch.cat([batch["img"] for batch in gallery]) for _ in range(5))
+    assert all(torch.equal(first, other) for other in others)
+    gallery.trains = True  # each pass draws others then
+    assert not all(torch.equal(first, torch.cat([batch["img"] for batch in gallery])) for _ in range(5))
+
+
 # ---- the same distributions ----
 
 

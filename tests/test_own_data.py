@@ -220,6 +220,16 @@ def test_an_image_of_several_people_is_pointed_out(use: Use, splits: Splits) -> 
     assert f"** 1 of 120 training images belong to several identities each, such as {path}: do the" in done.out
 
 
+def test_frames_of_tracklets_keep_their_order(add_data: Callable[..., str], splits: Splits, in_folder: Path) -> None:
+    given = {
+        split: [((path, items[0][0], items[-1][0]), pid, camera) for path, pid, camera in items]
+        for split, items in splits.items()
+    }
+    mine = add_data("mine", OwnTracklets, **given)
+    made = load(in_folder, mine, mine, "data.type", "video", "video.seq_len", 2)
+    assert {item[0] for item in made.train_loader.dataset.train} == {item[0] for item in given["train"]}
+
+
 def test_one_person_alone_is_no_training_set(use: Use, splits: Splits) -> None:
     alone = [item for item in splits["train"] if item[1] == 0]
     options = ("loss.name", "softmax", "train.batch_size", 2)
