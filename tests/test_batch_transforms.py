@@ -76,6 +76,23 @@ def test_decodes_as_pillow(files: list[Path]) -> None:
         np.testing.assert_array_equal(decode_array(str(file)), np.asarray(decode(str(file))), err_msg=file.name)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("a.png", np.uint16, "16 or more bits a channel"),
+        ("a.tif", np.uint16, "16 or more bits a channel"),
+        ("b.tif", np.int32, "16 or more bits a channel"),
+        ("c.tif", np.float32, "floating-point values a channel"),
+    ],
+)
+def test_an_image_of_more_than_8_bits_is_refused(name: str, kind: Any, words: str, tmp_path: Path) -> None:
+    file = str(tmp_path / name)
+    Image.fromarray(np.linspace(0, 60_000, 64 * 32).reshape(SIZE).astype(kind)).save(file)
+    for read in (decode, decode_array, lambda path: ImageCache.filled([path], 1)):
+        with pytest.raises(UnreadableImageError, match=rf"{name}'.*it has {words} .*: convert it to 8 bits a channel"):
+            read(file)
+
+
 def test_test_images_are_torchreids(files: list[Path], reid_data: Path) -> None:
     theirs = make_datamanager(reid_data, batch_size_test=20, norm_mean=[0.4, 0.5, 0.6], norm_std=[0.1, 0.2, 0.3])
     for splits in theirs.test_loader.values():
@@ -130,6 +147,15 @@ def test_a_tracklet_is_torchreids_and_frames_may_have_several_sizes(tmp_path: Pa
     assert other[DECODED]["copy"] == 1
 
 
+def test_frames_at_random_are_the_same_in_every_test(tmp_path: Path) -> None:
+    ours = with_batch_transforms(make_tracklets(tmp_path, seq_len=1, sample_method="random"))
+    gallery = ours.test_loader["synthetic_video"]["gallery"]
+    first, *others = (torch.cat([batch["img"] for batch in gallery]) for _ in range(5))
+    assert all(torch.equal(first, other) for other in others)
+    gallery.trains = True  # each pass draws others then
+    assert not all(torch.equal(first, torch.cat([batch["img"] for batch in gallery])) for _ in range(5))
+
+
 # ---- the same distributions ----
 
 
@@ -144,7 +170,8 @@ def both(step: Any, image: Tensor, measure: Callable[[Tensor], Any], count: int 
         given = image.clone() if floats else transforms.functional.to_pil_image(image)
         done = step(given)
         theirs.append(measure(done if floats else to_tensor(done)))
-    _, _, (ours,) = batched(transforms.Compose([transforms.Resize(SIZE), step]))
+    before = [transforms.Resize(SIZE), *[transforms.ToTensor()] * floats]
+    _, _, (*_, ours) = batched(transforms.Compose([*before, step]))
     done = ours(image.expand(count, -1, -1, -1).clone(), Draws(image_keys(3, 0, np.arange(count))))
     assert done.dtype == image.dtype
     return np.array(theirs, float), np.array([measure(one) for one in done], float)
@@ -512,6 +539,25 @@ def test_a_transform_of_ones_own_is_done_first_or_refused(reid_data: Path) -> No
         (
             [transforms.Resize(SIZE), data.transforms.Random2DTranslation(48, 24)],
             r"Random2DTranslation to \(48, 24\) \(height, width\) has no batch transform for images of \(64, 32\)",
+        ),
+        *(
+            (
+                [transforms.Resize(SIZE), transforms.ToTensor(), step],
+                f"{type(step).__name__} has no batch transform after ToTensor; use False",
+            )
+            for step in (
+                transforms.ColorJitter(0.2),
+                transforms.ToTensor(),
+                data.transforms.RandomPatch(),
+                data.transforms.Random2DTranslation(*SIZE),
+            )
+        ),
+        *(
+            (
+                [transforms.Resize(SIZE), step, transforms.ToTensor()],
+                f"{type(step).__name__} has no batch transform before ToTensor; use False",
+            )
+            for step in (transforms.Normalize([0.5] * 3, [0.5] * 3), data.transforms.RandomErasing())
         ),
     ],
 )

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Done, make_datamanager, make_engine
+from conftest import Done, make_datamanager, make_engine, tiny_options
+from PIL import Image
 from torchreid import data
 
-from torchreid_snloss import ImageSNEngine
+from torchreid_snloss import ConfigError, ImageSNEngine, build_datamanager, get_default_config
+from torchreid_snloss.data import hold_out, use_batch_transforms
 
 Items = list[Any]
 Splits = dict[str, Items]
@@ -31,6 +33,15 @@ class OwnTracklets(data.VideoDataset):
     def __init__(self, make: Callable[[], Splits], root: str = "", **kwargs: Any) -> None:
         options = ("transform", "mode", "combineall", "verbose", "seq_len", "sample_method")
         super().__init__(**make(), **{key: kwargs[key] for key in options if key in kwargs})
+
+
+class BlackImages(OwnData):
+    """Reads its images in a way of its own: all are black."""
+
+    def __getitem__(self, index: int) -> Any:
+        path, pid, camid, dsetid = self.data[index]
+        image = Image.new("RGB", (32, 64))
+        return {"img": self.transform(image), "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +220,24 @@ def test_an_image_of_several_people_is_pointed_out(use: Use, splits: Splits) -> 
     assert f"** 1 of 120 training images belong to several identities each, such as {path}: do the" in done.out
 
 
+def test_frames_of_tracklets_keep_their_order(add_data: Callable[..., str], splits: Splits, in_folder: Path) -> None:
+    given = {
+        split: [((path, items[0][0], items[-1][0]), pid, camera) for path, pid, camera in items]
+        for split, items in splits.items()
+    }
+    mine = add_data("mine", OwnTracklets, **given)
+    made = load(in_folder, mine, mine, "data.type", "video", "video.seq_len", 2)
+    assert {item[0] for item in made.train_loader.dataset.train} == {item[0] for item in given["train"]}
+
+
+def test_one_person_alone_is_no_training_set(use: Use, splits: Splits) -> None:
+    alone = [item for item in splits["train"] if item[1] == 0]
+    options = ("loss.name", "softmax", "train.batch_size", 2)
+    refused(use(*options, train=alone), "the training set has 1 identity, but at least 2 are needed")
+    done = use(*options, "test.evaluate", True, train=alone)
+    assert done.code == 0, done.err
+
+
 def test_combining_test_people_who_are_not_in_the_gallery(use: Use, splits: Splits) -> None:
     path = splits["query"][0][0]
     refused(
@@ -218,6 +247,63 @@ def test_combining_test_people_who_are_not_in_the_gallery(use: Use, splits: Spli
     junk = [*splits["gallery"], (path, -1, 0)]
     refused(use("data.combineall", True, gallery=junk), "would train on all images of identity -1", "_junk_pids")
     assert use("data.combineall", True).code == 0
+
+
+def load(root: Path, source: str, target: str, *options: object) -> Any:
+    cfg = get_default_config()
+    names = ("data.sources", f"['{source}']", "data.targets", f"['{target}']")
+    cfg.merge_from_list(tiny_options("data.root", root, *names, "test.ranks", "[1]", *options))
+    return build_datamanager(cfg)
+
+
+@pytest.mark.parametrize("batch_transforms", [False, True])
+def test_the_held_out_are_read_by_the_class_of_the_source(
+    batch_transforms: bool, add_data: Callable[..., str], reid_data: Path
+) -> None:
+    mine = add_data("mine", BlackImages)
+    held_out = ("data.val_fraction", 0.3, "data.transforms", "['random_erase']")
+    made = load(reid_data, mine, "market1501", *held_out, "data.batch_transforms", batch_transforms)
+    expected = next(iter(load(reid_data, mine, mine).test_loader["mine"]["query"]))["img"][0]
+    for mode, loader in made.test_loader["validation"].items():
+        assert loader.dataset.mode == mode
+        assert all(torch.equal(image, expected) for batch in loader for image in batch["img"])
+    (batch, *_) = made.test_loader["market1501"]["query"]
+    assert batch["img"].flatten(1).std() > 0.1
+
+
+def test_the_held_out_are_read_by_the_class_of_the_source_in_a_script(
+    add_data: Callable[..., str], reid_data: Path
+) -> None:
+    made = make_datamanager(reid_data, sources=add_data("mine", BlackImages), targets="market1501")
+    use_batch_transforms(made, 1, use_gpu=False)
+    hold_out(made, 0.3, 1, train_sampler="RandomSampler", batch_size=8)
+    query = made.test_loader["validation"]["query"]
+    assert query.dataset.mode == "query"
+    assert all(image.flatten(1).std(1).max() == 0 for batch in query for image in batch["img"])
+
+
+def test_a_test_set_named_as_the_held_out_is_refused(add_data: Callable[..., str], reid_data: Path) -> None:
+    name = add_data("validation")
+    assert list(load(reid_data, "market1501", name).test_loader) == [name]
+    with pytest.raises(ConfigError, match="held-out identities under the name 'validation', but a test set has that "):
+        load(reid_data, "market1501", name, "data.val_fraction", 0.3)
+
+
+@pytest.mark.parametrize("sources", [["mine", "other"], ["other", "mine"], ["other", "again", "mine"]])
+def test_a_class_that_torchreid_does_not_call_with_several_sources_is_named(
+    sources: list[str], add_data: Callable[..., str], reid_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_data("mine", BlackImages)
+    add_data("other")
+    add_data("again")
+    make_datamanager(reid_data, sources="mine")
+    assert "** data set" not in capsys.readouterr().out
+    batch = next(iter(make_datamanager(reid_data, sources=sources, targets="mine").train_loader))
+    assert batch["img"].flatten(1).std(1).min() > 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("**")] == [
+        "** data set 'mine' has a __getitem__ of its own (BlackImages), which torchreid does not call with several "
+        "sources: it reads the training files as they are"
+    ]
 
 
 @pytest.mark.parametrize(

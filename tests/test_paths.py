@@ -63,15 +63,21 @@ def test_every_module_of_torchreids_data_sets_that_searches_files() -> None:
     assert not [module for module in searching if module.glob is glob]
 
 
-def test_folders_inside_a_data_set_are_still_found_by_wildcards(tmp_path: Path) -> None:
+def test_folders_inside_a_data_set_are_still_found_by_wildcards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torchreid_snloss.register()
     module = sys.modules[data.datasets.University1652.__module__]
     folder = tmp_path / "[x]_?"
     for name in ("a/0001/1.jpg", "b/0001/2.jpg", "b/0002/3.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    found = module.glob.glob(os.path.join(str(folder), "*/*/*"))
-    assert sorted(found) == [str(folder / name) for name in ("a/0001/1.jpg", "b/0001/2.jpg", "b/0002/3.jpg")]
+    listed = glob.glob
+    for backwards in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(glob, "glob", lambda pattern, back=backwards: sorted(listed(pattern), reverse=back))
+            found = module.glob.glob(os.path.join(str(folder), "*/*/*"))
+        assert found == [str(folder / name) for name in ("a/0001/1.jpg", "b/0001/2.jpg", "b/0002/3.jpg")]
     assert module.glob.glob(os.path.join(str(tmp_path / "[none]"), "*.jpg")) == []
     assert module.glob.glob(str(folder / "b/0001/*.jpg")) == [str(folder / "b/0001/2.jpg")]
 

@@ -129,7 +129,7 @@ def test_limits(key: str, bad: Any, good: Any) -> None:
         (["test.batch_size", 10**30], "test.batch_size must be at most 100,000"),
         (["data.sources", "['market1501', 'market1501']"], "data.sources must be a list of 1 or more names, all diff"),
         (["loss.name", "sn", "train.micro_batch", 1], "with train.micro_batch 1 would put one image alone through"),
-        (["sampler.train_sampler", "RandomIdentitySampler", "sampler.num_instances", 1], "per_batch must hold"),
+        (["sampler.train_sampler", "RandomIdentitySampler", "sampler.num_instances", 1], "identities, but the"),
         (["train.batch_size", 1], "train.batch_size 1 with train.micro_batch 0 would put one image alone through"),
     ],
 )  # fmt: skip

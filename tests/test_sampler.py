@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torchreid import data
 
+import torchreid_snloss
 from torchreid_snloss import IdentitySampler
 
 
@@ -102,3 +104,36 @@ def test_batches_mix_identities_evenly() -> None:
 def test_bad_arguments(arguments: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         IdentitySampler(dataset([4] * 6), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (
+            "RandomIdentitySampler",
+            {"num_instances": 2},
+            "a batch of batch_size=12 and num_instances=2 holds 6 identities, but the training set has only 5",
+        ),
+        ("RandomDomainSampler", {"num_cams": 4}, "of num_cams=4 needs 4 cameras, but the training set has only 3"),
+        ("RandomDomainSampler", {"num_cams": 2}, "=2 holds 6 images of a camera, but one camera has only 4 in the"),
+        ("RandomDomainSampler", {"num_cams": 3, "batch_size": 13}, r"batch_size=13 evenly by 3 cameras \(num_cams=3\)"),
+        ("RandomDomainSampler", {"num_cams": 0, "batch_size": 14}, r"batch_size=14 evenly by 3 cameras \(num_cams=0\)"),
+        (
+            "RandomDatasetSampler",
+            {"num_datasets": 3},
+            "num_datasets=3 needs 3 data sets, but the training set has only 2",
+        ),
+        (
+            "RandomDatasetSampler",
+            {"num_datasets": 2},
+            "=2 holds 6 images of a data set, but one data set has only 5 in",
+        ),
+    ],
+)
+def test_what_torchreids_samplers_lack_is_told(name: str, options: dict[str, int], words: str) -> None:
+    torchreid_snloss.register()
+    items = [(f"{index}", index % 5, min(index // 8, 2), int(index < 5)) for index in range(20)]
+    with pytest.raises(ValueError, match=words):
+        data.sampler.build_train_sampler(items, name, **{"batch_size": 12, **options})
+    enough = {"batch_size": 6, "num_cams": 3, "num_datasets": 2, "num_instances": 2}
+    assert len(list(data.sampler.build_train_sampler(items, name, **enough))) >= 6

@@ -62,6 +62,25 @@ def test_ranked_lists_are_torchreids(videos: Any, tmp_path: Path) -> None:
     assert ours == theirs
 
 
+def test_an_evaluation_draws_the_same_frames_again(videos: Any) -> None:
+    tested = make_engine(VideoSNEngine, videos)
+    tested.set_model_mode("eval")
+    loaders = videos.test_loader["synthetic_video"]
+    found = []
+    for loader in loaders.values():
+        loader.dataset.sample_method = "random"
+    try:
+        for seed in (1, 2):
+            utils.set_random_seed(seed)
+            state = torch.get_rng_state()
+            found.append(tested._testing._features("synthetic_video", "gallery", loaders["gallery"]).features)
+            assert torch.equal(torch.get_rng_state(), state)
+    finally:
+        for loader in loaders.values():
+            loader.dataset.sample_method = "evenly"
+    assert torch.equal(*found)
+
+
 def test_a_step_with_the_triplet_loss_equals_torchreids(videos: Any) -> None:
     batch = next(iter(videos.train_loader))
     ours = make_engine(VideoMetricEngine, videos, criterion=losses.TripletLoss(margin=0.3), weight_x=0.5)

@@ -25,7 +25,7 @@ __getattr__ = renamed(__name__, {"check_config": "torchreid_snloss.settings.reso
 
 
 def check_datamanager(cfg: Config, datamanager: Any) -> None:
-    """Checks the config against the data: an epoch must have at least one step, and the CMC ranks must exist.
+    """Checks the config against the data: two identities and a step to train must be there, and the CMC ranks exist.
 
     `build_datamanager` calls it.
 
@@ -34,6 +34,11 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
     """
     settings = resolve(cfg)
     loader = datamanager.train_loader
+    if not settings.evaluate and datamanager.num_train_pids < 2:
+        raise ConfigError(
+            f"the training set has {datamanager.num_train_pids} identity, but at least 2 are needed: there is nobody "
+            "to tell it from"
+        )
     if not settings.evaluate and len(loader) == 0:
         raise ConfigError(
             f"train.batch_size {settings.batch_size} is larger than the training set of {len(loader.dataset)} images: "

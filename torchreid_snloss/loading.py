@@ -38,7 +38,10 @@ __all__ = ["load_data", "share_decoded"]
 
 def load_data(settings: Settings) -> Any:
     """Builds the data manager without checking it; each process runs the check itself."""
-    register()
+    try:
+        register()
+    except RuntimeError as error:  # a module of `data.modules` may have taken a name
+        raise ConfigError(str(error)) from error
     for note in settings.notes:
         print(note)
     for key, names in (("data.sources", settings.sources), ("data.targets", settings.targets)):

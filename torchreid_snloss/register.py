@@ -27,7 +27,9 @@ from torchreid_snloss.data import (
     with_distinct_names,
     with_optional_training_folder,
 )
+from torchreid_snloss.data.items import telling_of_own_reading
 from torchreid_snloss.data.readable import read_image
+from torchreid_snloss.data.sampler import check_torchreids_sampler
 from torchreid_snloss.engine import ENGINES
 from torchreid_snloss.losses import LOSSES
 
@@ -56,6 +58,8 @@ def register() -> None:
     - `torchreid.utils.re_ranking` is `torchreid_snloss.rerank.re_ranking`;
     - torchreid's data sets take any folder name as it is, and do not find wildcards, identities or cameras in it;
     - data sets check their items, so that what can't be trained or tested with raises a ValueError that names it;
+    - torchreid's samplers raise a ValueError that says what they lack where they would fail without a reason;
+    - torchreid prints a line for a data set whose `__getitem__` it does not call since there are several sources;
     - in this package's test runs data sets need no training images, and torchreid's don't need their training folder;
     - `torchreid.utils.visualize_ranked_results` draws queries whose files have the same name into different pictures;
     - data sets read images by `torchreid_snloss.data.readable.read_image`, which raises an error for a file that
@@ -102,6 +106,7 @@ def register() -> None:
                     _set(undo, module, name, replace_functions(theirs, **changed))
         base = data.datasets.dataset.Dataset
         _set(undo, base, "__init__", with_checked_items(base.__init__))
+        _set(undo, base, "__add__", telling_of_own_reading(base.__add__))
         _set(undo, base, "check_before_run", with_optional_training_folder(base.check_before_run))
         visualize = with_distinct_names(utils.visualize_ranked_results)
         for module in (utils, sys.modules[engine.Engine.__module__]):  # imported there by name
@@ -119,7 +124,10 @@ def _check_names_are_free(classes: list[tuple[Any, type]]) -> None:
     ours = [*((name, _IMAGE_DATASETS) for name in _OUR_IMAGE_DATASETS), ("synthetic_video", _VIDEO_DATASETS)]
     for name, datasets in ours:
         if name in datasets:
-            raise RuntimeError(f"torchreid has a data set named {name!r} already, this package can't add its own")
+            raise RuntimeError(
+                f"torchreid has a data set named {name!r} already, this package can't add its own: register the other "
+                "under another name"
+            )
 
 
 def _torchreids_modules() -> list[Any]:
@@ -159,10 +167,12 @@ def _with_our_sampler(build_train_sampler: Any) -> Any:
 
     @functools.wraps(build_train_sampler)
     def build(data_source: Any, train_sampler: str, *args: Any, **kwargs: Any) -> Any:
-        if train_sampler != IdentitySampler.__name__:
-            return build_train_sampler(data_source, train_sampler, *args, **kwargs)
         call = signature.bind(data_source, train_sampler, *args, **kwargs)
         call.apply_defaults()
-        return IdentitySampler(data_source, call.arguments["batch_size"], call.arguments["num_instances"])
+        if train_sampler == IdentitySampler.__name__:
+            return IdentitySampler(data_source, call.arguments["batch_size"], call.arguments["num_instances"])
+        names = ("batch_size", "num_instances", "num_cams", "num_datasets")
+        check_torchreids_sampler(data_source, train_sampler, **{name: call.arguments[name] for name in names})
+        return build_train_sampler(data_source, train_sampler, *args, **kwargs)
 
     return build

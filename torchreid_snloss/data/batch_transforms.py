@@ -40,7 +40,7 @@ def batched(transform: Any) -> tuple[list[Any], Resize, list[Step]]:
         transforms `Resize` and the rest.
 
     Raises:
-        ValueError: for a step that no batch transform stands for; it names the step.
+        ValueError: for a step that no batch transform stands for, or not in this order; it names the step.
     """
     steps = _steps_of(transform)
     start = next((number for number, step in enumerate(steps) if type(step) is transforms.Resize), None)
@@ -50,10 +50,16 @@ def batched(transform: Any) -> tuple[list[Any], Resize, list[Step]]:
         )
     resize = Resize(steps[start])
     rest: list[Step] = []
-    size = resize.size
+    size, are_floats = resize.size, False
     for step in steps[start + 1 :]:
         if type(step) not in _BATCHED:
             raise ValueError(f"data.batch_transforms: the transform {step!r} has no batch transform; use False")
+        if type(step) in (_OF_BYTES if are_floats else _OF_FLOATS):
+            raise ValueError(
+                f"data.batch_transforms: {type(step).__name__} has no batch transform "
+                f"{'after' if are_floats else 'before'} ToTensor; use False"
+            )
+        are_floats |= type(step) is transforms.ToTensor
         made = _BATCHED[type(step)](step)
         size = made.size if isinstance(made, Resize) else size
         if isinstance(made, EnlargeAndCrop) and made.size != size:
@@ -220,3 +226,11 @@ _BATCHED: dict[type, Callable[[Any], Step]] = {
     transforms.Normalize: Normalize,
     torchreid_data.transforms.RandomErasing: Erase,
 }
+# What needs uint8, or float32; the others take both.
+_OF_BYTES = (
+    torchreid_data.transforms.Random2DTranslation,
+    torchreid_data.transforms.RandomPatch,
+    transforms.ColorJitter,
+    transforms.ToTensor,
+)
+_OF_FLOATS = (transforms.Normalize, torchreid_data.transforms.RandomErasing)

@@ -56,6 +56,7 @@ def _batch_loader(loader: Any, seed: int, use_gpu: bool, trains: bool) -> BatchL
     return BatchLoader(
         DecodedDataset(loader.dataset, for_each, resize.of_large, seed),
         BatchTransforms(resize, rest, use_gpu),
+        trains,
         batch_size=loader.batch_size,
         sampler=loader.sampler,
         drop_last=loader.drop_last,
@@ -118,18 +119,19 @@ class BatchLoader(DataLoader[dict[str, Any]]):
     Args:
         dataset: the data set.
         transforms: what is done to a batch.
+        trains: whether each pass is an epoch of its own; test images, and frames of tracklets, stay the same.
         **options: the options of torch's `DataLoader`.
     """
 
     dataset: DecodedDataset
 
-    def __init__(self, dataset: DecodedDataset, transforms: BatchTransforms, **options: Any) -> None:
+    def __init__(self, dataset: DecodedDataset, transforms: BatchTransforms, trains: bool, **options: Any) -> None:
         super().__init__(dataset, **options)
-        self.transforms = transforms
+        self.transforms, self.trains = transforms, trains
         self._epoch_is_set = True
 
     def start_epoch(self, seed: int, epoch: int) -> None:
-        """Sets what the random numbers of the next pass follow from; without it, each pass is an epoch of its own."""
+        """Sets what the random numbers of the next pass follow from; without it, a training pass is another epoch."""
         self.dataset.start_epoch(seed, epoch)
         self._epoch_is_set = True
 
@@ -145,7 +147,7 @@ class BatchLoader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Any:
         seed, epoch = self.dataset.epoch
-        if not self._epoch_is_set:
+        if self.trains and not self._epoch_is_set:
             epoch += 1
             self.dataset.start_epoch(seed, epoch)
         self._epoch_is_set = False
@@ -182,5 +184,5 @@ def loader_like(loader: Any, dataset: Any, **options: Any) -> Any:
     """
     options = {**_options(loader), **options}
     if isinstance(loader, BatchLoader):
-        return BatchLoader(dataset, loader.transforms, **options)
+        return BatchLoader(dataset, loader.transforms, loader.trains, **options)
     return DataLoader(dataset, **options)

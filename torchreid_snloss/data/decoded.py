@@ -52,15 +52,25 @@ class DecodedDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, dataset: Any, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels], seed: int) -> None:
-        self.dataset = copy.copy(dataset)
         self.cache: ImageCache | None = None
-        self._images = self.dataset.transform = _Images(for_each, shrink, str(self.dataset.transform))
+        self._images = _Images(for_each, shrink, str(dataset.transform))
+        self._take(dataset)
+        self._epoch = torch.tensor([seed % 2**63, 0]).share_memory_()  # workers that live through all epochs read it
+
+    def _take(self, dataset: Any) -> None:
+        self.dataset = copy.copy(dataset)
+        self.dataset.transform = self._images
         get_item = _base_of(self.dataset).__getitem__
         images, tracklets = torchreid_data.ImageDataset.__getitem__, torchreid_data.VideoDataset.__getitem__
         self._is_torchreids = get_item in (images, tracklets)  # which leave images and results of transforms alone
         # torchreid's images draw no random numbers but those of their transforms.
-        self._is_random = bool(for_each) or get_item is not images
-        self._epoch = torch.tensor([seed % 2**63, 0]).share_memory_()  # workers that live through all epochs read it
+        self._is_random = self._images.are_random or get_item is not images
+
+    def of(self, dataset: Any) -> DecodedDataset:
+        """Another data set of torchreid's, decoded for the transforms of this one."""
+        made = copy.copy(self)
+        made._take(dataset)
+        return made
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Sets what the random numbers follow from, here and in the workers."""
@@ -146,11 +156,13 @@ class _Images:
         replaced: the transform whose place it takes, as text.
 
     Attributes:
+        are_random: whether the transforms may draw random numbers.
         taken: the images of the item.
     """
 
     def __init__(self, for_each: Sequence[Any], shrink: Callable[[Pixels], Pixels], replaced: str) -> None:
         self._for_each, self._shrink, self._replaced = for_each, shrink, replaced
+        self.are_random = bool(for_each)
         self.start_item()
 
     def __repr__(self) -> str:  # by which a file of features knows it again

@@ -16,7 +16,7 @@ from torchreid import data
 
 from torchreid_snloss.data.testing import is_test_run
 
-__all__ = ["check_labels", "files_of", "training_items", "with_checked_items"]
+__all__ = ["check_labels", "files_of", "telling_of_own_reading", "training_items", "with_checked_items"]
 
 _SPLITS = {"train": "training", "query": "query", "gallery": "gallery"}
 _LARGEST = 2**63 - 1  # a batch holds identities and cameras as int64
@@ -73,6 +73,27 @@ def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
             self.train = filled
 
     return checked
+
+
+def telling_of_own_reading(add: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Makes torchreid's `Dataset.__add__`, by which it joins several sources, print which class it will not read by.
+
+    Args:
+        add: torchreid's `Dataset.__add__`. What it returns reads each file as a torchreid data set does.
+    """
+    torchreids = (data.ImageDataset.__getitem__, data.VideoDataset.__getitem__)
+
+    @functools.wraps(add)
+    def joined(self: Any, other: Any) -> Any:
+        for dataset in (self, other):
+            if type(dataset).__getitem__ not in torchreids:
+                print(
+                    f"** data set {_name(dataset)!r} has a __getitem__ of its own ({type(dataset).__name__}), which "
+                    "torchreid does not call with several sources: it reads the training files as they are"
+                )
+        return add(self, other)
+
+    return joined
 
 
 def _name(dataset: Any) -> str:

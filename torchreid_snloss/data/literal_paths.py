@@ -17,7 +17,9 @@ __all__ = ["glob_in_folder", "replace_functions", "search_in_file_name"]
 
 
 def glob_in_folder(pattern: str, *args: Any, **kwargs: Any) -> list[str]:
-    """`glob.glob`, but takes the folders at the start of the pattern literally as far as they exist.
+    """`glob.glob`, but takes the folders at the start of the pattern literally as far as they exist, and sorts.
+
+    The order of the file system differs between copies of data, and torchreid takes a tracklet's frames as they come.
 
     Args:
         pattern: The path to search, with wildcards in its last parts.
@@ -31,7 +33,7 @@ def glob_in_folder(pattern: str, *args: Any, **kwargs: Any) -> list[str]:
         if not last:  # the root of a file system that does not exist
             break
         wildcards.insert(0, last)
-    return glob.glob(os.path.join(glob.escape(folder), *wildcards), *args, **kwargs)
+    return sorted(glob.glob(os.path.join(glob.escape(folder), *wildcards), *args, **kwargs))
 
 
 def search_in_file_name(pattern: str, *args: Any) -> Any:

@@ -102,6 +102,9 @@ def decode(path: str) -> Image.Image:
         if not stat.S_ISREG(os.stat(path).st_mode):  # such as a pipe, which nobody may ever write to
             raise OSError("it is not a regular file")
         with Image.open(path) as file:
+            if file.mode == "F" or file.mode.startswith("I"):  # which Pillow would not scale, but cut off at 255
+                kind = "floating-point values" if file.mode == "F" else "16 or more bits"
+                raise OSError(f"it has {kind} a channel (Pillow's mode {file.mode}): convert it to 8 bits a channel")
             return file.convert("RGB")
     except Exception as error:  # Pillow's plugins raise what they like
         raise UnreadableImageError(f"can't read the image {_name(path)}: {_reason(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-__all__ = ["IdentitySampler"]
+__all__ = ["IdentitySampler", "check_torchreids_sampler"]
 
 
 class IdentitySampler(Sampler[int]):
@@ -65,11 +66,7 @@ class IdentitySampler(Sampler[int]):
             )
         pids = np.asarray([item[1] for item in data_source])
         _, self._identity, self._sizes = np.unique(pids, return_inverse=True, return_counts=True)
-        if len(self._sizes) < self.num_pids_per_batch:
-            raise ValueError(
-                f"a batch of batch_size={batch_size} and num_instances={num_instances} holds "
-                f"{self.num_pids_per_batch} identities, but the training set has only {len(self._sizes)}"
-            )
+        _check_identities(len(self._sizes), batch_size, num_instances)
         self.num_instances = num_instances
         self.num_short_pids = int((self._sizes < num_instances).sum())
         self.seed = int(torch.initial_seed() if seed is None else seed) % (1 << 64)
@@ -166,3 +163,53 @@ def _deal(columns: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]
         last = identity[-1]
         taken = batches[identity == last]
         yield batches
+
+
+def check_torchreids_sampler(
+    data_source: Sequence[tuple[Any, ...]],
+    train_sampler: str,
+    batch_size: int,
+    num_instances: int,
+    num_cams: int | None,
+    num_datasets: int | None,
+) -> None:
+    """Checks that the training set has what one of torchreid's samplers puts into a batch.
+
+    Args:
+        data_source: The training items of torchreid.
+        train_sampler: The name of the sampler.
+        batch_size: The number of images in a batch.
+        num_instances: For `RandomIdentitySampler`, the number of images of an identity in a batch.
+        num_cams: For `RandomDomainSampler`, the number of cameras in a batch; None or less than 1: all.
+        num_datasets: For `RandomDatasetSampler`, the number of data sets in a batch; None or less than 1: all.
+
+    Raises:
+        ValueError: If it has less.
+    """
+    if train_sampler == "RandomIdentitySampler" and num_instances > 0:
+        _check_identities(len({item[1] for item in data_source}), batch_size, num_instances)
+    parts = {"RandomDomainSampler": (2, "camera", "num_cams"), "RandomDatasetSampler": (3, "data set", "num_datasets")}
+    if train_sampler not in parts:
+        return
+    part, what, key = parts[train_sampler]
+    given = num_cams if key == "num_cams" else num_datasets
+    sizes = Counter(item[part] for item in data_source)
+    number = given if given is not None and given > 0 else len(sizes)
+    if number > len(sizes):
+        raise ValueError(f"a batch of {key}={given} needs {given} {what}s, but the training set has only {len(sizes)}")
+    if batch_size % number:
+        raise ValueError(f"{train_sampler} divides batch_size={batch_size} evenly by {number} {what}s ({key}={given})")
+    if min(sizes.values()) < batch_size // number:
+        raise ValueError(
+            f"a batch of batch_size={batch_size} and {key}={given} holds {batch_size // number} images of a {what}, "
+            f"but one {what} has only {min(sizes.values())} in the training set"
+        )
+
+
+def _check_identities(number: int, batch_size: int, num_instances: int) -> None:
+    needed = batch_size // num_instances
+    if number < needed:
+        raise ValueError(
+            f"a batch of batch_size={batch_size} and num_instances={num_instances} holds {needed} identities, but the "
+            f"training set has only {number}"
+        )

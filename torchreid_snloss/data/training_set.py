@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,7 @@ def stable_order(items: Sequence[Item]) -> list[Item]:
     """Sorts training items by data set and file name, and numbers the identities in that order.
 
     torchreid's data sets list files in the order of the file system, which differs from one copy of the data to the
-    next, and some number the identities by it. The frames of a tracklet are sorted too, with numbers by their value.
+    next, and some number the identities by it. The frames of a tracklet stay in their order.
 
     Args:
         items: The items of a training set.
@@ -65,15 +63,8 @@ def stable_order(items: Sequence[Item]) -> list[Item]:
     ordered = []
     for index in sorted(range(len(items)), key=lambda index: (items[index][3], sorted(names[index]), items[index][2])):
         frames, pid, *rest = items[index]
-        if not isinstance(frames, (str, os.PathLike)):
-            same_length = len(set(map(len, names[index]))) == 1  # and so sorted as they are
-            frames = tuple(sorted(frames, key=None if same_length else _by_number))
         ordered.append((frames, labels.setdefault(pid, len(labels)), *rest))
     return ordered
-
-
-def _by_number(path: str) -> list[Any]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
 
 
 def keep_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:

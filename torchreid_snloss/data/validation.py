@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from torchreid_snloss.data.batches import loader_like
+from torchreid_snloss.data.decoded import DecodedDataset
 from torchreid_snloss.data.training_set import set_training_items
 
 __all__ = ["VALIDATION", "hold_out"]
@@ -35,8 +36,14 @@ def hold_out(
             `num_instances`, because the training loader is built again.
 
     Raises:
-        ValueError: If no identity would be held out, or fewer than two would be kept for training.
+        ValueError: If no identity would be held out, fewer than two would be kept for training, or a test set has the
+            name of the validation set.
     """
+    if VALIDATION in datamanager.test_loader:
+        raise ValueError(
+            f"data.val_fraction {fraction} evaluates held-out identities under the name {VALIDATION!r}, but a test set "
+            "has that name: register it under another name"
+        )
     dataset = datamanager.train_loader.dataset
     pids = sorted({item[1] for item in dataset.train})
     first, end = (round(shares * fraction * len(pids)) for shares in (fold, fold + 1))
@@ -54,11 +61,20 @@ def hold_out(
     any_test_loader = next(iter(datamanager.test_loader.values()))["query"]
     loaders = {}
     for mode, items in splits.items():
-        split = copy.copy(any_test_loader.dataset)
-        split.data = items
+        split = _split_of(dataset, mode, items, any_test_loader.dataset)
         loaders[mode] = loader_like(any_test_loader, split, batch_size=any_test_loader.batch_size)
     # The validation set comes first, because torchreid's test() returns the rank-1 of the last test set.
     datamanager.test_loader = {VALIDATION: loaders, **({} if alone else datamanager.test_loader)}
     datamanager.test_dataset = {VALIDATION: splits, **({} if alone else datamanager.test_dataset)}
     purpose = "be tested on" if alone else "choose the best checkpoint"
     print(f"=> {number} of {len(pids)} training identities are held out to {purpose}{f', fold {fold}' if fold else ''}")
+
+
+def _split_of(dataset: Any, mode: str, items: list[Any], tested: Any) -> Any:
+    """Training items, read as by their own class, which may prepare its images, and transformed as test images are."""
+    split = copy.copy(dataset.dataset if isinstance(dataset, DecodedDataset) else dataset)
+    split.mode, split.data = mode, items
+    if isinstance(tested, DecodedDataset):
+        return tested.of(split)
+    split.transform = tested.transform
+    return split

@@ -23,6 +23,7 @@ from torchreid_snloss.engine.extraction import (
 )
 from torchreid_snloss.engine.features_file import FeaturesFile, conditions, weights_digest
 from torchreid_snloss.engine.multi_query import more_queries, pool_queries
+from torchreid_snloss.engine.random_state import random_states, seed_generators, set_random_states
 from torchreid_snloss.engine.ranked_lists import RankedLists
 from torchreid_snloss.evaluation import FeatureRanker, Ranking
 
@@ -181,7 +182,8 @@ class Testing:
             check_comparable(found.features, found.paths, images)
         else:
             print(f"Extracting features from {split} set ...")
-            found = extract(self._tested, loader, self._features_of, images, self._check_stop, f"{split} features")
+            with _same_draws():
+                found = extract(self._tested, loader, self._features_of, images, self._check_stop, f"{split} features")
             if self._file is not None:
                 self._file.write(dataset, split, found)
         print("Done, obtained {}-by-{} matrix".format(*found.features.shape))
@@ -189,6 +191,17 @@ class Testing:
 
     def _features_of(self, images: Tensor) -> Tensor:
         return extract_batch(self._tested.extract_features, images, self._tested.options.flip)
+
+
+@contextlib.contextmanager
+def _same_draws() -> Iterator[None]:
+    """Within it random numbers, such as those of a tracklet's frames, are the same in every evaluation."""
+    before = random_states()
+    seed_generators(0)
+    try:
+        yield
+    finally:
+        set_random_states(before)
 
 
 def _print_results(ranking: Ranking, ranks: Sequence[int]) -> None:
