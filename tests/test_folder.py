@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 import shutil
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from conftest import Done, process_options, run
 from PIL import Image
+from torchreid import data
 
 from torchreid_snloss import ConfigError, build_datamanager, load_config
 from torchreid_snloss.compare import main as compare
-from torchreid_snloss.data import FolderOptions, folder_layouts
+from torchreid_snloss.data import FolderOptions, ImageFolder, folder_layouts
 
 _STREAM = io.BytesIO()
 Image.new("RGB", (8, 16)).save(_STREAM, "JPEG")
@@ -219,6 +221,34 @@ def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.Captu
     assert "3 outside train, test" in line
 
 
+def test_combining_all_images_takes_each_image_and_person_once(tmp_path: Path) -> None:
+    root = write(tmp_path / "people", *PEOPLE)
+    train = load(root, "data.combineall", True).train_loader.dataset.train
+    assert sorted(name for name, *_ in names(train, root)) == sorted(PEOPLE)
+    assert len({pid for _, pid, *_ in train}) == 4
+    # A person in both parts has one label, and one who is in no gallery is trained on, too.
+    files = ("train/a/1.jpg", "train/b/1.jpg", "query/b/2.jpg", "query/c/1.jpg", "gallery/b/3.jpg", "gallery/d/1.jpg")
+    root = write(tmp_path / "parts", *files)
+    train = names(load(root, "data.combineall", True).train_loader.dataset.train, root)
+    assert sorted(name for name, *_ in train) == sorted(files)
+    assert len({(name.split("/")[1], pid) for name, pid, _ in train}) == len({pid for _, pid, _ in train}) == 4
+
+
+def test_a_target_needs_no_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "source", *PEOPLE)
+    other = write(tmp_path / "target", "query/a/1.jpg", "gallery/a/2.jpg", "gallery/b/1.jpg")
+    dataset = functools.partial(ImageFolder, options=FolderOptions(path=str(other)))
+    monkeypatch.setitem(vars(data.datasets)["__image_datasets"], "target", dataset)
+    datamanager = load(root, "data.targets", "['target']")
+    assert [name for name, *_ in names(datamanager.test_dataset["target"]["query"], other)] == ["query/a/1.jpg"]
+    assert len(datamanager.test_loader["target"]["gallery"].dataset) == 2
+    assert "0 people to train on, 1 to test on" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="target' has no training images"):
+        load(root, "data.sources", "['folder', 'target']", "data.targets", "['folder']")
+
+
 def mixed(root: Path) -> None:
     write(root, "1.jpg", "2.jpg", "ann/1.jpg")
 
@@ -234,6 +264,11 @@ def some_cells(root: Path) -> None:
 
 def one_quote(root: Path) -> None:
     (root / "a.csv").write_text('path,id\n1.jpg,a\n"2.jpg,a\n3.jpg,b\n4.jpg,b\n')
+
+
+def broken_link(root: Path) -> None:
+    write(root, *PEOPLE)
+    (root / "ann/A_11.bmp").symlink_to("nowhere.bmp")
 
 
 WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
@@ -252,6 +287,15 @@ WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
     "no training": (
         lambda root: write(root, "query/a_c1.jpg", "gallery/a_c2.jpg"), [], "has no training images: put them into"
     ),
+    "no pair to test on": (
+        lambda root: write(root, "train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg", "test/d/1.jpg"), [],
+        "has no query images, since nobody to test on has two images to compare",
+    ),
+    "no gallery": (
+        lambda root: table(root / "a.csv", ("path", "id", "split"), ("x/1.jpg", "a", "train"), ("2.jpg", "b", "query")),
+        [], r"has no gallery images: put them into a folder gallery \(in a CSV file: the split gallery\)",
+    ),
+    "broken link": (broken_link, [], "1 of its files do not exist, the first is '.*/ann/A_11.bmp'"),
     "no csv": (mixed, ["data.folder.layout", "csv"], r"has no CSV file with a column for path \(path, image"),
     "csv column": (
         lambda root: table(root / "a.csv", ("path", "name")), ["data.folder.path", "a.csv"], "no column for identity"

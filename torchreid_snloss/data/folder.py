@@ -77,6 +77,8 @@ class _Splits:
     train: _Items
     query: _Items
     gallery: _Items
+    train_labels: dict[int, int]
+    """The training labels of the people in the training images, by their numbers as test people."""
     summary: str
 
 
@@ -134,7 +136,26 @@ class ImageFolder(data.ImageDataset):
             splits = current.read[path, split_id] = _load(path, current.options, split_id)
             if kwargs.get("verbose", True):
                 print(splits.summary)
+        if not splits.train and kwargs.get("mode", "train") == "train" and not is_test_run():  # a target needs none
+            raise ValueError(
+                f"{path!r} has no training images: put them into a folder train or bounding_box_train (in a CSV file: "
+                "the split train), or test alone with test.evaluate True"
+            )
+        self._train_labels = splits.train_labels
         super().__init__(splits.train, splits.query, splits.gallery, **kwargs)
+
+    train: list[Any]  # set by torchreid
+
+    def combine_all(self) -> None:
+        """Adds the test images to the training images: each image once, and each person under one label.
+
+        torchreid's would add an image that is a query and in the gallery twice.
+        """
+        labels, known = dict(self._train_labels), {item[0] for item in self.train}
+        test_images = [item for item in dict.fromkeys((*self.query, *self.gallery)) if item[0] not in known]
+        added = [(path, labels.setdefault(pid, len(labels)), *rest) for path, pid, *rest in test_images]
+        self.train = [*self.train, *added]
+        self.num_train_pids = self.get_num_pids(self.train)
 
 
 def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
@@ -154,7 +175,14 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
         if not query:
             query = [image for image in gallery if image.identity in matched]
             query = _first_of_each_camera(query) if by_camera else query
-    _check(path, train, query, gallery)
+    if not query or not gallery:
+        missing = "query" if gallery else "gallery"
+        if missing == "query" and "query" not in splits:
+            raise ValueError(f"{path!r} has no query images, since nobody to test on has two images to compare")
+        raise ValueError(
+            f"{path!r} has no {missing} images: put them into a folder {missing} (in a CSV file: the split {missing}), "
+            "or don't split it at all"
+        )
     test_images = list(dict.fromkeys((*query, *gallery)))
     if by_camera:
         train_cameras = test_cameras = _numbers(str(image.camera) for image in found.images)
@@ -171,6 +199,7 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
         items(train, labels, train_cameras),
         items(query, test_labels, test_cameras),
         items(gallery, test_labels, test_cameras),
+        {test_labels[identity]: label for identity, label in labels.items()},
         _summary(path, found, (train, query, gallery), cameras_known, by_camera),
     )
 
@@ -201,19 +230,6 @@ def _first_of_each_camera(images: Sequence[FolderImage]) -> list[FolderImage]:
     for image in images:
         first.setdefault((image.identity, image.camera), image)
     return list(first.values())
-
-
-def _check(path: str, train: Sequence[Any], query: Sequence[Any], gallery: Sequence[Any]) -> None:
-    if not train and not is_test_run():
-        raise ValueError(
-            f"{path!r} has no training images: put them into a folder train, or bounding_box_train, or test alone with "
-            "test.evaluate True"
-        )
-    if not query or not gallery:
-        missing = "query" if gallery else "gallery"
-        raise ValueError(
-            f"{path!r} has no {missing} images: put them into a folder {missing}, or don't split it at all"
-        )
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:
