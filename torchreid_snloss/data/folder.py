@@ -14,13 +14,13 @@ import numpy as np
 from torchreid import data
 
 from torchreid_snloss.arguments import check_choice, check_number
+from torchreid_snloss.data.folder_files import natural_order
 from torchreid_snloss.data.folder_layouts import (
     LAYOUTS,
     FolderImage,
     FoundImages,
     finds_a_camera,
     left_out_words,
-    natural_order,
     read_folder,
 )
 from torchreid_snloss.data.testing import is_test_run
@@ -166,7 +166,7 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
     by_camera = cameras_known and bool(_matched(testing, by_camera=True))
     matched = _matched(testing, by_camera)
     if splits == {""}:
-        test_pids = _draw(path, found.images, matched, options.test_fraction, seed)
+        test_pids = _draw(path, found.layout, found.images, matched, options.test_fraction, seed)
         train = [image for image in found.images if image.identity not in test_pids]
         gallery = [image for image in found.images if image.identity in test_pids]
         query = _first_of_each_camera(gallery) if by_camera else gallery
@@ -212,14 +212,16 @@ def _matched(images: Sequence[FolderImage], by_camera: bool) -> set[str]:
     return {identity for identity, different in views.items() if len(different) > 1}
 
 
-def _draw(path: str, images: Sequence[FolderImage], matched: Collection[str], fraction: float, seed: int) -> set[str]:
+def _draw(
+    path: str, layout: str, images: Sequence[FolderImage], matched: Collection[str], fraction: float, seed: int
+) -> set[str]:
     people = len({image.identity for image in images})
     number = min(max(1, round(fraction * people)), len(matched))
     if number < 1 or people - number < 2:
         raise ValueError(
-            f"{path!r} can't be split: it has {people} people, of whom {len(matched)} have two images to compare, and "
-            f"data.folder.test_fraction {fraction} leaves {people - number} to train on and {number} to test on; at "
-            "least 2 and 1 are needed"
+            f"{path!r}, {layout}, can't be split: it has {people} people, of whom {len(matched)} have two images to "
+            f"compare, and data.folder.test_fraction {fraction} leaves {people - number} to train on and {number} to "
+            "test on; at least 2 and 1 are needed"
         )
     order = np.random.default_rng([seed, 5]).permutation(sorted(matched, key=natural_order))
     return set(order[:number].tolist())

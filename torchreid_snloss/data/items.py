@@ -149,8 +149,8 @@ def _check_paths(who: str, items: Iterable[Any]) -> None:
         folder, name = os.path.split(path)
         if folder not in listed:
             try:
-                with os.scandir(folder or ".") as entries:  # is_file() asks the file system for links only
-                    listed[folder] = {entry.name for entry in entries if entry.is_file()}
+                with os.scandir(folder or ".") as entries:
+                    listed[folder] = {e.name for e in entries if not e.is_symlink() or os.path.exists(e.path)}
             except (OSError, ValueError):  # no such folder; no permission to list it; a character 0
                 listed[folder] = set()
         if name not in listed[folder] and not _exists(path):
