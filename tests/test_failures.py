@@ -396,7 +396,8 @@ def test_image_files_of_another_ending_are_told(reid_data: Path, in_folder: Path
     for image in images[1:4]:
         image.rename(image.with_suffix(".JPG"))
     images[5].rename(images[5].with_suffix(".png"))
-    (images[0].parent / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "readme.pdf", "clip.mpg"):
+        (images[0].parent / name).write_text("no image")
     done = train("data.root", root, "test.evaluate", True)
     assert f"4 of {len(images)} image files in {images[0].parent} are left out: the data set reads .jpg" in done.out
     assert "end in .JPG, .png" in done.out

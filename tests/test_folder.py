@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 import shutil
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from conftest import Done, process_options, run
 from PIL import Image
+from torchreid import data
 
 from torchreid_snloss import ConfigError, build_datamanager, load_config
 from torchreid_snloss.compare import main as compare
-from torchreid_snloss.data import FolderOptions, folder_layouts
+from torchreid_snloss.data import FolderOptions, ImageFolder, folder_files, folder_layouts
 
 _STREAM = io.BytesIO()
 Image.new("RGB", (8, 16)).save(_STREAM, "JPEG")
@@ -179,6 +181,32 @@ def test_a_csv_file(tmp_path: Path, delimiter: str, capsys: pytest.CaptureFixtur
     assert line.endswith("files left out: 1 in rows without path or identity")
 
 
+@pytest.mark.parametrize("file", ["in/labels.csv", "labels.csv", "in/labels.CSV"])
+def test_a_csv_file_is_found(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, *(f"in/x/day{n % 2}/{n}.jpg" for n in range(12)))
+    folder = "in/" * (file == "labels.csv")
+    rows = [(f"{folder}x/day{n % 2}/{n}.jpg", str(n // 3)) for n in range(12)]
+    table(root / file, ("path", "id"), *rows)
+    (root / file).with_name("old.csv").mkdir()
+    load(root)
+    assert f"the CSV file {Path(file).name}: 4 people, 12 images" in told(capsys)
+
+
+def test_a_csv_file_without_the_columns_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, *PEOPLE)
+    for name in ("a.csv", "b.csv"):
+        table(root / name, ("path", "name"))
+    load(root)
+    assert "a folder for each person (no columns for path and identity in a.csv and 1 more): 4 people" in told(capsys)
+
+
+def test_a_person_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    root = write(tmp_path, *PEOPLE, "Val/A_1.bmp")
+    with pytest.raises(ConfigError, match=r"with Val has no gallery images.* set data\.folder\.layout people"):
+        load(root)
+    assert len(load(root, "data.folder.layout", "people").train_loader.dataset.train)
+
+
 def test_numbers_of_the_same_value_have_one_order(tmp_path: Path) -> None:
     identities = ["1", "01", "001", "10" * 3000, "9", "09"]
     rows = [(f"{n}.jpg", name, split) for name in identities for n, split in enumerate(["train", "query", "test"])]
@@ -186,10 +214,10 @@ def test_numbers_of_the_same_value_have_one_order(tmp_path: Path) -> None:
     for given in (rows, rows[::-1]):
         table(tmp_path / "a.csv", ("path", "id", "split"), *given)
         found = folder_layouts.read_folder(str(tmp_path), "auto", "none", ["-1"]).images
-        order = sorted({image.identity for image in found}, key=folder_layouts.natural_order)
+        order = sorted({image.identity for image in found}, key=folder_files.natural_order)
         assert order == ["001", "01", "1", "09", "9", identities[3]]
-    assert folder_layouts.natural_order("a01b") < folder_layouts.natural_order("a1b")
-    assert folder_layouts.natural_order("a1b") < folder_layouts.natural_order("a02b")
+    assert folder_files.natural_order("a01b") < folder_files.natural_order("a1b")
+    assert folder_files.natural_order("a1b") < folder_files.natural_order("a02b")
 
 
 def test_what_a_run_wrote_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +229,14 @@ def test_what_a_run_wrote_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert splits(load(root), root) == before
     assert "6 that a run wrote, 1 that are no images (.txt)" in told(capsys)
     alone = write(tmp_path / "b", *(f"images/{name}" for name in PEOPLE), "log/train.log")
+    capsys.readouterr()
     assert [len(items) for items in splits(load(alone), alone)] == [len(items) for items in before]
+    told(capsys)
+    # A data.save_dir that is the data root itself.
+    write(alone, "train.log", "model/model.pth.tar-1", "record/record.json")
+    for _ in range(2):
+        load(alone, "data.outliers", 0.5, "data.save_dir", alone)
+        assert ": 4 people, 16 images" in told(capsys)
 
 
 def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +252,34 @@ def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.Captu
         in line
     )
     assert "3 outside train, test" in line
+
+
+def test_combining_all_images_takes_each_image_and_person_once(tmp_path: Path) -> None:
+    root = write(tmp_path / "people", *PEOPLE)
+    train = load(root, "data.combineall", True).train_loader.dataset.train
+    assert sorted(name for name, *_ in names(train, root)) == sorted(PEOPLE)
+    assert len({pid for _, pid, *_ in train}) == 4
+    # A person in both parts has one label, and one who is in no gallery is trained on, too.
+    files = ("train/a/1.jpg", "train/b/1.jpg", "query/b/2.jpg", "query/c/1.jpg", "gallery/b/3.jpg", "gallery/d/1.jpg")
+    root = write(tmp_path / "parts", *files)
+    train = names(load(root, "data.combineall", True).train_loader.dataset.train, root)
+    assert sorted(name for name, *_ in train) == sorted(files)
+    assert len({(name.split("/")[1], pid) for name, pid, _ in train}) == len({pid for _, pid, _ in train}) == 4
+
+
+def test_a_target_needs_no_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "source", *PEOPLE)
+    other = write(tmp_path / "target", "query/a/1.jpg", "gallery/a/2.jpg", "gallery/b/1.jpg")
+    dataset = functools.partial(ImageFolder, options=FolderOptions(path=str(other)))
+    monkeypatch.setitem(vars(data.datasets)["__image_datasets"], "target", dataset)
+    datamanager = load(root, "data.targets", "['target']")
+    assert [name for name, *_ in names(datamanager.test_dataset["target"]["query"], other)] == ["query/a/1.jpg"]
+    assert len(datamanager.test_loader["target"]["gallery"].dataset) == 2
+    assert "0 people to train on, 1 to test on" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="target' has no training images"):
+        load(root, "data.sources", "['folder', 'target']", "data.targets", "['folder']")
 
 
 def mixed(root: Path) -> None:
@@ -236,6 +299,11 @@ def one_quote(root: Path) -> None:
     (root / "a.csv").write_text('path,id\n1.jpg,a\n"2.jpg,a\n3.jpg,b\n4.jpg,b\n')
 
 
+def broken_link(root: Path) -> None:
+    write(root, *PEOPLE)
+    (root / "ann/A_11.bmp").symlink_to("nowhere.bmp")
+
+
 WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
     "missing": (lambda root: None, ["data.folder.path", "nowhere"], "there is no folder '"),
     "empty": (lambda root: write(root, "a.txt"), [], r"no images found in .*: 1 that are no images \(\.txt\)"),
@@ -252,6 +320,37 @@ WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
     "no training": (
         lambda root: write(root, "query/a_c1.jpg", "gallery/a_c2.jpg"), [], "has no training images: put them into"
     ),
+    "no pair to test on": (
+        lambda root: write(root, "train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg", "test/d/1.jpg"), [],
+        "has no query images, since nobody to test on has two images to compare",
+    ),
+    "no gallery": (
+        lambda root: table(root / "a.csv", ("path", "id", "split"), ("x/1.jpg", "a", "train"), ("2.jpg", "b", "query")),
+        [], r"has no gallery images: put them into a folder gallery \(in a CSV file: the split gallery\)",
+    ),
+    "broken link": (broken_link, [], "1 of its files do not exist, the first is '.*/ann/A_11.bmp'"),
+    "two csv": (
+        lambda root: [table(root / f"{name}.csv", ("path", "id")) for name in "ab"], [],
+        r"has 2 CSV files with columns for path and identity, a\.csv, b\.csv: name one with data\.folder\.path",
+    ),
+    "csv with another layout": (
+        lambda root: table(root / "a.csv", ("path", "id")),
+        ["data.folder.path", "a.csv", "data.folder.layout", "market"],
+        r"a\.csv' is a file, but data\.folder\.layout market needs a folder",
+    ),
+    "csv of other columns": (
+        lambda root: [write(root, "x/1.jpg", "y/1.jpg"), table(root / "a.csv", ("path", "name"))], [],
+        r"a folder for each person \(no columns for path and identity in a\.csv\), can't be split",
+    ),
+    "train and val": (
+        lambda root: write(root, "train/a/1.jpg", "val/b/1.jpg", "more/c/1.jpg"), [],
+        "with train, val has no gallery images: put them into a folder gallery, or don't split it at all",
+    ),
+    "train and query": (
+        lambda root: write(root, "train/a/1.jpg", "Query/b/1.jpg"), ["data.folder.layout", "people"],
+        "with Query, train has no gallery images",
+    ),
+    "test and val": (lambda root: write(root, "test/a/1.jpg", "val/b/1.jpg"), [], "with test, val has no query images"),
     "no csv": (mixed, ["data.folder.layout", "csv"], r"has no CSV file with a column for path \(path, image"),
     "csv column": (
         lambda root: table(root / "a.csv", ("path", "name")), ["data.folder.path", "a.csv"], "no column for identity"
@@ -385,6 +484,7 @@ def test_a_module_that_takes_a_name_of_this_package_is_an_error(
         ("own_import.py", "x = 1\nimport no_such\n", "No module named 'no_such' (own_import.py, line 2)"),
         ("own_exit.py", "import sys\nsys.exit()\n", "can't import 'own_exit.py': SystemExit (own_exit.py, line 2)"),
         ("json.py", "", "'json.py' has the name of another module, "),
+        ("my.data.py", "", "a module's file must have no dots in its name but in .py, got 'my.data.py'"),
     ],
 )
 def test_a_module_that_can_not_be_imported(

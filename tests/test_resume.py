@@ -364,16 +364,13 @@ def test_statistics_are_what_they_say() -> None:
     torch.testing.assert_close(loss.statistics["d_neg"], d_neg)
 
 
-@pytest.mark.parametrize("kind", ["empty", "no image", "cut off", "gone"])
+@pytest.mark.parametrize("kind", ["empty", "no image", "cut off"])
 def test_an_unreadable_image_is_named(kind: str, reid_data: Path, in_folder: Path, train: Callable[..., Done]) -> None:
     root = in_folder / "broken"
     shutil.copytree(reid_data, root)
     image = sorted(root.rglob("query/*.jpg"))[5]
-    content = {"empty": b"", "no image": b"no image", "cut off": image.read_bytes()[:300], "gone": b""}[kind]
+    content = {"empty": b"", "no image": b"no image", "cut off": image.read_bytes()[:300]}[kind]
     image.write_bytes(content)
-    if kind == "gone":
-        image.unlink()
-        image.symlink_to("nowhere.jpg")
     options = ["data.root", root, "test.evaluate", True]
     if kind == "cut off":  # with a worker: its errors reach the process in another way, and it must not outlive it
         process = start_training(root, *process_options(*options), "data.workers", 1, cwd=in_folder)

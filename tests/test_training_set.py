@@ -14,7 +14,7 @@ from PIL import Image
 
 import torchreid_snloss
 from torchreid_snloss import ConfigError, build_datamanager, load_config
-from torchreid_snloss.data import add_label_noise
+from torchreid_snloss.data import add_label_noise, add_outliers
 from torchreid_snloss.settings import resolve
 
 ITEMS = [(f"{pid}_{image}.jpg", pid, image % 3, 0) for pid in range(12) for image in range(5)]
@@ -100,6 +100,14 @@ def test_outliers_are_patches_of_their_images(reid_data: Path, tmp_path: Path) -
         assert nearest < 8
     validation = datamanager.test_dataset["validation"]
     assert not any("outliers" in item[0] for split in validation.values() for item in split)
+
+
+def test_outliers_of_images_with_long_names(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}{number}.png" for number in (1, 2) for name in ("x" * 248, "é" * 124)]
+    for path in paths:
+        Image.new("RGB", (8, 16)).save(path)
+    changed = add_outliers([(str(path), 0, 0, 0) for path in paths], 1.0, 1, tmp_path / "outliers")
+    assert len({path for path, *_ in changed}) == len(list((tmp_path / "outliers").iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import numpy as np
 from torchreid import data
 
 from torchreid_snloss.arguments import check_choice, check_number
+from torchreid_snloss.data.folder_files import natural_order
 from torchreid_snloss.data.folder_layouts import (
     LAYOUTS,
     FolderImage,
     FoundImages,
     finds_a_camera,
     left_out_words,
-    natural_order,
     read_folder,
 )
 from torchreid_snloss.data.testing import is_test_run
@@ -77,6 +77,8 @@ class _Splits:
     train: _Items
     query: _Items
     gallery: _Items
+    train_labels: dict[int, int]
+    """The training labels of the people in the training images, by their numbers as test people."""
     summary: str
 
 
@@ -134,7 +136,26 @@ class ImageFolder(data.ImageDataset):
             splits = current.read[path, split_id] = _load(path, current.options, split_id)
             if kwargs.get("verbose", True):
                 print(splits.summary)
+        if not splits.train and kwargs.get("mode", "train") == "train" and not is_test_run():  # a target needs none
+            raise ValueError(
+                f"{path!r} has no training images: put them into a folder train or bounding_box_train (in a CSV file: "
+                "the split train), or test alone with test.evaluate True"
+            )
+        self._train_labels = splits.train_labels
         super().__init__(splits.train, splits.query, splits.gallery, **kwargs)
+
+    train: list[Any]  # set by torchreid
+
+    def combine_all(self) -> None:
+        """Adds the test images to the training images: each image once, and each person under one label.
+
+        torchreid's would add an image that is a query and in the gallery twice.
+        """
+        labels, known = dict(self._train_labels), {item[0] for item in self.train}
+        test_images = [item for item in dict.fromkeys((*self.query, *self.gallery)) if item[0] not in known]
+        added = [(path, labels.setdefault(pid, len(labels)), *rest) for path, pid, *rest in test_images]
+        self.train = [*self.train, *added]
+        self.num_train_pids = self.get_num_pids(self.train)
 
 
 def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
@@ -145,7 +166,7 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
     by_camera = cameras_known and bool(_matched(testing, by_camera=True))
     matched = _matched(testing, by_camera)
     if splits == {""}:
-        test_pids = _draw(path, found.images, matched, options.test_fraction, seed)
+        test_pids = _draw(path, found.layout, found.images, matched, options.test_fraction, seed)
         train = [image for image in found.images if image.identity not in test_pids]
         gallery = [image for image in found.images if image.identity in test_pids]
         query = _first_of_each_camera(gallery) if by_camera else gallery
@@ -154,7 +175,14 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
         if not query:
             query = [image for image in gallery if image.identity in matched]
             query = _first_of_each_camera(query) if by_camera else query
-    _check(path, train, query, gallery)
+    if not query or not gallery:
+        missing = "query" if gallery else "gallery"
+        if missing == "query" and "query" not in splits:
+            raise ValueError(f"{path!r} has no query images, since nobody to test on has two images to compare")
+        raise ValueError(
+            f"{path!r} has no {missing} images: put them into a folder {missing} (in a CSV file: the split {missing}), "
+            "or don't split it at all"
+        )
     test_images = list(dict.fromkeys((*query, *gallery)))
     if by_camera:
         train_cameras = test_cameras = _numbers(str(image.camera) for image in found.images)
@@ -171,6 +199,7 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
         items(train, labels, train_cameras),
         items(query, test_labels, test_cameras),
         items(gallery, test_labels, test_cameras),
+        {test_labels[identity]: label for identity, label in labels.items()},
         _summary(path, found, (train, query, gallery), cameras_known, by_camera),
     )
 
@@ -183,14 +212,16 @@ def _matched(images: Sequence[FolderImage], by_camera: bool) -> set[str]:
     return {identity for identity, different in views.items() if len(different) > 1}
 
 
-def _draw(path: str, images: Sequence[FolderImage], matched: Collection[str], fraction: float, seed: int) -> set[str]:
+def _draw(
+    path: str, layout: str, images: Sequence[FolderImage], matched: Collection[str], fraction: float, seed: int
+) -> set[str]:
     people = len({image.identity for image in images})
     number = min(max(1, round(fraction * people)), len(matched))
     if number < 1 or people - number < 2:
         raise ValueError(
-            f"{path!r} can't be split: it has {people} people, of whom {len(matched)} have two images to compare, and "
-            f"data.folder.test_fraction {fraction} leaves {people - number} to train on and {number} to test on; at "
-            "least 2 and 1 are needed"
+            f"{path!r}, {layout}, can't be split: it has {people} people, of whom {len(matched)} have two images to "
+            f"compare, and data.folder.test_fraction {fraction} leaves {people - number} to train on and {number} to "
+            "test on; at least 2 and 1 are needed"
         )
     order = np.random.default_rng([seed, 5]).permutation(sorted(matched, key=natural_order))
     return set(order[:number].tolist())
@@ -201,19 +232,6 @@ def _first_of_each_camera(images: Sequence[FolderImage]) -> list[FolderImage]:
     for image in images:
         first.setdefault((image.identity, image.camera), image)
     return list(first.values())
-
-
-def _check(path: str, train: Sequence[Any], query: Sequence[Any], gallery: Sequence[Any]) -> None:
-    if not train and not is_test_run():
-        raise ValueError(
-            f"{path!r} has no training images: put them into a folder train, or bounding_box_train, or test alone with "
-            "test.evaluate True"
-        )
-    if not query or not gallery:
-        missing = "query" if gallery else "gallery"
-        raise ValueError(
-            f"{path!r} has no {missing} images: put them into a folder {missing}, or don't split it at all"
-        )
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Which files lie below a folder of images, without those that a run wrote there."""
+"""Which files lie below a folder of images, without those that a run wrote there, and their order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["files_below", "is_image", "only_folder"]
+__all__ = ["files_below", "is_image", "natural_order", "single_folders"]
 
 # Ranked lists, and the people that the data sets synthetic and synthetic_video draw.
 _WRITTEN = re.compile(r"visrank_.+|synthetic(-video)?-v\d+")
-_LOG = re.compile(r"(train|test)\.log(-.*)?")
+# A file by which a folder is known, with the folder's name: a run's log, or what lies in the folders that a run makes.
+_OF_A_RUN = re.compile(
+    r".*/(train|test)\.log(-.*)?|outliers/\d{6,}_\d\d+_.*\.png|model/model.*\.pth\.tar.*|record/record\.json", re.DOTALL
+)
 
 
 @functools.cache
@@ -29,15 +32,16 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _endings()
 
 
-def only_folder(path: str) -> str:
-    """The folder itself, or the one that is alone in it, as in an unpacked archive."""
+def single_folders(path: str) -> list[str]:
+    """The folder itself and, one in the other, those that are alone in the one before, as in an unpacked archive."""
+    found = [path]
     while True:
-        with os.scandir(path) as listed:
+        with os.scandir(found[-1]) as listed:
             entries = [entry for entry in listed if not entry.name.startswith(".")]
         folders = [entry.path for entry in entries if entry.is_dir() and not _is_written(entry.path)]
         if len(folders) != 1 or any(is_image(entry.name) for entry in entries):
-            return path
-        path = folders[0]
+            return found
+        found.append(folders[0])
 
 
 def files_below(folder: str, left_out: Counter[str] | None = None) -> Iterator[tuple[str, ...]]:
@@ -67,12 +71,25 @@ def files_below(folder: str, left_out: Counter[str] | None = None) -> Iterator[t
             yield (*parts, name)
 
 
+def natural_order(text: str) -> tuple[list[str | tuple[int, str]], str]:
+    """A sort key by which numbers in a text are sorted by their value; different texts, such as 1 and 01, never tie."""
+    parts = re.split(r"(\d+)", text)
+    return [_digits(part) if index % 2 else part for index, part in enumerate(parts)], text
+
+
+def _digits(number: str) -> tuple[int, str]:
+    """A sort key for numbers of any length, which `int` does not take."""
+    digits = number.lstrip("0")
+    return len(digits), digits
+
+
 def _is_written(folder: str) -> bool:
-    """Whether a run wrote a folder: it is of pictures that runs draw, or a `data.save_dir`, with a run's log."""
-    if _WRITTEN.fullmatch(os.path.basename(folder)):
+    """Whether a run wrote a folder: it is of pictures that runs draw, or a `data.save_dir` or a folder of one."""
+    name = os.path.basename(folder)
+    if _WRITTEN.fullmatch(name):
         return True
     with os.scandir(folder) as listed:
-        return any(_LOG.fullmatch(entry.name) for entry in listed)
+        return any(_OF_A_RUN.fullmatch(f"{name}/{entry.name}") for entry in listed)
 
 
 def _raise(error: OSError) -> None:

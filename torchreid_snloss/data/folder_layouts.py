@@ -8,17 +8,17 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from torchreid_snloss.data.folder_files import files_below, is_image, only_folder
+from torchreid_snloss.data.folder_files import files_below, is_image, natural_order, single_folders
 
-__all__ = ["LAYOUTS", "FolderImage", "FoundImages", "finds_a_camera", "left_out_words", "natural_order", "read_folder"]
+__all__ = ["LAYOUTS", "FolderImage", "FoundImages", "finds_a_camera", "left_out_words", "read_folder"]
 
 _SPLITS = {
     "train": ("train", "bounding_box_train", "image_train", "training"),
     "query": ("query", "image_query", "probe"),
     "gallery": ("gallery", "bounding_box_test", "image_test", "test"),
 }
+_NO_PEOPLE = {name for names in _SPLITS.values() for name in names} | {"val", "valid", "validation"}
 _COLUMNS = {
     "path": ("path", "image", "file", "filename", "img_path", "image_path"),
     "identity": ("identity", "pid", "id", "person", "person_id", "label"),
@@ -89,13 +89,14 @@ def read_folder(path: str, layout: str, camera: str, junk: Collection[str]) -> F
     Raises:
         ValueError: If the layout is not clear, or there are no images in it.
     """
-    table = _find_table(path) if layout in ("auto", "csv") else None
-    if table is None and layout == "csv":
-        columns = " and ".join(f"{name} ({', '.join(_COLUMNS[name])})" for name in ("path", "identity"))
-        raise ValueError(f"{path!r} has no CSV file with a column for {columns}, or more than one")
-    if table is None and not os.path.isdir(path):
+    if os.path.isfile(path):
+        if layout not in ("auto", "csv"):
+            raise ValueError(f"{path!r} is a file, but data.folder.layout {layout} needs a folder")
+        found = _read_table(path)
+    elif not os.path.isdir(path):
         raise ValueError(f"there is no folder {path!r}; data.folder.path is relative to data.root")
-    found = _read_table(table) if table is not None else _read_files(only_folder(path), layout)
+    else:
+        found = _read_folder(path, layout)
     unwanted = {_number(name) for name in junk}
     kept = [image for image in found.images if _number(image.identity) not in unwanted]
     if len(kept) < len(found.images):
@@ -108,22 +109,30 @@ def read_folder(path: str, layout: str, camera: str, junk: Collection[str]) -> F
     return found
 
 
+def _read_folder(path: str, layout: str) -> FoundImages:
+    folders = single_folders(path)
+    tables, others = _tables(folders) if layout in ("auto", "csv") else ([], [])
+    if len(tables) > 1:
+        raise ValueError(
+            f"{path!r} has {len(tables)} CSV files with columns for path and identity, "
+            f"{', '.join(map(os.path.basename, tables))}: name one with data.folder.path, or set data.folder.layout"
+        )
+    if tables:
+        return _read_table(tables[0])
+    if layout == "csv":
+        columns = " and ".join(f"{name} ({', '.join(_COLUMNS[name])})" for name in ("path", "identity"))
+        raise ValueError(f"{path!r} has no CSV file with a column for {columns}")
+    found = _read_files(folders[-1], layout)
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        found.layout += f" (no columns for path and identity in {os.path.basename(others[0])}{more})"
+    return found
+
+
 def left_out_words(left_out: Counter[str]) -> str:
     """The files that are left out, with the reasons; empty if there are none."""
     reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.most_common())
     return f"; files left out: {reasons}" if reasons else ""
-
-
-def natural_order(text: str) -> tuple[list[str | tuple[int, str]], str]:
-    """A sort key by which numbers in a text are sorted by their value; different texts, such as 1 and 01, never tie."""
-    parts = re.split(r"(\d+)", text)
-    return [_digits(part) if index % 2 else part for index, part in enumerate(parts)], text
-
-
-def _digits(number: str) -> tuple[int, str]:
-    """A sort key for numbers of any length, which `int` does not take."""
-    digits = number.lstrip("0")
-    return len(digits), digits
 
 
 def _number(identity: str) -> str:
@@ -151,8 +160,11 @@ def _read_files(folder: str, layout: str) -> FoundImages:
             inside.append((os.path.join(folder, *parts), split_of[parts[0]], parts[1:]))
         else:
             left_out[f"outside {', '.join(splits.values())}"] += 1
-    if layout == "auto":
+    auto = layout == "auto"
+    if auto:
         layout = _layout_of(folder, [parts for *_, parts in inside])
+    if layout == "people" and not splits:
+        _check_people(folder, {parts[0] for parts in files if len(parts) > 1}, auto)
     words = _WORDS[layout] + (f" in {', '.join(splits.values())}" if splits else "")
     found = FoundImages(words, left_out=left_out)
     for path, split, parts in inside:
@@ -176,6 +188,18 @@ def _split_folders(folder: str) -> dict[str, str]:
         if present:
             found[split] = present[0]
     return found if "gallery" in found and len(found) > 1 else {}
+
+
+def _check_people(folder: str, people: Collection[str], auto: bool) -> None:
+    """Refuses parts of a split in place of people. A person may have such a name if that is the layout asked for."""
+    parts = {name.lower(): name for name in people if name.lower() in _NO_PEOPLE}
+    if parts and (auto or len(parts) == len(people)):
+        present = {split for split, names in _SPLITS.items() if parts.keys() & set(names)}
+        missing = next(split for split in ("gallery", "query", "train") if split not in present)
+        raise ValueError(
+            f"{folder!r} with {', '.join(sorted(parts.values()))} has no {missing} images: put them into a folder "
+            f"{missing}, or don't split it at all; if they are people's names, set data.folder.layout people"
+        )
 
 
 def _layout_of(folder: str, files: Sequence[tuple[str, ...]]) -> str:
@@ -220,13 +244,12 @@ def _with_cameras(
             left_out["that data.folder.camera does not match"] += 1
 
 
-def _find_table(path: str) -> str | None:
-    """The CSV file, if there is one alone that has the columns."""
-    if os.path.isfile(path):
-        return path
-    files = sorted(Path(path).glob("*.csv")) if os.path.isdir(path) else []
-    tables = [str(file) for file in files if {"path", "identity"} <= _columns(str(file)).keys()]
-    return tables[0] if len(tables) == 1 else None
+def _tables(folders: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The CSV files in the folders that have the columns, and those that don't."""
+    entries = [entry for folder in folders for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)]
+    files = [e.path for e in entries if e.name.lower().endswith(".csv") and e.name[0] != "." and e.is_file()]
+    tables = [file for file in files if {"path", "identity"} <= _columns(file).keys()]
+    return tables, [file for file in files if file not in tables]
 
 
 def _columns(file: str) -> dict[str, str]:

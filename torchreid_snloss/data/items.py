@@ -42,20 +42,22 @@ def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
 
     Returns:
         A function that raises a `ValueError`, with the name of the data set, for items that can't be trained or
-        tested with, and does the same as torchreid's for all others. In a test run there may be no training items.
+        tested with, and does the same as torchreid's for all others. Where only the test items are used, in a test run
+        or for a target, there may be no training items.
     """
 
     @functools.wraps(init)
     def checked(self: Any, train: Any, query: Any, gallery: Any, *args: Any, **kwargs: Any) -> None:
         name = _name(self)
         splits = {"train": train, "query": query, "gallery": gallery}
-        without_training = isinstance(train, (list, tuple)) and not train and is_test_run(name)
+        mode = kwargs.get("mode", "train")
+        without_training = isinstance(train, (list, tuple)) and not train and (is_test_run(name) or mode != "train")
         for split, items in splits.items():
             if split == "train" and without_training:
                 continue
             _check_items(f"data set {name!r}", _SPLITS[split], items, isinstance(self, data.VideoDataset))
             splits[split] = _with_pythons_integers(items)
-        used = splits.get(kwargs.get("mode", "train"), [])
+        used = splits.get(mode, [])
         _check_paths(f"data set {name!r}", used)
         if kwargs.get("combineall") and type(self).combine_all is data.datasets.dataset.Dataset.combine_all:
             junk, train_only = set(self._junk_pids), self._train_only
@@ -63,7 +65,7 @@ def with_checked_items(init: Callable[..., None]) -> Callable[..., None]:
         if not without_training:
             init(self, *splits.values(), *args, **kwargs)
             return
-        # torchreid reads the first training item, and makes a training loader, which a test run does not use.
+        # torchreid reads the first training item, and makes a training loader, which a test does not use.
         verbose = kwargs.pop("verbose", True)
         unused = [(splits["query"][0][0], 0, 0)]
         init(self, unused, splits["query"], splits["gallery"], *args, verbose=False, **kwargs)
@@ -168,7 +170,8 @@ def _check_paths(who: str, items: Iterable[Any]) -> None:
         folder, name = os.path.split(path)
         if folder not in listed:
             try:
-                listed[folder] = set(os.listdir(folder or "."))
+                with os.scandir(folder or ".") as entries:
+                    listed[folder] = {e.name for e in entries if not e.is_symlink() or os.path.exists(e.path)}
             except (OSError, ValueError):  # no such folder; no permission to list it; a character 0
                 listed[folder] = set()
         if name not in listed[folder] and not _exists(path):

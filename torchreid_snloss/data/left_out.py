@@ -7,8 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from torchreid_snloss.data.folder_files import is_image
 from torchreid_snloss.data.items import files_of
 
 __all__ = ["left_out_images"]
@@ -33,11 +32,10 @@ def left_out_images(datamanager: Any) -> list[str]:
     for path in (path for item in items for path in files_of(item)):
         folder, name = os.path.split(path)
         used.setdefault(folder, set()).add(os.path.splitext(name)[1])
-    known = {ending.lower() for ending in Image.registered_extensions()}
     folders: dict[tuple[str, str], list[str]] = defaultdict(list)
     left, of_all = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for folder, endings in used.items():
-        found = Counter(ending for ending in _endings(folder) if ending.lower() in known)
+        found = Counter(_endings(folder))
         others = sorted(found.keys() - endings)
         if others:
             kind = ", ".join(sorted(endings)), ", ".join(others)
@@ -58,6 +56,7 @@ def _named(folders: list[str]) -> str:
 
 def _endings(folder: str) -> list[str]:
     try:
-        return [Path(entry.name).suffix for entry in os.scandir(folder or ".") if entry.is_file()]
+        entries = [entry for entry in os.scandir(folder or ".") if is_image(entry.name)]
+        return [Path(entry.name).suffix for entry in entries if entry.is_file()]
     except OSError:  # a folder that is gone is told when its images are read
         return []

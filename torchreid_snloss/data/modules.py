@@ -31,6 +31,10 @@ def import_modules(names: Iterable[str]) -> None:
             folder, file = os.path.split(os.path.abspath(os.path.expanduser(name)))
             if not os.path.isfile(os.path.join(folder, file)):
                 raise ValueError(f"data.modules: there is no file {name!r}")
+            if "." in file.removesuffix(".py"):
+                raise ValueError(
+                    f"data.modules: a module's file must have no dots in its name but in .py, got {name!r}"
+                )
             _import(name, file.removesuffix(".py"), folder)
             _check_is_file(name, file.removesuffix(".py"), os.path.join(folder, file))
         else:

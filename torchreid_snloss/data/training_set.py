@@ -22,6 +22,7 @@ __all__ = ["add_label_noise", "add_outliers", "keep_fraction", "set_training_ite
 # An item of a torchreid data set: (path of the image or paths of the tracklet, identity, camera, data set).
 Item = tuple[Any, ...]
 
+_LONGEST_NAME = 200  # bytes; file systems allow 255, with the numbers and the ending
 _PATCH_SIZE = 0.25  # as a share of the height and the width of the image
 
 
@@ -151,7 +152,10 @@ def add_outliers(items: Sequence[Item], share: float, seed: int, folder: str | P
         corner = rng.random(2)
         patches = []
         for frame, path in enumerate(paths):
-            patches.append(str(folder / f"{index:06d}_{frame:02d}_{Path(path).stem}.png"))
+            name = Path(path).stem
+            while len(os.fsencode(name)) > _LONGEST_NAME:  # the numbers in front tell it from others
+                name = name[:-1]
+            patches.append(str(folder / f"{index:06d}_{frame:02d}_{name}.png"))
             _patch(read_image(path), corner).save(patches[-1])
         replaced[index] = (patches[0] if isinstance(frames, str) else tuple(patches), *rest)
     print(f"=> {number} of {len(items)} training images are outliers, in {folder}")

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchreid import data
 
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.data.folder_files import files_below, is_image
-from torchreid_snloss.data.folder_layouts import natural_order
+from torchreid_snloss.data.folder_files import files_below, is_image, natural_order
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.errors import printable
 from torchreid_snloss.settings import Settings
