@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchreid_snloss import FIDILoss, HAP2SLoss, SNLoss
-from torchreid_snloss.losses import LOSSES, Differences, MetricLoss, Products, StatisticsCollector
+from torchreid_snloss.losses import LOSSES, Differences, GlobalBatchLoss, MetricLoss, Products, StatisticsCollector
 from torchreid_snloss.losses.distances import Distances
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())
@@ -639,5 +639,5 @@ def test_a_loss_with_parameters_is_refused() -> None:
             super().__init__()
             self.scale = torch.nn.Parameter(torch.ones(()))
 
-    with pytest.raises(TypeError, match="Learned has parameters, but a MetricLoss is differentiated by its features"):
-        Learned()(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(TypeError, match="Learned has parameters, but a MetricLoss is trained by its features alone"):
+        GlobalBatchLoss({"learned": Learned()})

@@ -233,7 +233,9 @@ def test_frames_of_tracklets_keep_their_order(add_data: Callable[..., str], spli
 def test_one_person_alone_is_no_training_set(use: Use, splits: Splits) -> None:
     alone = [item for item in splits["train"] if item[1] == 0]
     options = ("loss.name", "softmax", "train.batch_size", 2)
-    refused(use(*options, train=alone), "the training set has 1 identity, but at least 2 are needed")
+    refused(
+        use(*options, train=alone), "the training set needs at least 2 identities, since a loss tells them apart, got 1"
+    )
     done = use(*options, "test.evaluate", True, train=alone)
     assert done.code == 0, done.err
 

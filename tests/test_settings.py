@@ -142,7 +142,7 @@ BROKEN = {
     "data.k_tfm": ["data.k_tfm", 2],
     "data.cache ram needs data.batc": ["data.cache", "ram"],
     "loss.memory.size needs loss": ["loss.memory.size", 8, "loss.name", "triplet"],
-    "loss.memory.start_epoch needs": ["loss.memory.size", 8, "loss.memory.start_epoch", 60],
+    "loss.memory.start_epoch must": ["loss.memory.size", 8, "loss.memory.start_epoch", 60],
     "data.val_fold counts from 0": ["data.val_fraction", 0.25, "data.val_fold", 4],
     "train.amp bf16": ["train.amp", "bf16", "use_gpu", True],
     "train.compile": ["train.compile", True, "use_gpu", True],

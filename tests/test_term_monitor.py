@@ -164,7 +164,7 @@ def test_a_healthy_run(
 def test_nothing_is_left_to_learn(reid_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datamanager = make_datamanager(reid_data, transforms=[])
     found = reports(
-        datamanager, tmp_path, capsys, 20, criterion=HAP2SLoss(margin=0.0, sigma=100.0), optimizer="adam", lr=3e-3
+        datamanager, tmp_path, capsys, 20, criterion=HAP2SLoss(margin=0.0, sigma=100.0), optimizer="adam", lr=1e-2
     )
     assert len(found) == 1
     assert re.match(

@@ -174,8 +174,8 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
     if not checkpoint:
         if settings.evaluate and not settings.load_weights:
-            weights = "its pretrained" if settings.pretrained else "random"
-            print(f"** The config names no checkpoint: {settings.model_name} is tested with {weights} weights")
+            weights = "its pretrained" if settings.pretrained and not settings.embedding else "random"
+            print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
         return settings.start_epoch
     for key in ("model.load_weights", "train.start_epoch"):
         if given := settings.values[key]:

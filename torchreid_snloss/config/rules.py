@@ -94,9 +94,9 @@ RULES = [
         "loss.memory.size needs loss sn, hap2s, fidi or custom",
     ),
     Rule(
-        ("loss.memory.start_epoch", "loss.memory.size", "train.max_epoch"),
-        lambda start, size, end: start == 0 or (size > 0 and start < end),
-        "loss.memory.start_epoch needs a loss.memory.size above 0, and an epoch below train.max_epoch",
+        ("loss.memory.start_epoch", "train.max_epoch", "loss.memory.size", "test.evaluate"),
+        lambda start, end, size, evaluate: start < end or size == 0 or evaluate,
+        "loss.memory.start_epoch must be below train.max_epoch",
     ),
     Rule(
         ("train.amp", "use_gpu"),

@@ -56,7 +56,7 @@ def _batch_loader(loader: Any, seed: int, use_gpu: bool, trains: bool) -> BatchL
     return BatchLoader(
         DecodedDataset(loader.dataset, for_each, resize.of_large, seed),
         BatchTransforms(resize, rest, use_gpu),
-        trains,
+        trains=trains,
         batch_size=loader.batch_size,
         sampler=loader.sampler,
         drop_last=loader.drop_last,
@@ -125,7 +125,7 @@ class BatchLoader(DataLoader[dict[str, Any]]):
 
     dataset: DecodedDataset
 
-    def __init__(self, dataset: DecodedDataset, transforms: BatchTransforms, trains: bool, **options: Any) -> None:
+    def __init__(self, dataset: DecodedDataset, transforms: BatchTransforms, *, trains: bool, **options: Any) -> None:
         super().__init__(dataset, **options)
         self.transforms, self.trains = transforms, trains
         self._epoch_is_set = True
@@ -184,5 +184,5 @@ def loader_like(loader: Any, dataset: Any, **options: Any) -> Any:
     """
     options = {**_options(loader), **options}
     if isinstance(loader, BatchLoader):
-        return BatchLoader(dataset, loader.transforms, loader.trains, **options)
+        return BatchLoader(dataset, loader.transforms, trains=loader.trains, **options)
     return DataLoader(dataset, **options)

@@ -125,6 +125,8 @@ class ImageFolder(data.ImageDataset):
         ValueError: If the folder is missing, its layout is not clear, or it has nothing to train or to test on.
     """
 
+    train: list[Any]  # set by torchreid
+
     def __init__(self, root: str = "", options: FolderOptions | None = None, split_id: int = 0, **kwargs: Any) -> None:
         current = _current.get()
         if options is not None or current is None:
@@ -143,8 +145,6 @@ class ImageFolder(data.ImageDataset):
             )
         self._train_labels = splits.train_labels
         super().__init__(splits.train, splits.query, splits.gallery, **kwargs)
-
-    train: list[Any]  # set by torchreid
 
     def combine_all(self) -> None:
         """Adds the test images to the training images: each image once, and each person under one label.

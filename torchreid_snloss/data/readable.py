@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -102,7 +102,10 @@ def decode(path: str) -> Image.Image:
         if not stat.S_ISREG(os.stat(path).st_mode):  # such as a pipe, which nobody may ever write to
             raise OSError("it is not a regular file")
         with Image.open(path) as file:
-            if file.mode == "F" or file.mode.startswith("I"):  # which Pillow would not scale, but cut off at 255
+            # Pillow would not scale larger values, but cut them off.
+            if file.mode == "F" or (
+                file.mode.startswith("I") and cast("tuple[float, float]", file.getextrema())[1] > 255
+            ):
                 kind = "floating-point values" if file.mode == "F" else "16 or more bits"
                 raise OSError(f"it has {kind} a channel (Pillow's mode {file.mode}): convert it to 8 bits a channel")
             return file.convert("RGB")

@@ -198,7 +198,9 @@ def check_torchreids_sampler(
     if number > len(sizes):
         raise ValueError(f"a batch of {key}={given} needs {given} {what}s, but the training set has only {len(sizes)}")
     if batch_size % number:
-        raise ValueError(f"{train_sampler} divides batch_size={batch_size} evenly by {number} {what}s ({key}={given})")
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of {number}, the {what}s in a batch ({key}={given})"
+        )
     if min(sizes.values()) < batch_size // number:
         raise ValueError(
             f"a batch of batch_size={batch_size} and {key}={given} holds {batch_size // number} images of a {what}, "

@@ -73,7 +73,7 @@ def hold_out(
 def _split_of(dataset: Any, mode: str, items: list[Any], tested: Any) -> Any:
     """Training items, read as by their own class, which may prepare its images, and transformed as test images are."""
     split = copy.copy(dataset.dataset if isinstance(dataset, DecodedDataset) else dataset)
-    split.mode, split.data = mode, items
+    split.mode, split.data, split.k_tfm = mode, items, 1
     if isinstance(tested, DecodedDataset):
         return tested.of(split)
     split.transform = tested.transform

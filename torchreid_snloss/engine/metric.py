@@ -177,7 +177,9 @@ class MetricEngine(TrainingLoop):
         softmax = self.weight_x * summary["loss_x"] if self.weight_x > 0 and not is_compiled(self.model) else None
         summary |= self._terms.measure(weighted, softmax, outputs[1], features, self.scaler)
 
-        values = self._update(loss, summary, stat_totals, self.check_finite, backward_to_weights, self._gradients_there)
+        values = self._update(
+            loss, summary, stat_totals, self.check_finite, backward_to_weights, self._finish_gradients
+        )
         if values is None:
             undo()
             return {}
@@ -185,7 +187,7 @@ class MetricEngine(TrainingLoop):
         self._terms.record(values)
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def _gradients_there(self) -> None:
+    def _finish_gradients(self) -> None:
         self._parallel.check_gradients()
         average_gradients(self.criteria)  # which DistributedDataParallel does for the model alone
 

@@ -202,17 +202,18 @@ def _remedy(criterion: Criterion, term: _Term) -> str:
     """What to change, for a criterion that does nothing."""
     if term.collapsed:
         return "a smaller learning rate or a larger weight_x, since the features are at one point"
+    without_pairs = ", or batches with several images of an identity if they have none" if term.value == 0 else ""
     if isinstance(criterion, FIDILoss):
         if not criterion.normalize:
             return "loss.fidi.normalize True, or a smaller loss.fidi.beta"
         return "another loss.fidi.beta, or a larger weight_m"
     if isinstance(criterion, SNLoss):
-        return "a smaller loss.sn.scale, more loss.sn.num_neighbors, or a larger weight_m"
+        return "a smaller loss.sn.scale, more loss.sn.num_neighbors, or a larger weight_m" + without_pairs
     if isinstance(criterion, HAP2SLoss):
         hardness = "sigma" if criterion.weighting == "exponential" else "alpha"
-        return f"a larger loss.hap2s.margin, another loss.hap2s.{hardness}, or a larger weight_m"
+        return f"a larger loss.hap2s.margin, another loss.hap2s.{hardness}, or a larger weight_m" + without_pairs
     if term.value == 0:
-        return "a larger margin, or batches with several images of an identity if they have none"
+        return "a larger margin" + without_pairs
     return (
         "normalised features, a smaller learning rate, another scale, sigma or margin of the loss, or a larger weight"
     )

@@ -45,7 +45,7 @@ class Update:
         stat_totals: Mapping[str, Tensor],
         check_finite: Callable[[Mapping[str, float]], bool],
         backward_to_weights: Callable[[], None] | None = None,
-        check_gradients: Callable[[], None] | None = None,
+        gradients_done: Callable[[], None] | None = None,
     ) -> dict[str, float] | None:
         """Performs one step.
 
@@ -56,7 +56,7 @@ class Update:
             check_finite: called with the terms and the gradient norm; returns whether all are finite, or raises.
             backward_to_weights: called after the loss's backward pass to backpropagate the gradient to the weights;
                 None if the backward pass does that already.
-            check_gradients: called when the gradients have been computed.
+            gradients_done: called when the gradients have been computed, which it may change.
 
         Returns:
             the summary, averaged over the processes, and the statistics, as numbers; with float16 also `scale`. None if
@@ -72,8 +72,8 @@ class Update:
             self.scaler.scale(loss).backward()
         if backward_to_weights is not None:
             backward_to_weights()
-        if check_gradients is not None:
-            check_gradients()
+        if gradients_done is not None:
+            gradients_done()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
             self.scaler.update()  # without step(), which would wait for the GPU to check for an overflow

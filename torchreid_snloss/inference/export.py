@@ -162,7 +162,7 @@ def export_onnx(settings: Settings, model: nn.Module, images: Tensor, batch: int
     """
     graph = TestGraph(model, settings.flip, settings.normalize_feature).eval()
     name = settings.model_name
-    hint = " for any number of images; --batch gives one number" if batch is None else ""
+    hint = " for batches of any size (--batch 1 exports for one image)" if batch is None else ""
     with _named_errors(f"torch can't export {name} to ONNX{hint}"):
         content = _onnx_bytes(graph, torch.zeros(batch or 2, *images.shape[1:]), batch is None)
     expected = graph(images)

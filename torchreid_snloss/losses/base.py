@@ -198,11 +198,6 @@ class MetricLoss(OldNames, nn.Module, ABC):
                 pair of an anchor with itself is then left out. None if they are not.
             excluded_pairs: bool (N, M), further pairs to leave out. None if there are none.
         """
-        if any(parameter.requires_grad for parameter in self.parameters()):
-            raise TypeError(
-                f"{type(self).__name__} has parameters, but a MetricLoss is differentiated by its features alone: "
-                "derive a loss that learns parameters from torch.nn.Module"
-            )
         collect = self.collect_statistics and self.training
         dtype = torch.float64 if torch.float64 in (inputs.dtype, references.dtype) else torch.float32
         with torch.autocast(inputs.device.type, enabled=False):

@@ -48,6 +48,7 @@ class GlobalBatchLoss(nn.Module):
         losses: the criteria, by name.
 
     Raises:
+        TypeError: for a `MetricLoss` with parameters.
         ValueError: for another reduction, and for a memory without a criterion or with one that is not a `MetricLoss`.
     """
 
@@ -58,6 +59,11 @@ class GlobalBatchLoss(nn.Module):
         for criterion in criteria.values():
             if isinstance(criterion, MetricLoss) and criterion.reduction != "mean":
                 raise ValueError(f"over several batches the reduction must be 'mean', got {criterion.reduction!r}")
+            if isinstance(criterion, MetricLoss) and any(weight.requires_grad for weight in criterion.parameters()):
+                raise TypeError(
+                    f"{type(criterion).__name__} has parameters, but a MetricLoss is trained by its features alone: "
+                    "derive a loss that learns parameters from torch.nn.Module"
+                )
             if memory is not None and not isinstance(criterion, MetricLoss):
                 raise ValueError(f"a memory only works with this package's losses, got {type(criterion).__name__}")
         self.losses = dict(criteria)
