@@ -94,6 +94,13 @@ def test_re_ranking_of_equal_distances_is_that_of_the_matrix() -> None:
         np.testing.assert_allclose(ours, np.take_along_axis(whole, indices, 1), atol=1e-6)
 
 
+def test_no_distance_of_equal_features_is_below_0() -> None:
+    queries = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))  # rounding would make one negative
+    labels = (range(8), range(8), [0] * 8, [1] * 8)
+    _, found = nearest_gallery(queries, queries.clone(), *labels, 1, "euclidean", True)
+    assert (found >= 0).all()
+
+
 @pytest.mark.parametrize("block_size", [1, None])
 def test_ranked_lists_by_hand(block_size: int | None) -> None:
     # On a line. Gallery image 0 shows the first query's person from its own camera; 1 and 3 are equally far from it.
@@ -104,8 +111,6 @@ def test_ranked_lists_by_hand(block_size: int | None) -> None:
     assert indices.dtype == np.int64
     assert indices.tolist() == [[2, 1, 3, -1], [1, 2, 0, 3]]
     np.testing.assert_array_equal(found, [[1, 4, 4, np.nan], [64, 81, 90.25, 144]])
-    equal = nearest_gallery([[1e3, 0.1]], [[1e3, 0.1]] * 2, [1], [1, 2], [0], [1, 1], 2, "euclidean", False)[1]
-    assert (equal >= 0).all()  # in spite of rounding
     none_left = nearest_gallery([[0.0]], [[1.0]], [1], [1], [0], [0], 2)
     assert none_left[0].tolist() == [[-1, -1]]
     assert np.isnan(none_left[1]).all()
