@@ -464,11 +464,12 @@ def test_modules_register_data_sets(
     assert command_line(*small, *options, "data.modules", "['own_set_b', 'own_set_c']").code == 0
 
 
+@pytest.mark.parametrize("command", [["torchreid_snloss"], ["torchreid_snloss.inference.features", "--images", "."]])
 def test_a_module_that_takes_a_name_of_this_package_is_an_error(
-    own: Callable[[str, str], list[str]], in_folder: Path
+    command: list[str], own: Callable[[str, str], list[str]], in_folder: Path
 ) -> None:
-    options = own("own_folder.py", "folder")
-    done = run("-m", "torchreid_snloss", *process_options(*options, "data.modules", "own_folder.py"), cwd=in_folder)
+    options = (*own("own_folder.py", "folder"), "data.modules", "own_folder.py", "model.pretrained", "True")
+    done = run("-m", *command, *process_options(*options), cwd=in_folder)
     assert done.returncode == 2
     assert "a data set named 'folder' already, this package can't add its own: register the other under" in done.stderr
     assert len(done.stderr.splitlines()) == 1

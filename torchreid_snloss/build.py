@@ -25,9 +25,8 @@ from torchreid_snloss.criteria import make_criterion
 from torchreid_snloss.engine import MetricEngine, TrainingLoop, VideoMetricEngine, with_training_loop
 from torchreid_snloss.errors import text_of
 from torchreid_snloss.heads import ModelWithHead, set_last_stride
-from torchreid_snloss.loading import load_data, share_decoded
+from torchreid_snloss.loading import load_data, register_for_run, share_decoded
 from torchreid_snloss.losses import Criterion
-from torchreid_snloss.register import register
 from torchreid_snloss.settings import (
     Config,
     Settings,
@@ -82,9 +81,15 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
     return model
 
 
+def note_no_checkpoint(settings: Settings) -> None:
+    """Prints which weights a model has that is tested without a checkpoint."""
+    weights = "its pretrained" if settings.pretrained and not settings.embedding else "random"
+    print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
+
+
 def load_model(settings: Settings, num_classes: int) -> nn.Module:
     """Builds the model without checking it; each process runs the check itself."""
-    register()
+    register_for_run()
     name, logits_only, bnneck = settings.model_name, settings.logits_only, settings.neck == "bnneck"
     with_head, num_classes = bool(settings.embedding) or bnneck, max(1, num_classes)
     if not is_timm(name) and name not in (known := vars(models)["__model_factory"]):

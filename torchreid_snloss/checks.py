@@ -25,7 +25,7 @@ __getattr__ = renamed(__name__, {"check_config": "torchreid_snloss.settings.reso
 
 
 def check_datamanager(cfg: Config, datamanager: Any) -> None:
-    """Checks the config against the data: there must be two identities and a step to train, and the ranks.
+    """Checks the config against the data: there must be two identities and a step to train, and the ranks that are set.
 
     `build_datamanager` calls it.
 
@@ -83,8 +83,8 @@ def check_datamanager(cfg: Config, datamanager: Any) -> None:
         # torchreid's evaluation stops at rank 50; CUHK03's metric ranks one image per identity.
         longest = min(50, len({item[1] for item in gallery} if settings.use_metric_cuhk03 else gallery))
         bad = [rank for rank in settings.ranks if not 1 <= rank <= longest]
-        by_default = list(settings.ranks) == get_default_config().test.ranks  # of which the test prints what there is
-        if bad and not (by_default and not settings.use_metric_cuhk03):
+        # Of the default ranks, the test prints those that there are.
+        if bad and (settings.use_metric_cuhk03 or list(settings.ranks) != get_default_config().test.ranks):
             raise ConfigError(f"test.ranks must lie between 1 and {longest} for {name!r}, got {bad}")
 
 

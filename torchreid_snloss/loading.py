@@ -33,15 +33,24 @@ from torchreid_snloss.data.readable import all_loaders, test_loaders
 from torchreid_snloss.register import register
 from torchreid_snloss.settings import Settings, imagedata_kwargs, sampler_kwargs, videodata_kwargs
 
-__all__ = ["load_data", "share_decoded"]
+__all__ = ["load_data", "register_for_run", "share_decoded"]
+
+
+def register_for_run() -> None:
+    """`register()` for a run, in which a module of `data.modules` may have taken a name.
+
+    Raises:
+        ConfigError: If one has.
+    """
+    try:
+        register()
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
 
 
 def load_data(settings: Settings) -> Any:
     """Builds the data manager without checking it; each process runs the check itself."""
-    try:
-        register()
-    except RuntimeError as error:  # a module of `data.modules` may have taken a name
-        raise ConfigError(str(error)) from error
+    register_for_run()
     for note in settings.notes:
         print(note)
     for key, names in (("data.sources", settings.sources), ("data.targets", settings.targets)):

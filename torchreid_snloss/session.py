@@ -12,7 +12,7 @@ from torch import nn
 from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
-from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model
+from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model, note_no_checkpoint
 from torchreid_snloss.checkpoint import (
     CheckpointError,
     find_newest,
@@ -174,8 +174,7 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
     if not checkpoint:
         if settings.evaluate and not settings.load_weights:
-            weights = "its pretrained" if settings.pretrained and not settings.embedding else "random"
-            print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
+            note_no_checkpoint(settings)
         return settings.start_epoch
     for key in ("model.load_weights", "train.start_epoch"):
         if given := settings.values[key]:

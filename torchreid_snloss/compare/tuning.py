@@ -30,7 +30,7 @@ if _optuna_is_there:
 __all__ = ["MOST_TRIALS", "Tuning", "check_available"]
 
 _JOURNAL, _PRUNED, _SEARCH, _IMAGES, _FOLDS = "journal.log", "pruned", "search ", "images", "folds"
-MOST_TRIALS = 10_000
+MOST_TRIALS = 10_000  # of a split, whose seeds do not meet those of the next
 _STARTUP_TRIALS = 4  # the trials at random before TPE has enough to go by
 
 

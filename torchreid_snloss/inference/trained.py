@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchreid import engine
 
 from torchreid_snloss import device
-from torchreid_snloss.build import load_model
+from torchreid_snloss.build import load_model, note_no_checkpoint
 from torchreid_snloss.checkpoint import (
     atomic_write,
     find_newest,
@@ -79,7 +79,7 @@ def load_trained_model(settings: Settings) -> nn.Module:
     if path:
         load_weights(model, path, complete=True)
     else:
-        print(f"** The config names no checkpoint: {settings.model_name} has its pretrained weights")
+        note_no_checkpoint(settings)
     return model.eval()
 
 
