@@ -68,21 +68,22 @@ def test_reference_values(row: dict[str, Any], dtype: torch.dtype) -> None:
     if row["case"].startswith("repeated"):
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}[dtype]
     # HAP2S's hinge is a difference of distances that are themselves rounded to `ulp`; distances computed in float64 and
-    # rounded once to float32 give it no closer value. Its weights are exponentials of them, which shows at 300.
-    ulp, steepness = 0.0, 1.0
+    # rounded once to float32 give it no closer value. Its weights are exponentials of their ratio to sigma: an error of
+    # `ulp` changes a weight by a share of ulp / sigma.
+    ulp, of_weights = 0.0, 0.0
     if row["loss"] == "HAP2SLoss":
         raw = not row["params"]["normalize"]
         ulp = torch.finfo(dtype).eps * (torch.cdist(tensors[0], tensors[-2]).max().item() if raw else 2.0)
-        steepness = 2.0 if raw and row["case"].startswith("huge") and dtype == torch.float32 else 1.0
+        of_weights = ulp / row["params"]["sigma"] if row["params"]["weighting"] == "exponential" else 0.0
 
     def check(got: Tensor, expected: Any, relative: float, absolute: float) -> None:
         want = torch.tensor(expected, dtype=torch.float64)
         assert (got.double() - want).abs().max() <= relative * want.abs().max() + absolute
 
     check(value.detach(), row["value"], tolerance, max(ulp, 1e-15))
-    check(tensors[0].grad, row["grad_inputs"], steepness * tolerance, 1e-15)
+    check(tensors[0].grad, row["grad_inputs"], tolerance + of_weights, 1e-15)
     if row["references"] is not None:
-        check(tensors[2].grad, row["grad_references"], steepness * tolerance, 1e-15)
+        check(tensors[2].grad, row["grad_references"], tolerance + of_weights, 1e-15)
 
 
 @pytest.mark.usefixtures("algorithm")

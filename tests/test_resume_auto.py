@@ -94,7 +94,7 @@ def test_a_test_needs_a_checkpoint(train: Callable[..., Done], in_folder: Path) 
     done = train(*SN, *AUTO, "test.evaluate", True)
     assert done.code == 2
     assert done.err.count("\n") == 1
-    assert "model.resume auto: no checkpoint to test in log/model" in done.err
+    assert "model.resume auto: no checkpoint in log/model" in done.err
     assert train(*SN, "train.max_epoch", 1, "data.save_dir", "other").code == 0
     assert train(*SN, *AUTO, "test.evaluate", True, "data.save_dir", "other").code == 0
     weights = ("model.load_weights", "other/model/model.pth.tar-1")

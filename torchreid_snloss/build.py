@@ -81,12 +81,6 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
     return model
 
 
-def note_no_checkpoint(settings: Settings) -> None:
-    """Prints which weights a model has that is tested without a checkpoint."""
-    weights = "its pretrained" if settings.pretrained and not settings.embedding else "random"
-    print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
-
-
 def load_model(settings: Settings, num_classes: int) -> nn.Module:
     """Builds the model without checking it; each process runs the check itself."""
     register_for_run()

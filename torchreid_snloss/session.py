@@ -12,15 +12,8 @@ from torch import nn
 from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
-from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model, note_no_checkpoint
-from torchreid_snloss.checkpoint import (
-    CheckpointError,
-    find_newest,
-    load_checkpoint,
-    load_weights,
-    model_folder,
-    num_classes,
-)
+from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model
+from torchreid_snloss.checkpoint import load_weights, model_folder
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
@@ -32,6 +25,7 @@ from torchreid_snloss.run.restarts import identify_run, restarted
 from torchreid_snloss.run.screen import data_lines, setting_lines, version_line
 from torchreid_snloss.run.writable import check_run_writable, checkpoint_size
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve, wants_gpu
+from torchreid_snloss.tested_model import checkpoint_to_test, load_tested_model, newest_checkpoint
 
 __all__ = ["train"]
 
@@ -117,13 +111,16 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     datamanager = distributed.main_process_first(lambda: load_data(settings))
     _on_all_ranks(lambda: check_datamanager(settings, datamanager))
     print("Data:", *data_lines(settings, datamanager), sep="\n")
-    classes = datamanager.num_train_pids or _num_classes_of_checkpoint(settings, folder)
-    model = distributed.main_process_first(lambda: load_model(settings, classes))
+    if settings.evaluate:
+        checkpoint = checkpoint_to_test(settings)
+        model = distributed.main_process_first(lambda: load_tested_model(settings, checkpoint))
+    else:
+        model = distributed.main_process_first(lambda: load_model(settings, datamanager.num_train_pids))
     _on_all_ranks(lambda: check_model(settings, model))
     params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
     print(f"Model: {settings.model_name}, {params:,} parameters, {flops:,} flops an image")
-    if settings.load_weights:
-        distributed.main_process_first(lambda: load_weights(model, settings.load_weights, settings.evaluate))
+    if settings.load_weights and not settings.evaluate:
+        distributed.main_process_first(lambda: load_weights(model, settings.load_weights))
     model = device.to_device(model, settings.use_gpu)
     if settings.use_gpu and device.count() > 1 and distributed.world_size() == 1:
         model = nn.DataParallel(model)
@@ -135,17 +132,11 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
     share_decoded(settings, datamanager)
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
     engine.checkpointer.run = run
-    kwargs = {**engine_run_kwargs(settings), "start_epoch": _resume(settings, engine, folder, restart)}
+    kwargs = engine_run_kwargs(settings)
+    if not settings.evaluate:
+        kwargs["start_epoch"] = _resume(settings, engine, folder, restart)
     engine.run(**kwargs)
     return engine
-
-
-def _num_classes_of_checkpoint(settings: Settings, folder: Path) -> int:
-    """The number of identities of the classifier in the checkpoint that is tested; 0 if there is none."""
-    path: Path | str | None = settings.resume or settings.load_weights
-    if path == "auto":
-        path = _newest(folder, None) or settings.load_weights
-    return distributed.main_process_first(lambda: num_classes(load_checkpoint(path)["state_dict"])) if path else 0
 
 
 def _print_settings(settings: Settings) -> None:
@@ -166,34 +157,17 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
     """
     checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
     if settings.resume == "auto" or restarted:
-        checkpoint = _newest(folder, None if settings.resume == "auto" else engine.checkpointer.run) or checkpoint
-        if not checkpoint and settings.evaluate and settings.resume == "auto" and not settings.load_weights:
-            raise ConfigError(f"model.resume auto: no checkpoint to test in {folder}")
+        run = None if settings.resume == "auto" else engine.checkpointer.run
+        checkpoint = newest_checkpoint(folder, run) or checkpoint
         if not checkpoint:
             reason = "restarted" if restarted else "model.resume auto"
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
     if not checkpoint:
-        if settings.evaluate and not settings.load_weights:
-            note_no_checkpoint(settings)
         return settings.start_epoch
     for key in ("model.load_weights", "train.start_epoch"):
         if given := settings.values[key]:
             print(f"=> {key} {given} is not used, since the run is resumed")
     return int(distributed.main_process_first(lambda: engine.resume(checkpoint)))
-
-
-def _newest(folder: Path, run: str | None) -> Path | None:
-    """What `find_newest` finds on rank 0, or the error that it raises there, on all processes."""
-    found: Path | CheckpointError | None = None
-    if distributed.rank() == 0:
-        try:
-            found = find_newest(folder, run)
-        except CheckpointError as error:
-            found = error
-    found = distributed.broadcast_object(found)
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
 
 
 def _environment() -> str:

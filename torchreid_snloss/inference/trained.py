@@ -13,21 +13,14 @@ from torch import Tensor, nn
 from torchreid import engine
 
 from torchreid_snloss import device
-from torchreid_snloss.build import load_model, note_no_checkpoint
-from torchreid_snloss.checkpoint import (
-    atomic_write,
-    find_newest,
-    load_checkpoint,
-    load_weights,
-    model_folder,
-    num_classes,
-)
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.cli import config_options
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.engine import WriteError
 from torchreid_snloss.engine.extraction import extract_batch
 from torchreid_snloss.run.writable import check_replaceable
 from torchreid_snloss.settings import Settings, resolve
+from torchreid_snloss.tested_model import checkpoint_to_test, load_tested_model
 
 __all__ = ["TestModel", "check_output", "load_trained_model", "settings_for_test", "write_output"]
 
@@ -53,34 +46,20 @@ def settings_for_test(args: argparse.Namespace, **options: Any) -> Settings:
         cfg.test.held_out_only = False
         print("=> test.held_out_only: False, since this command trains nothing and holds nobody out")
     cfg.update(options)
-    if cfg.model.load_weights or cfg.model.resume:
-        cfg.model.pretrained = False  # no download for weights that are replaced
     return resolve(cfg)
 
 
 def load_trained_model(settings: Settings) -> nn.Module:
-    """Builds the model with the weights of `model.resume` or `model.load_weights`, on the CPU, in evaluation mode.
-
-    Without either it has its pretrained weights.
+    """Builds the model as `load_tested_model` does, but not with random weights.
 
     Raises:
         ConfigError: if the config names no weights, or the model can't be built.
         CheckpointError: if the checkpoint can't be read, or is that of another model.
     """
-    path: Path | str | None = settings.resume or settings.load_weights
-    if path == "auto":
-        folder = model_folder(settings.save_dir)
-        path = find_newest(folder) or settings.load_weights
-        if not path:
-            raise ConfigError(f"model.resume auto: no checkpoint in {folder}")
-    if not path and (not settings.pretrained or settings.embedding):
+    checkpoint = checkpoint_to_test(settings)
+    if not checkpoint and (not settings.pretrained or settings.embedding):
         raise ConfigError("the model has no trained weights: name a checkpoint in model.load_weights or model.resume")
-    model = load_model(settings, num_classes(load_checkpoint(path)["state_dict"]) if path else 1)
-    if path:
-        load_weights(model, path, complete=True)
-    else:
-        note_no_checkpoint(settings)
-    return model.eval()
+    return load_tested_model(settings, checkpoint)
 
 
 def check_output(path: str, ending: str) -> None:
