@@ -11,7 +11,12 @@ import pytest
 from conftest import Done, Tiny, tiny_options
 from torchreid import models
 
+from torchreid_snloss.build import build_criteria, build_datamanager, build_engine, build_model, build_optimizer
+from torchreid_snloss.checkpoint import load_checkpoint, save_checkpoint
+from torchreid_snloss.config import get_default_config, load_config
+from torchreid_snloss.engine.differences import feature_differences, plain
 from torchreid_snloss.inference import features
+from torchreid_snloss.settings import resolve
 
 SN = ("loss.name", "sn", "train.max_epoch", 1)
 CHECKPOINT = "log/model/model.pth.tar-1"
@@ -31,7 +36,7 @@ def test_a_test_needs_nothing_of_the_training_but_the_weights(key: str, train: C
     others = ["train.optim", "sgd", "train.lr_scheduler", "cosine", "loss.name", "fidi", "train.batch_size", 16]
     done = train("test.evaluate", True, key, CHECKPOINT, *others, "data.val_fraction", 0.5, "data.save_dir", "tested")
     assert done.code == 0, done.err
-    assert "in the checkpoint" not in done.out
+    assert "when the checkpoint was trained" not in done.out
     assert mean_ap(done.out) == mean_ap(trained.out)
 
 
@@ -50,11 +55,71 @@ def test_a_setting_that_gives_other_features_is_told(
         code = features.main(["--images", str(image), *tiny_options(key, CHECKPOINT, *others)])
         out = capsys.readouterr().out
     assert code == 0
-    assert [line for line in out.splitlines() if "in the checkpoint" in line] == [
-        "** data.height: 64 in the checkpoint, 96 in the config, which is used",
-        "** data.norm_mean: [0.485, 0.456, 0.406] in the checkpoint, [0.5, 0.5, 0.5] in the config, which is used",
-        "** test.normalize_feature: True in the checkpoint, False in the config, which is used",
+    assert [line for line in out.splitlines() if "when the checkpoint was trained" in line] == [
+        "=> data.height: 64 when the checkpoint was trained, 96 now",
+        "=> data.norm_mean: [0.485, 0.456, 0.406] when the checkpoint was trained, [0.5, 0.5, 0.5] now",
+        "=> test.normalize_feature: True when the checkpoint was trained, False now",
     ]
+    assert f'from "{CHECKPOINT}", after 1 epochs' in out
+
+
+def test_a_setting_is_named_before_weights_that_do_not_fit_because_of_it(train: Callable[..., Done]) -> None:
+    assert train(*SN).code == 0
+    done = train("test.evaluate", True, "model.resume", CHECKPOINT, "model.neck", "bnneck")
+    assert done.code == 2
+    assert "=> model.neck: 'none' when the checkpoint was trained, 'bnneck' now" in done.out
+    assert "belongs to another model" in done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({}, 0),
+        ({"video.pooling_method": "max"}, 1),
+        ({"video.seq_len": 7}, 1),
+        ({"video.seq_len": 7, "video.sample_method": "all"}, 1),  # of the method
+        ({"data.type": "image"}, 1),
+        ({"model.name": "timm/b.tag"}, 0),  # of other pretrained weights
+        ({"train.lr": 1.0, "data.root": "elsewhere"}, 0),
+    ],
+)
+def test_only_what_changes_features_is_a_difference(change: dict[str, Any], lines: int) -> None:
+    settings = resolve(get_default_config()).values
+    settings = {**settings, "data.type": "video", "model.name": "timm/b", "video.sample_method": "evenly"}
+    assert len(feature_differences(plain(settings), {**settings, **change})) == lines
+    of_all = {**settings, "video.sample_method": "all"}
+    assert feature_differences(plain(of_all), {**of_all, "video.seq_len": 7}) == []
+
+
+@BY
+def test_settings_of_a_checkpoint_that_are_no_plain_data(key: str, train: Callable[..., Done], in_folder: Path) -> None:
+    assert train(*SN).code == 0
+    checkpoint = load_checkpoint(CHECKPOINT)
+    endless: list[Any] = []
+    endless.append(endless)
+    save_checkpoint({**checkpoint, "settings": {**checkpoint["settings"], "data.height": endless}}, CHECKPOINT)
+    done = train("test.evaluate", True, key, CHECKPOINT)
+    assert done.code == 2
+    assert "its settings.data.height must be plain data" in done.err
+    save_checkpoint({**checkpoint, "settings": "of another program"}, CHECKPOINT)
+    assert train("test.evaluate", True, key, CHECKPOINT).code == 0
+
+
+def test_a_script_that_only_tests_resumes_on_other_training_images(
+    train: Callable[..., Done], reid_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = train(*SN)
+    options = tiny_options(*SN, "data.root", reid_data, "test.evaluate", True, "data.val_fraction", 0.25)
+    settings = resolve(load_config(options=options))
+    datamanager = build_datamanager(settings)
+    model = build_model(settings, 16)
+    criteria = build_criteria(settings)
+    optimizer, scheduler = build_optimizer(settings, model, criteria)
+    engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
+    engine.resume(CHECKPOINT)
+    capsys.readouterr()
+    engine.run(test_only=True, normalize_feature=True)
+    assert mean_ap(capsys.readouterr().out) == mean_ap(trained.out)
 
 
 def test_which_checkpoint_is_tested_is_told(train: Callable[..., Done]) -> None:

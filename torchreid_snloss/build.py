@@ -81,8 +81,14 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
     return model
 
 
-def load_model(settings: Settings, num_classes: int) -> nn.Module:
-    """Builds the model without checking it; each process runs the check itself."""
+def load_model(settings: Settings, num_classes: int, pretrained: bool | None = None) -> nn.Module:
+    """Builds the model without checking it; each process runs the check itself.
+
+    Args:
+        settings: the settings.
+        num_classes: number of training identities; 0 in a test run without any.
+        pretrained: whether it gets its pretrained weights; None: as the settings say.
+    """
     register_for_run()
     name, logits_only, bnneck = settings.model_name, settings.logits_only, settings.neck == "bnneck"
     with_head, num_classes = bool(settings.embedding) or bnneck, max(1, num_classes)
@@ -95,7 +101,7 @@ def load_model(settings: Settings, num_classes: int) -> nn.Module:
         "name": name,
         "num_classes": num_classes,
         "loss": "softmax" if logits_only and not with_head else "triplet",  # "triplet" returns (logits, features)
-        "pretrained": settings.pretrained,
+        "pretrained": settings.pretrained if pretrained is None else pretrained,
         "use_gpu": settings.use_gpu,
     }
     model: nn.Module

@@ -1,41 +1,19 @@
-"""The model that a test uses: which checkpoint it comes from, and where the config differs from that checkpoint's."""
+"""The model of a test: which checkpoint it comes from, and what is said where the config differs from it."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from torch import nn
 
-from torchreid_snloss import distributed
 from torchreid_snloss.build import load_model
-from torchreid_snloss.checkpoint import (
-    CheckpointError,
-    find_newest,
-    load_checkpoint,
-    load_weights,
-    model_folder,
-    num_classes,
-)
+from torchreid_snloss.checkpoint import load_checkpoint, model_folder, num_classes, put_weights, settings_of
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine.differences import feature_differences
+from torchreid_snloss.run.restarts import newest_checkpoint
 from torchreid_snloss.settings import Settings
 
-__all__ = ["checkpoint_to_test", "load_tested_model", "newest_checkpoint"]
-
-
-def newest_checkpoint(folder: Path, run: str | None = None) -> Path | None:
-    """What `find_newest` finds on rank 0, or the error that it raises there, on all processes, which must call it."""
-    found: Path | CheckpointError | None = None
-    if distributed.rank() == 0:
-        try:
-            found = find_newest(folder, run)
-        except CheckpointError as error:
-            found = error
-    found = distributed.broadcast_object(found)
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
+__all__ = ["checkpoint_to_test", "has_pretrained_weights", "load_tested_model"]
 
 
 def checkpoint_to_test(settings: Settings) -> Path | str:
@@ -61,10 +39,15 @@ def checkpoint_to_test(settings: Settings) -> Path | str:
     return path or weights
 
 
+def has_pretrained_weights(settings: Settings) -> bool:
+    """Whether a model without a checkpoint has weights that are not random, which no `model.embedding` has."""
+    return settings.pretrained and not settings.embedding
+
+
 def load_tested_model(settings: Settings, checkpoint: Path | str) -> nn.Module:
     """Builds the model of a test, on the CPU, in evaluation mode. A line names its weights if no checkpoint is given.
 
-    Another line is printed for each value of the config that changes the features and is not the checkpoint's.
+    Another line is printed for each setting by which the features differ from those that the training tested.
 
     Args:
         settings: the settings of the test.
@@ -75,13 +58,13 @@ def load_tested_model(settings: Settings, checkpoint: Path | str) -> nn.Module:
         CheckpointError: if the checkpoint can't be read, or is that of another model.
     """
     if not checkpoint:
-        weights = "its pretrained" if settings.pretrained and not settings.embedding else "random"
+        weights = "its pretrained" if has_pretrained_weights(settings) else "random"
         print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
         return load_model(settings, num_classes=1).eval()
     content = load_checkpoint(checkpoint)
-    without_download = dataclasses.replace(settings, pretrained=False)
-    model = load_model(without_download, num_classes(content["state_dict"]))
-    load_weights(model, checkpoint, complete=True)
-    for line in feature_differences(content, settings.values):
-        print(f"** {line}")
+    for line in feature_differences(settings_of(content, checkpoint), settings.values):
+        print(f"=> {line}")
+    # All weights are the checkpoint's, so none need be downloaded.
+    model = load_model(settings, num_classes(content["state_dict"]), pretrained=False)
+    put_weights(model, content, checkpoint, complete=True)
     return model.eval()

@@ -6,8 +6,10 @@ from torchreid_snloss.checkpoint.files import (
     load_checkpoint,
     load_resumable,
     load_weights,
+    put_weights,
     restore,
     save_checkpoint,
+    settings_of,
 )
 from torchreid_snloss.checkpoint.fitting import num_classes
 from torchreid_snloss.checkpoint.names import BEST, checkpoint_name, model_folder, own_names
@@ -26,9 +28,11 @@ __all__ = [
     "model_folder",
     "num_classes",
     "own_names",
+    "put_weights",
     "remove_unfinished",
     "restore",
     "save_checkpoint",
+    "settings_of",
 ]
 
 __getattr__ = renamed(__name__, {"write_whole": "torchreid_snloss.checkpoint.atomic_write"})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torchreid_snloss.checkpoint.atomic import atomic_write
-from torchreid_snloss.checkpoint.consistency import check_consistency
+from torchreid_snloss.checkpoint.consistency import check_consistency, check_plain
 from torchreid_snloss.checkpoint.fitting import fit_weights, is_of_classifier
 from torchreid_snloss.checkpoint.names import BEST, named_checkpoints
 from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
@@ -24,12 +24,13 @@ __all__ = [
     "load_checkpoint",
     "load_resumable",
     "load_weights",
+    "put_weights",
     "restore",
     "save_checkpoint",
+    "settings_of",
 ]
 
 _NUM_NAMES = 3  # of layers, in a message
-_WAY_OUT = "set another data.save_dir, or move the checkpoints away, since the run would overwrite them"
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
@@ -97,6 +98,26 @@ def _invalid(path: str | Path, error: ValueError) -> CheckpointError:
     return CheckpointError(f"{str(path)!r} is not a valid checkpoint: {error}")
 
 
+def settings_of(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """The settings of the run that wrote a checkpoint, by their keys; empty for one without any, as of torchreid.
+
+    Args:
+        checkpoint: The content of the checkpoint.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: If they are no plain data.
+    """
+    settings = checkpoint.get("settings")
+    if not isinstance(settings, Mapping):
+        return {}
+    try:
+        check_plain("its settings", settings)
+    except ValueError as error:
+        raise _invalid(path, error) from error
+    return settings
+
+
 def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> None:
     """Loads the weights of a checkpoint into a model, and prints how many of its layers the checkpoint has.
 
@@ -111,8 +132,13 @@ def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> 
         CheckpointError: As `load_checkpoint` does, and if no layer but the classifier fits, a layer is of another type
             of numbers, or a layer other than the classifier does not fit and `complete` is set.
     """
+    put_weights(model, load_checkpoint(path), path, complete)
+
+
+def put_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, complete: bool = False) -> None:
+    """Does what `load_weights` does, with the content of a checkpoint that is loaded already."""
     unwrapped = getattr(model, "module", model)
-    weights = load_checkpoint(path)["state_dict"]
+    weights, epoch = checkpoint["state_dict"], checkpoint.get("epoch")
     current = unwrapped.state_dict()
     try:
         fit = fit_weights(current, weights)
@@ -128,7 +154,9 @@ def load_weights(model: nn.Module, path: str | Path, complete: bool = False) -> 
             f"{str(path)!r} belongs to another model, which can't be tested as this one: {fit.describe(_NUM_NAMES)}"
         )
     unwrapped.load_state_dict({**current, **fit.fitting})
-    print(f'=> Loaded {len(fit.fitting)} of {len(current)} layers, {fit.share:.1%} of the weights, from "{path}"')
+    trained = f", after {epoch} epochs" if type(epoch) is int else ""
+    layers = f"{len(fit.fitting)} of {len(current)} layers, {fit.share:.1%} of the weights"
+    print(f'=> Loaded {layers}, from "{path}"{trained}')
     if fit.misfits or fit.classifier:
         print(f"** Layers that differ in name or shape were not loaded: {fit.describe(_NUM_NAMES)}")
 
@@ -211,7 +239,7 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
 
     Raises:
         CheckpointError: If a newer checkpoint is of a later version or can't be read, or if `run` is None and there are
-            checkpoints but none can be loaded. A run that went on all the same would overwrite them.
+            checkpoints but none can be loaded.
     """
     best, named = Path(folder) / BEST, named_checkpoints(folder)
     files: list[tuple[tuple[str, int, int], Path]] = []
@@ -248,11 +276,9 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
             break
     for position, reason in unknown:
         if (run is None or position[0] == run) and _is_newer(position, reached):
-            raise CheckpointError(f"can't resume from the newest checkpoint: {reason}; {_WAY_OUT}")
+            raise CheckpointError(f"the newest checkpoint can't be loaded: {reason}")
     if newest is None and run is None and reasons:
-        raise CheckpointError(
-            f"none of the checkpoints in {str(folder)!r} can be resumed from: {reasons[0]}; {_WAY_OUT}"
-        )
+        raise CheckpointError(f"none of the checkpoints in {str(folder)!r} can be loaded: {reasons[0]}")
     return newest
 
 

@@ -31,6 +31,7 @@ from torchreid_snloss.engine.differences import RunDifferences, plain
 from torchreid_snloss.engine.options import NonFiniteError, WriteError
 from torchreid_snloss.engine.random_state import random_states, set_random_states
 from torchreid_snloss.engine.schedule import Schedule, steps_of
+from torchreid_snloss.errors import printable
 
 __all__ = ["Checkpointer", "TrainingState", "new_run"]
 
@@ -40,6 +41,7 @@ def new_run() -> str:
     return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
 
 
+_LONGEST_LINE = 1000  # about a value in a checkpoint
 _OPTIONS_OF_A_SCALER = ("growth_factor", "backoff_factor", "growth_interval")
 
 
@@ -218,7 +220,7 @@ class Checkpointer:
         batches = f" and {self.state.batch} batches of the next" if self.state.batch else ""
         print(f'=> Resuming from "{path}", after {epoch} epochs{batches}')
         for line in [*(f"=> {line}" for line in differences.lines(of_schedule)), *of_memory]:
-            print(line)
+            print(printable(line, _LONGEST_LINE))
         if self.state.batch and differences.other_order:
             print("=> Those batches are trained again, since this run draws other ones")
             self.state.batch, self._random_states = 0, None
@@ -226,7 +228,7 @@ class Checkpointer:
 
     def _check_batch(self, checkpoint: Mapping[str, Any], differences: RunDifferences, path: Any) -> None:
         batch, most = checkpoint.get("progress", {}).get("batch", 0), self.num_batches()
-        if most is not None and batch >= most > 0 and not differences.other_order:
+        if most is not None and batch >= most > 0 and not (differences.other_order or differences.silent):
             raise CheckpointError(
                 f"{str(path)!r} is not a valid checkpoint: its progress.batch is {batch}, "
                 f"but an epoch has {most} batches"

@@ -1,4 +1,4 @@
-"""What differs between the run that wrote a checkpoint and the one that resumes it."""
+"""What differs between the run that wrote a checkpoint and the one that resumes or tests it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 from torchreid_snloss.checkpoint import CheckpointError
 from torchreid_snloss.data.fingerprint import difference
-from torchreid_snloss.errors import printable
 from torchreid_snloss.values import shown
 
-__all__ = ["NEUTRAL_KEYS", "RunDifferences", "feature_differences", "plain"]
+__all__ = ["NEUTRAL_KEYS", "RunDifferences", "feature_differences", "feature_settings", "plain"]
 
 NEUTRAL_KEYS = (
     *("data.root", "data.save_dir", "data.workers", "data.cache", "train.print_freq", "train.save_freq", "train.keep"),
@@ -18,8 +17,7 @@ NEUTRAL_KEYS = (
 )
 """Keys that change neither what is trained nor its results, but for random numbers."""
 
-_LONGEST_LINE = 1000  # which a value in a checkpoint could exceed
-# With the neutral keys, those by which a run starts, and those of its tests.
+# With them those by which a run starts, and those of its tests.
 _FREE = {
     *NEUTRAL_KEYS,
     *("data.folder.path", "data.modules"),
@@ -31,10 +29,10 @@ _FIXED = ("model.name", "model.embedding", "model.neck", "train.optim", "train.s
 # Those that decide the features of a trained model.
 _FEATURES = (
     *("model.name", "model.last_stride", "model.embedding", "model.neck"),
-    *("data.height", "data.width", "data.norm_mean", "data.norm_std"),
-    *("video.seq_len", "video.sample_method", "video.pooling_method"),
-    *("test.flip", "test.normalize_feature"),
+    *("data.type", "data.height", "data.width", "data.norm_mean", "data.norm_std"),
 )
+_VIDEO_FEATURES = ("video.seq_len", "video.sample_method", "video.pooling_method")
+_TEST_OPTIONS = ("test.flip", "test.normalize_feature")
 # Those that decide which images an epoch's batches hold, and which images are trained on.
 _ORDER = ("train.batch_size", "train.seed", "sampler.")
 _IMAGES = ("data.", "train.seed", "cuhk03.", "market1501.")
@@ -79,16 +77,32 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def feature_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that the features of a trained model follow from, apart from the options of a test."""
+    keys = [*_FEATURES, *(_VIDEO_FEATURES if settings.get("data.type") == "video" else ())]
+    if settings.get("video.sample_method") == "all" and "video.seq_len" in keys:
+        keys.remove("video.seq_len")  # all frames of a tracklet count
+    return {key: settings[key] for key in keys if key in settings}
+
+
 def feature_differences(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line about each setting that gives a trained model other features than those it was trained and tested with.
+    """A line about each setting by which a trained model gives other features than in the tests of its training.
 
     Args:
-        checkpoint: The content of the checkpoint.
-        now: The settings of the test, by their keys.
+        checkpoint: The settings of the training, by their keys.
+        now: The settings of the test.
     """
-    before = _plain_values(checkpoint.get("settings"))
-    changed = _changed(before, {key: now[key] for key in _FEATURES if _in_use(key, before, now)})
-    return [printable(_line(key, before, value), _LONGEST_LINE) for key, value in changed.items()]
+    before, own = (
+        {**feature_settings(values), **{key: values[key] for key in _TEST_OPTIONS if key in values}}
+        for values in (checkpoint, now)
+    )
+    if all(str(values.get("model.name")).startswith("timm/") for values in (before, own)):
+        del own["model.name"]  # its tag says which pretrained weights; those of another architecture do not fit
+    return [
+        f"{key}: {shown(before[key])} when the checkpoint was trained, {shown(value)} now"
+        for key, value in plain(own).items()
+        if key in before and value != before[key]
+    ]
 
 
 class RunDifferences:
@@ -102,6 +116,7 @@ class RunDifferences:
 
     Attributes:
         other_order: Whether the batches of an epoch are other ones.
+        silent: Whether the run only tests, so that nothing of the checkpoint's batches is used.
 
     Raises:
         CheckpointError: If a setting differs with which the checkpoint can't be resumed, or the training images or
@@ -113,6 +128,9 @@ class RunDifferences:
         self._settings: dict[str, str] | None = None
         self._batches: list[str] = []
         self.other_order = False
+        self.silent = settings is not None and bool(settings.get("test.evaluate"))
+        if self.silent:  # nothing of that is used
+            return
         if before and settings is not None:
             with_state = bool(now["criterion"] or checkpoint.get("criterion"))
             self._settings = _changed_settings(before, settings, with_state, path)
@@ -150,10 +168,11 @@ class RunDifferences:
         Args:
             of_schedule: Those about the optimizer and its schedule, which are used unless settings say the same.
         """
+        if self.silent:
+            return []
         settings = self._settings or {}
         said = any(key.startswith(_OPTIMIZER) for key in settings)
-        lines = [*settings.values(), *([] if said else of_schedule), *self._batches]
-        return [printable(line, _LONGEST_LINE) for line in lines]
+        return [*settings.values(), *([] if said else of_schedule), *self._batches]
 
 
 def _plain_values(part: Any) -> Mapping[str, Any]:
@@ -182,7 +201,7 @@ def _changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], criterion_has_state: bool, path: Any
 ) -> dict[str, str]:
     """A line about each setting that differs from the checkpoint's, by its key."""
-    changed = _changed(before, now)
+    changed = {key: plain(value) for key, value in now.items() if key in before and plain(value) != before[key]}
     staged = before.get("train.staged_lr") and now.get("train.staged_lr")
     for key in _FIXED:
         if key in changed and (key != "train.new_layers" or staged):
@@ -191,19 +210,10 @@ def _changed_settings(
         if key in changed and criterion_has_state:
             raise _refusal(path, key, before[key], changed[key])
     return {
-        key: _line(key, before, value)
+        key: f"{key}: {shown(before[key])} in the checkpoint, {shown(value)} in the config, which is used"
         for key, value in changed.items()
         if key not in _FREE and _in_use(key, before, now)
     }
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of this run that the checkpoint has otherwise, by their keys."""
-    return {key: plain(value) for key, value in now.items() if key in before and plain(value) != before[key]}
-
-
-def _line(key: str, before: Mapping[str, Any], value: Any) -> str:
-    return f"{key}: {shown(before[key])} in the checkpoint, {shown(value)} in the config, which is used"
 
 
 def _refusal(path: Any, key: str, before: Any, now: Any) -> CheckpointError:

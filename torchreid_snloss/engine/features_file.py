@@ -19,6 +19,7 @@ from torch import nn
 from torchreid_snloss import distributed
 from torchreid_snloss.checkpoint.atomic import atomic_write
 from torchreid_snloss.data.fingerprint import difference, fingerprint, relative_names
+from torchreid_snloss.engine.differences import feature_settings
 from torchreid_snloss.engine.extraction import SplitFeatures
 from torchreid_snloss.engine.options import WriteError
 from torchreid_snloss.errors import text_of
@@ -28,11 +29,6 @@ __all__ = ["FeaturesError", "FeaturesFile", "conditions", "weights_digest"]
 
 FORMAT_VERSION = 1
 _ABOUT = "about"
-_KEYS = (
-    *("model.name", "model.last_stride", "model.embedding", "model.neck"),
-    *("data.type", "data.height", "data.width", "data.norm_mean", "data.norm_std"),
-)
-_VIDEO_KEYS = ("video.seq_len", "video.sample_method", "video.pooling_method")
 
 
 class FeaturesError(ValueError):
@@ -49,8 +45,7 @@ def conditions(settings: Mapping[str, Any] | None, loader: Any, flip: bool) -> d
     """
     if settings is None:
         return {"test.flip": flip, "transform": " ".join(str(getattr(loader.dataset, "transform", None)).split())}
-    keys = _KEYS + (_VIDEO_KEYS if settings["data.type"] == "video" else ())
-    return {"test.flip": flip, **{key: settings[key] for key in keys if key in settings}}
+    return {"test.flip": flip, **feature_settings(settings)}
 
 
 def weights_digest(models: Iterable[nn.Module]) -> str:
