@@ -248,11 +248,11 @@ def start(
     return subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, **options)
 
 
-def interrupt_at(process: Any, folder: Path, text: str, seconds: float) -> str:
-    """Sends Ctrl-C to a process when a training log in the folder has the text; returns its standard error.
+def wait_for(process: Any, folder: Path, text: str, seconds: float) -> None:
+    """Waits until a training log in the folder has the text.
 
     Args:
-        process: what `start` returned.
+        process: what `start` returned, which writes it.
         folder: the folder of the run.
         text: what to wait for.
         seconds: how long to wait for it at most.
@@ -262,10 +262,15 @@ def interrupt_at(process: Any, folder: Path, text: str, seconds: float) -> str:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def interrupt_at(process: Any, folder: Path, text: str, seconds: float) -> str:
+    """Sends Ctrl-C to a process when `wait_for` returns, and returns its standard error."""
+    wait_for(process, folder, text, seconds)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    return errors
+    return str(errors)
 
 
 def run(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, interrupt_at, process_options, record_run, run, start
+from conftest import ROOT, interrupt_at, process_options, record_run, run, start, wait_for
 from PIL import Image
 
 from torchreid_snloss import get_default_config, resolve
@@ -285,6 +285,55 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
     (resumed,) = results[1]["runs"]
     for key in ("mAP", "mINP", "cmc"):
         assert resumed[key] == whole[key]
+
+
+@pytest.mark.compare
+@pytest.mark.skipif(os.name == "nt" or (os.cpu_count() or 1) < 2, reason="signals are POSIX's, and a job needs a core")
+def test_runs_side_by_side_are_interrupted_together_and_go_on(
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMPARE, *_arguments(reid_data, flags=("--seeds", "1", "--jobs", "2"))]
+    process = start(*command, cwd=tmp_path)
+    folders = [tmp_path / "log/compare/plain" / name / "seed-1" for name in ("softmax", "sn")]
+    wait_for(process, folders[0], "epoch: [1/6][1/", 120)
+    errors = interrupt_at(process, folders[1], "epoch: [1/6][1/", 120)
+    assert "was interrupted; repeat the command to resume" in errors
+    for folder in folders:
+        assert list((folder / "model").glob("model.pth.tar-*"))
+    monkeypatch.chdir(tmp_path)
+    assert main(command[2:]) == 0
+    assert {run["variant"] for run in json.loads((folders[0].parents[1] / "results.json").read_text())["runs"]} == {
+        "softmax",
+        "sn",
+    }
+    for folder in folders:
+        assert "=> Resuming from" in max(folder.glob("train.log-*"), key=os.path.getmtime).read_text()
+
+
+@pytest.mark.compare
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--variants", "unknown.yaml"), "own: unknown config key 'loss.sn.scal'"),
+        (("--variants", "twice.yaml"), "the key 'own' is there twice, in lines 1 and 2"),
+        (("--tune", "3"), "--tune judges its trials by training identities that are held out"),
+        (("--jobs", "5000"), "the number of CPU cores, got 5000"),
+    ],
+)
+def test_bad_input_changes_nothing_of_what_is_finished(
+    flags: tuple[str, ...], message: str, compared: tuple[Path, Any], reid_data: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder, _ = compared
+    monkeypatch.chdir(folder)
+    Path("unknown.yaml").write_text("own: {loss.name: sn, loss.sn.scal: 3}")
+    Path("twice.yaml").write_text("own: {loss.name: sn}\nown: {loss.name: fidi}")
+    before = {path: path.read_bytes() for path in Path("log").rglob("*") if path.is_file()}
+    assert main(_arguments(reid_data, flags=("--seeds", "1", *flags))) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert {path: path.read_bytes() for path in Path("log").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow  # a minute

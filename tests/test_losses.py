@@ -596,24 +596,38 @@ def test_bad_hyper_parameters(loss: Any, options: dict[str, Any], error: type[Ex
 
 @pytest.mark.parametrize("itself", [False, True], ids=["as in the paper", "an image is a positive of itself"])
 def test_hap2s_is_the_weighted_regularised_triplet_loss(itself: bool) -> None:
-    rng = np.random.default_rng(3)
-    x, pids = rng.normal(size=(12, 5)) * 3, np.repeat(range(4), 3)
-    total = 0.0
+    x, pids = (3 * torch.randn(12, 5, dtype=torch.float64)).requires_grad_(), torch.arange(4).repeat_interleave(3)
+
+    def to_set(distances: list[Tensor], sign: int) -> Tensor:
+        weights = [(sign * d).exp() for d in distances]
+        return sum(w * d for w, d in zip(weights, distances)) / sum(weights)  # type: ignore[return-value]
+
+    total = torch.zeros((), dtype=torch.float64)
     for i in range(12):
         positives, negatives = [], []
         for j in range(12):
-            distance = math.dist(x[i], x[j])
+            distance = (x[i] - x[j]).norm()
             if pids[i] != pids[j]:
                 negatives.append(distance)
             elif itself or i != j:
                 positives.append(distance)
-        positive = sum(math.exp(d) * d for d in positives) / sum(math.exp(d) for d in positives)
-        negative = sum(math.exp(-d) * d for d in negatives) / sum(math.exp(-d) for d in negatives)
-        total += math.log(1 + math.exp(positive - negative))
+        total = total + (1 + (to_set(positives, 1) - to_set(negatives, -1)).exp()).log() / 12
     loss = HAP2SLoss(sigma=1.0, margin=None, normalize=False)
-    features, labels = torch.from_numpy(x), torch.from_numpy(pids)
-    value = loss(features, labels, features, labels) if itself else loss(features, labels)
-    assert value.item() == pytest.approx(total / 12, rel=1e-13)
+    value = loss(x, pids, x, pids) if itself else loss(x, pids)
+    assert value.item() == pytest.approx(total.item(), rel=1e-13)
+    torch.testing.assert_close(*(torch.autograd.grad(one, x)[0] for one in (value, total)), rtol=1e-11, atol=1e-13)
+
+
+def test_fidi_on_raw_features_after_a_batch_norm_is_a_constant() -> None:
+    """C (K - 1) / (P K - 1) with C = ln(alpha / (alpha - 1)), for batches of 16 x 4."""
+    x = torch.nn.functional.batch_norm(torch.randn(64, 2048), None, None, training=True).requires_grad_()
+    pids = torch.arange(16).repeat_interleave(4)
+    value = FIDILoss(alpha=1.05, beta=0.5, normalize=False)(x, pids)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.item() == pytest.approx(math.log(1.05 / 0.05) * 3 / 63, abs=1e-6) == pytest.approx(0.144977, abs=1e-6)
+    assert gradient.norm() < 1e-9
+    (of_default,) = torch.autograd.grad(FIDILoss()(x, pids), x)
+    assert of_default.norm() > 1e-5
 
 
 @pytest.mark.parametrize("cls", LOSSES.values())
