@@ -6,6 +6,7 @@ takes as given varies as well, the splits or the gallery; and once, the numbers 
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from torchreid_snloss.compare.bootstrap import Difference, Evaluation, difference
 from torchreid_snloss.evaluation import rank_features
 
-_EXPERIMENTS = 500
 _SEEDS = 3
 # Standard deviations of average precision, with which three splits have intervals as wide as those on people.
 _OF_SEED, _OF_IDENTITY, _OF_QUERY = 0.01, 0.08, 0.15
@@ -38,9 +38,9 @@ def splits_vary(deviation: float) -> Experiment:
 
 
 def uneven_queries(rng: Generator) -> Difference:
-    """20 identities, of which one has 40 queries and the others two."""
+    """20 identities, of which one has 40 queries and the others two, and which differ alike with each seed."""
     pids = np.repeat(np.arange(20), [40, *[2] * 19])
-    return _compare(_runs(rng, pids))
+    return _compare(_runs(rng, pids, by_seed=0.0))
 
 
 def galleries_vary(identities: int) -> Experiment:
@@ -64,21 +64,27 @@ def galleries_vary(identities: int) -> Experiment:
 
 
 def _runs(
-    rng: Generator, pids: NDArray[np.int64], truth: float = 0.0, split: str = ""
+    rng: Generator, pids: NDArray[np.int64], truth: float = 0.0, split: str = "", by_seed: float = _OF_IDENTITY
 ) -> list[tuple[Evaluation, Evaluation]]:
-    """A pair of runs for each seed, whose average precisions differ by the identity, the seed and the query."""
-    of_identity = truth + _by_identity(rng, pids)
+    """A pair of runs for each seed, whose average precisions differ by the identity, the seed and the query.
+
+    Args:
+        rng: the random numbers.
+        pids: (queries,), the identities of the queries.
+        truth: the true difference.
+        split: the name of the split.
+        by_seed: the standard deviation of what an identity adds with one seed alone.
+    """
+    _, of_query = np.unique(pids, return_inverse=True)
+    number = of_query.max() + 1
+    of_identity = truth + rng.normal(0, _OF_IDENTITY, number)
     runs = []
     for seed in range(_SEEDS):
-        own = of_identity + rng.normal(0, _OF_SEED) + _by_identity(rng, pids) + rng.normal(0, _OF_QUERY, len(pids))
+        own = of_identity + rng.normal(0, _OF_SEED) + rng.normal(0, by_seed, number)
         control = rng.random(len(pids))
-        runs.append((Evaluation(seed, pids, control + own, split), Evaluation(seed, pids, control, split)))
+        variant = control + own[of_query] + rng.normal(0, _OF_QUERY, len(pids))
+        runs.append((Evaluation(seed, pids, variant, split), Evaluation(seed, pids, control, split)))
     return runs
-
-
-def _by_identity(rng: Generator, pids: NDArray[np.int64]) -> Floats:
-    _, numbers = np.unique(pids, return_inverse=True)
-    return rng.normal(0, _OF_IDENTITY, numbers.max() + 1)[numbers]
 
 
 def _compare(runs: list[tuple[Evaluation, Evaluation]]) -> Difference:
@@ -88,6 +94,9 @@ def _compare(runs: list[tuple[Evaluation, Evaluation]]) -> Difference:
 
 def main() -> None:
     """Prints the share of experiments for each case."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.intervals", description=__doc__)
+    parser.add_argument("--experiments", type=int, default=500, metavar="N")
+    number = parser.parse_args().experiments
     cases = {
         "splits whose true differences vary by 0 points": splits_vary(0.0),
         "splits whose true differences vary by 1 point": splits_vary(0.01),
@@ -99,12 +108,10 @@ def main() -> None:
     }
     for name, experiment in cases.items():
         rng = np.random.default_rng(0)
-        found = [experiment(rng) for _ in range(_EXPERIMENTS)]
+        found = [experiment(rng) for _ in range(number)]
         contained = np.mean([one.holds_zero for one in found])
         width = np.mean([one.high - one.low for one in found])
-        print(
-            f"{contained:.0%} of {_EXPERIMENTS} intervals, ± {50 * width:.1f} on average, contain 0: {name}", flush=True
-        )
+        print(f"{contained:.0%} of {number} intervals, ± {50 * width:.1f} on average, contain 0: {name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT, run
 from numpy.typing import NDArray
 
 from torchreid_snloss.compare.bootstrap import Difference, Evaluation, difference
@@ -106,8 +107,8 @@ def test_what_both_find_hard_drops_out() -> None:
 def test_a_query_without_a_match_is_left_out_of_both() -> None:
     values = np.random.default_rng(5).normal(0, 0.1, (2, len(PIDS)))
     variant, control = pair(*values)
-    for run, row in ((variant[0], 3), (control[1], 7)):
-        run.average_precisions[row] = np.nan
+    for evaluation, row in ((variant[0], 3), (control[1], 7)):
+        evaluation.average_precisions[row] = np.nan
     found = difference(variant, control)
     assert found.mean == pytest.approx(np.mean([np.delete(values[0], 3).mean(), np.delete(values[1], 7).mean()]))
     # The same as if it had not been asked in either run.
@@ -215,3 +216,9 @@ def test_runs_that_can_not_be_compared(change: Callable[..., Runs], words: str) 
 def test_one_resample_is_too_few() -> None:
     with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
         difference(*pair(0.1), resamples=1)
+
+
+def test_the_simulations_of_the_documentation_run() -> None:
+    done = run("-m", "benchmarks.intervals", "--experiments", "2", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of 2 intervals, ± ") == 7
