@@ -20,7 +20,6 @@ _SEEDS = 3
 _OF_SEED, _OF_IDENTITY, _OF_QUERY = 0.01, 0.08, 0.15
 
 Generator = np.random.Generator
-Floats = NDArray[np.float64]
 Experiment = Callable[[Generator], Difference]
 
 

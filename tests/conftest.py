@@ -270,7 +270,7 @@ def interrupt_at(process: Any, folder: Path, text: str, seconds: float) -> str:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    return str(errors)
+    return errors
 
 
 def run(

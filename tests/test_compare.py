@@ -290,7 +290,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
 @pytest.mark.compare
 @pytest.mark.skipif(os.name == "nt" or (os.cpu_count() or 1) < 2, reason="signals are POSIX's, and a job needs a core")
 def test_runs_side_by_side_are_interrupted_together_and_go_on(
-    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reid_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*COMPARE, *_arguments(reid_data, flags=("--seeds", "1", "--jobs", "2"))]
     process = start(*command, cwd=tmp_path)

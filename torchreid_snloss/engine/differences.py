@@ -79,10 +79,11 @@ def plain(value: Any) -> Any:
 
 def feature_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that the features of a trained model follow from, apart from the options of a test."""
-    keys = [*_FEATURES, *(_VIDEO_FEATURES if settings.get("data.type") == "video" else ())]
-    if settings.get("video.sample_method") == "all" and "video.seq_len" in keys:
-        keys.remove("video.seq_len")  # all frames of a tracklet count
-    return {key: settings[key] for key in keys if key in settings}
+    keys = _FEATURES + (_VIDEO_FEATURES if settings.get("data.type") == "video" else ())
+    found = {key: settings[key] for key in keys if key in settings}
+    if found.get("video.sample_method") == "all":  # all frames of a tracklet count
+        found.pop("video.seq_len", None)
+    return found
 
 
 def feature_differences(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
