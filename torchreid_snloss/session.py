@@ -13,7 +13,7 @@ from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
 from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model
-from torchreid_snloss.checkpoint import CheckpointError, load_weights, model_folder
+from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights, model_folder
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
@@ -21,7 +21,7 @@ from torchreid_snloss.engine.checkpointer import new_run
 from torchreid_snloss.loading import load_data, share_decoded
 from torchreid_snloss.run.lock import FolderInUseError, locked_on_all_ranks
 from torchreid_snloss.run.log import log_only, log_path, logged
-from torchreid_snloss.run.restarts import identify_run, newest_checkpoint, restarted
+from torchreid_snloss.run.restarts import identify_run, restarted
 from torchreid_snloss.run.screen import data_lines, setting_lines, version_line
 from torchreid_snloss.run.writable import check_run_writable, checkpoint_size
 from torchreid_snloss.settings import Config, Settings, engine_run_kwargs, resolve, wants_gpu
@@ -159,7 +159,7 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
     if settings.resume == "auto" or restarted:
         run = None if settings.resume == "auto" else engine.checkpointer.run
         try:
-            checkpoint = newest_checkpoint(folder, run) or checkpoint
+            checkpoint = find_newest(folder, run) or checkpoint
         except CheckpointError as error:
             raise CheckpointError(
                 f"can't resume: {error}; set another data.save_dir, or move the checkpoints away, since the run would "

@@ -7,10 +7,16 @@ from pathlib import Path
 from torch import nn
 
 from torchreid_snloss.build import load_model
-from torchreid_snloss.checkpoint import load_checkpoint, model_folder, num_classes, put_weights, settings_of
+from torchreid_snloss.checkpoint import (
+    find_newest,
+    load_checkpoint,
+    model_folder,
+    num_classes,
+    put_weights,
+    settings_of,
+)
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine.differences import feature_differences
-from torchreid_snloss.run.restarts import newest_checkpoint
 from torchreid_snloss.settings import Settings
 
 __all__ = ["checkpoint_to_test", "has_pretrained_weights", "load_tested_model"]
@@ -29,7 +35,7 @@ def checkpoint_to_test(settings: Settings) -> Path | str:
     path: Path | str = resume
     if resume == "auto":
         folder = model_folder(settings.save_dir)
-        path = newest_checkpoint(folder) or ""
+        path = find_newest(folder) or ""
         if not path and not weights:
             raise ConfigError(f"model.resume auto: no checkpoint in {folder}")
         if not path:

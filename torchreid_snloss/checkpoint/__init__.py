@@ -2,7 +2,6 @@
 
 from torchreid_snloss.checkpoint.atomic import atomic_write, remove_unfinished
 from torchreid_snloss.checkpoint.files import (
-    find_newest,
     load_checkpoint,
     load_resumable,
     load_weights,
@@ -13,6 +12,7 @@ from torchreid_snloss.checkpoint.files import (
 )
 from torchreid_snloss.checkpoint.fitting import num_classes
 from torchreid_snloss.checkpoint.names import BEST, checkpoint_name, model_folder, own_names
+from torchreid_snloss.checkpoint.newest import find_newest
 from torchreid_snloss.checkpoint.torch_file import CheckpointError
 from torchreid_snloss.deprecation import renamed
 

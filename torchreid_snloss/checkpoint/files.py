@@ -12,15 +12,13 @@ from torch import nn
 from torchreid_snloss.checkpoint.atomic import atomic_write
 from torchreid_snloss.checkpoint.consistency import check_consistency, check_plain
 from torchreid_snloss.checkpoint.fitting import fit_weights, is_of_classifier
-from torchreid_snloss.checkpoint.names import BEST, named_checkpoints
 from torchreid_snloss.checkpoint.optimizer_state import fit_optimizer, fit_scheduler
 from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, check_content, check_state_dict, check_version
-from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file, read_torch_file
+from torchreid_snloss.checkpoint.torch_file import CheckpointError, read_torch_file
 from torchreid_snloss.errors import text_of
-from torchreid_snloss.values import shown
 
 __all__ = [
-    "find_newest",
+    "load_checked",
     "load_checkpoint",
     "load_resumable",
     "load_weights",
@@ -83,8 +81,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_checked(path: str | Path) -> dict[str, Any]:
-    """What `load_checkpoint` returns, once everything that training resumes from is checked too."""
+def load_checked(path: str | Path) -> dict[str, Any]:
+    """Does what `load_checkpoint` does, and checks everything that training resumes from too."""
     checkpoint = load_checkpoint(path)
     try:
         check_content(checkpoint)
@@ -173,7 +171,7 @@ def load_resumable(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: As `load_checkpoint` does, and if the checkpoint holds only weights or malformed parts.
     """
-    checkpoint = _load_checked(path)
+    checkpoint = load_checked(path)
     missing = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
     if missing:
         raise CheckpointError(
@@ -221,85 +219,3 @@ def _surely_trained(checkpoint: Mapping[str, Any]) -> bool:
     """Whether the optimizer of a checkpoint that does not count its states must have some."""
     skips = checkpoint.get("scaler") or (checkpoint.get("settings") or {}).get("train.nonfinite") == "skip"
     return checkpoint.get("counts") is None and checkpoint["epoch"] > 0 and not skips
-
-
-def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
-    """Finds the newest checkpoint in a folder that can be loaded. A printed line names each damaged one.
-
-    What a checkpoint holds says how new it is, not the time of its file, which a copy does not keep: the run that
-    started last counts first, then the epoch, then the batch. The best checkpoint counts only where it is the only one,
-    as after a kill between its writing and that of the other.
-
-    Args:
-        folder: The folder with the checkpoints.
-        run: The identifier of the run whose checkpoints count. None for all runs.
-
-    Returns:
-        The file, or None if there is none.
-
-    Raises:
-        CheckpointError: If a newer checkpoint is of a later version or can't be read, or if `run` is None and there are
-            checkpoints but none can be loaded.
-    """
-    best, named = Path(folder) / BEST, named_checkpoints(folder)
-    files: list[tuple[tuple[str, int, int], Path]] = []
-    unknown: list[tuple[tuple[str, int, int], str]] = []
-    reasons: list[str] = []
-    for epoch, batch, path in [*named, *([(0, 0, best)] if best.is_file() else [])]:
-        try:
-            position, later = _position(path, epoch, batch)
-        except CheckpointError as error:
-            if isinstance(error.__cause__, OSError):
-                unknown.append((("", epoch, batch), str(error)))
-            elif path != best or not named:
-                print(f"** Skipped a checkpoint: {error}")
-            reasons.append(str(error))
-            continue
-        if later:
-            reasons.append(
-                f"{str(path)!r} was written by a later version of torchreid-snloss, in format {shown(later)}"
-            )
-            unknown.append((position, reasons[-1]))
-        elif path != best or not named:
-            files.append((position, path))
-    newest, reached = None, ("", -1, -1)
-    for position, path in sorted(files, reverse=True):
-        if run is not None and position[0] != run:
-            continue
-        try:
-            _load_checked(path)
-        except CheckpointError as error:
-            print(f"** Skipped a checkpoint: {error}")
-            reasons.append(str(error))
-        else:
-            newest, reached = path, position
-            break
-    for position, reason in unknown:
-        if (run is None or position[0] == run) and _is_newer(position, reached):
-            raise CheckpointError(f"the newest checkpoint can't be loaded: {reason}")
-    if newest is None and run is None and reasons:
-        raise CheckpointError(f"none of the checkpoints in {str(folder)!r} can be loaded: {reasons[0]}")
-    return newest
-
-
-def _is_newer(position: tuple[str, int, int], than: tuple[str, int, int]) -> bool:
-    """Whether a checkpoint is of a later run, where both are known, or was trained further and would be overwritten."""
-    of_later_run = bool(position[0] and than[0]) and position > than
-    return of_later_run or position[1:] > than[1:]
-
-
-def _position(path: Path, epoch: int, batch: int) -> tuple[tuple[str, int, int], float]:
-    """How far a checkpoint is: its run, which sorts by when it started, its epoch and batch; else those of its name.
-
-    Returns:
-        The position, and the version of the format if it is a later one than this version reads; else 0.
-    """
-    content = peek_torch_file(path)
-    if not isinstance(content, dict):
-        return ("", epoch, batch), 0
-    run, state, version = content.get("run"), content.get("progress"), content.get("format_version")
-    inside: tuple[Any, Any] = content.get("epoch"), state.get("batch") if isinstance(state, dict) else 0
-    if all(type(number) is int for number in inside):
-        epoch, batch = inside
-    later = version if isinstance(version, (int, float)) and version > FORMAT_VERSION else 0
-    return (run if isinstance(run, str) else "", epoch, batch), later

@@ -1,4 +1,4 @@
-"""Which run this is, after a restart by torchrun the same one as before, and which checkpoint is the newest."""
+"""Which run this is: after a restart by torchrun, the same one as before."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 from pathlib import Path
 
 from torchreid_snloss import distributed
-from torchreid_snloss.checkpoint import CheckpointError, atomic_write, find_newest
+from torchreid_snloss.checkpoint import atomic_write
 from torchreid_snloss.engine.checkpointer import new_run
 
-__all__ = ["identify_run", "newest_checkpoint", "restarted"]
+__all__ = ["identify_run", "restarted"]
 
 _FILE = ".run"
 
@@ -40,20 +40,6 @@ def identify_run(folder: Path, restarted: bool) -> str:
             content = f"{launch}\n{run}\n"
             atomic_write(file, lambda stream: stream.write(content.encode()))
     return distributed.broadcast_object(run)
-
-
-def newest_checkpoint(folder: Path, run: str | None = None) -> Path | None:
-    """Calls `find_newest` on rank 0. All processes must call this, and get its result or its error."""
-    found: Path | CheckpointError | None = None
-    if distributed.rank() == 0:
-        try:
-            found = find_newest(folder, run)
-        except CheckpointError as error:
-            found = error
-    found = distributed.broadcast_object(found)
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
 
 
 def _launch() -> str:
