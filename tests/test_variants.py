@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -382,6 +385,51 @@ def test_tasks_run_side_by_side_with_a_share_of_the_cores(monkeypatch: pytest.Mo
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     assert {place.variables["OMP_NUM_THREADS"] for place in places} == {str(max(1, cores // 2))}
     assert not any(place.alone for place in places)
+
+
+def test_runs_side_by_side_print_whole_lines_and_how_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            length = super().write(text)
+            time.sleep(0.02)  # lets the other thread in
+            return length
+
+    together, minutes = threading.Barrier(2), itertools.count(10, 10)
+    clock = [0.0]
+    both_ran = threading.Barrier(2, action=lambda: clock.__setitem__(0, 60.0 * next(minutes)))
+
+    class TenMinutes:
+        variant = "sn"
+
+        def __init__(self, number: int) -> None:
+            self.name, self.folder = f"sn, seed {number}", f"sn/seed-{number}"
+
+        def finished(self) -> bool:
+            return False
+
+        def execute(self, place: Place) -> int:
+            together.wait(timeout=20)
+            both_ran.wait(timeout=20)
+            return 0
+
+        def summary(self) -> str:
+            return "mAP 50.0%"
+
+    out = Slow()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr("torchreid_snloss.compare.execution.time.monotonic", lambda: clock[0])
+    runs: list[Any] = [TenMinutes(number) for number in range(1, 7)]
+    assert Execution(2, use_gpu=False).train(runs) == 0
+    lines = out.getvalue().splitlines()
+    assert sorted(line for line in lines if line.startswith("=>")) == [
+        f"=> run {n} of 6: sn, seed {n}, in sn/seed-{n}" for n in range(1, 7)
+    ]
+    ends = [re.fullmatch(r"   sn, seed \d: mAP 50.0%; (\d) to go(?:, about (\d+) min)?", line) for line in lines]
+    left = {found[1]: found[2] for found in ends if found}
+    assert len(lines) == 12
+    # Two that end at the same time may both say that four are left.
+    assert left.items() <= {"5": "30", "4": "20", "3": "20", "2": "10", "1": "10", "0": None}.items()
+    assert {"4", "2", "0"} <= left.keys()
 
 
 def test_a_failure_stops_the_others_and_leaves_out_the_rest() -> None:

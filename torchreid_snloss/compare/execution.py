@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from torchreid_snloss.checkpoint import atomic_write
-from torchreid_snloss.compare.jobs import Place, run_side_by_side
+from torchreid_snloss.compare.jobs import Place, print_line, run_side_by_side
 from torchreid_snloss.compare.plan import Plan, TunedValues
 from torchreid_snloss.compare.runs import STOPPED, Run, RunFailedError
 from torchreid_snloss.compare.tuning import Tuning
@@ -76,9 +77,9 @@ class Execution:
             nonlocal is_said
             name = f"run {number} of {len(runs)}: {run.name}"
             if run in done:
-                print(f"=> {name}: already finished", flush=True)
+                print_line(f"=> {name}: already finished")
                 return 0
-            print(f"=> {name}, in {run.folder}", flush=True)
+            print_line(f"=> {name}, in {run.folder}")
             if code := run.execute(place):
                 if code not in STOPPED:
                     raise RunFailedError(run.failure(run.name, code))
@@ -87,9 +88,10 @@ class Execution:
                 return code
             done.add(run)
             left = sum(run not in done and run.variant not in self.failed for run in runs)
-            minutes = (time.monotonic() - began) / (len(done) - finished_before) * left / 60
+            made, to_make = (math.ceil(count / self._jobs) for count in (len(done) - finished_before, left))  # in turn
+            minutes = (time.monotonic() - began) / made * to_make / 60
             about = f", about {minutes:.0f} min" if left else ""
-            print(f"   {run.name}: {run.summary()}; {left} to go{about}", flush=True)
+            print_line(f"   {run.name}: {run.summary()}; {left} to go{about}")
             return 0
 
         def task(number: int, run: Run) -> Callable[[Place], int]:
@@ -105,7 +107,7 @@ class Execution:
     def print_failures(self) -> None:
         """Says which rows have failed and why, a line for each."""
         for text in self.failed.values():
-            print(f"torchreid-snloss-compare: {text}", file=sys.stderr, flush=True)
+            print_line(f"torchreid-snloss-compare: {text}", sys.stderr)
 
     def _unless_failed(self, variant: str, execute: Callable[[], int]) -> int:
         """Does what a row needs next, unless the row has failed. A failure of its own is no reason to stop the rest."""
@@ -115,11 +117,11 @@ class Execution:
             return execute()
         except RunFailedError as error:
             self.failed.setdefault(variant, str(error))
-            print(f"   {error}; any other rows go on", flush=True)
+            print_line(f"   {error}; any other rows go on")
             return 0
 
 
 def _print_end(name: str, code: int) -> None:
     """Says how something that did not come to its end has ended."""
     ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
-    print(f"torchreid-snloss-compare: {name} {ended}", file=sys.stderr, flush=True)
+    print_line(f"torchreid-snloss-compare: {name} {ended}", sys.stderr)

@@ -8,12 +8,13 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TextIO
 
 from torchreid_snloss import device
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine.stopping import handling_signals
 
-__all__ = ["Place", "check_jobs", "run_side_by_side"]
+__all__ = ["Place", "check_jobs", "print_line", "run_side_by_side"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -103,6 +104,11 @@ def run_side_by_side(tasks: Sequence[Callable[[Place], int]], jobs: int, use_gpu
         for future in futures:
             future.result()
         return halt.code
+
+
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line in one piece, so that no other task's comes before its end; to standard output by default."""
+    print(f"{text}\n", end="", file=stream, flush=True)
 
 
 def _shares(jobs: int, use_gpu: bool) -> list[dict[str, str]]:

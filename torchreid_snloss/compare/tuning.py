@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchreid_snloss.compare.jobs import Place
+from torchreid_snloss.compare.jobs import Place, print_line
 from torchreid_snloss.compare.journal import mend
 from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import STOPPED, Run, RunFailedError, check_folder, neutral_keys
@@ -132,7 +132,7 @@ class Tuning:
             values = {key: self._suggest(trial, key) for key in self.space}
         name = f"{self.name}, trial {trial.number} ({trial.number + 1} of {self._plan.trials})"
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
-        print(f"=> {name}: {shown}", flush=True)
+        print_line(f"=> {name}: {shown}")
         try:
             runs = [
                 replace(self._plan.trial(self.variant, self.split, trial.number, values, fold), images=self._images)
@@ -140,7 +140,7 @@ class Tuning:
             ]
         except ConfigError as error:  # each value alone is possible, but not together
             self._study.tell(trial, state=TrialState.FAIL)
-            print(f"   {name}: failed, {error}", flush=True)
+            print_line(f"   {name}: failed, {error}")
             return 0
         run, code = self._train(trial, runs, place)
         if not self._report(trial, runs):
@@ -161,7 +161,7 @@ class Tuning:
             return code
         for run in runs:
             shutil.rmtree(run.folder / "model", ignore_errors=True)  # nobody needs the checkpoints of a trial
-        print(f"   {name}: {ended}", flush=True)
+        print_line(f"   {name}: {ended}")
         return 0
 
     def _train(self, trial: Any, runs: Sequence[Run], place: Place) -> tuple[Run, int]:
