@@ -165,7 +165,7 @@ def test_results_as_files(recorded_runs: list[Run], tmp_path: Path) -> None:
 def test_average_precisions_of_a_run_whose_record_has_none(recorded_runs: list[Run]) -> None:
     """Records of 0.2 have features only."""
     run = recorded_runs[0]
-    pids, kept = run.average_precisions("<b>one")  # type: ignore[misc]
+    pids, kept = run.average_precisions("<b>one")
     np.testing.assert_allclose((pids, kept), (np.arange(12) % 4, np.full(12, 0.41)))
     path = run.folder / "record/<b>one-after.npz"
     arrays = dict(np.load(path))
@@ -173,11 +173,17 @@ def test_average_precisions_of_a_run_whose_record_has_none(recorded_runs: list[R
     level = {f"{split}_features": np.eye(4, 8, dtype=np.float32)[pids] for split in ("query", "gallery")}
     del arrays["average_precisions"]
     np.savez(path, **{**arrays, **level})
-    pids, computed = run.average_precisions("<b>one")  # type: ignore[misc]
+    pids, computed = run.average_precisions("<b>one")
     np.testing.assert_array_equal((pids, computed), (np.arange(12) % 4, np.ones(12)))
     cfg = get_default_config()
     cfg.data.save_dir, cfg.test.rerank_in_training = str(run.folder), True
-    assert Run(run.variant, resolve(cfg)).average_precisions("<b>one") is None
+    drawn = np.random.default_rng(0)
+    level = {f"{split}_features": drawn.normal(size=(12, 8)).astype(np.float32) for split in ("query", "gallery")}
+    np.savez(path, **{**arrays, **level})
+    _, computed = Run(run.variant, resolve(cfg)).average_precisions("<b>one")
+    features = run.features("<b>one", after=True)
+    np.testing.assert_array_equal(computed, average_precisions(*features, "euclidean", rerank=True))
+    assert not np.array_equal(computed, average_precisions(*features, "euclidean"))
 
 
 class _Tags(html.parser.HTMLParser):
@@ -518,7 +524,7 @@ def test_a_damaged_record_is_named_before_any_run(
 
 def _settings_of(reid_data: Path, loss: str) -> str:
     """The config of a run of `_arguments`, as the comparison saves it."""
-    plan = _plan(_parser().parse_args(_arguments(reid_data)), {})
+    plan = _plan(_parser().parse_args(_arguments(reid_data)))
     return next(run.settings.cfg_text for run in plan.runs() if run.variant == loss)
 
 

@@ -397,6 +397,15 @@ def test_an_error_of_one_rank_is_told_once(
     assert told[0].startswith(f"torchreid-snloss: error: {prefix}train.lr must be")
 
 
+def test_a_folder_that_rank_0_can_not_write_to_is_told_once(reid_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/record").touch()
+    done = on_two([[*options(reid_data, 1), "train.record", "True"]] * 2, tmp_path)
+    assert [one.code for one in done] == [2, 2]
+    (told,) = [line for one in done for line in one.err.splitlines() if line.startswith("torchreid-snloss: ")]
+    assert "error: data.save_dir 'log' can't be written to: " in told
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

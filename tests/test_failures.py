@@ -513,7 +513,7 @@ def test_the_matplotlib_backend_of_a_notebook(in_folder: Path) -> None:
     code = (
         "import os; os.environ['MPLBACKEND'] = 'module://nowhere.backend_inline'\n"
         "from torchreid_snloss.compare import charts\n"
-        "print(len(charts.cmc_curves({'sn': [([1, 2], [50, 60])]}, 'market1501')), os.environ['MPLBACKEND'])"
+        "print(len(charts.mean_curves({'sn': ([1, 2], [[50, 60]])}, 'k', '%', 'market1501')), os.environ['MPLBACKEND'])"
     )
     done = run("-c", code, cwd=in_folder)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ import torch
 from conftest import record_run
 from PIL import Image
 
-from torchreid_snloss.compare.charts import cmc_curves, feature_map
+from torchreid_snloss.compare.charts import feature_map, mean_curves
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.drawing import COLORS, styles_of
 from torchreid_snloss.compare.page import write_page
@@ -283,7 +283,7 @@ def recorded_tuning(
 
     flags = ["--tune", str(len(trials)), "--folds", str(folds), "data.val_fraction", "0.25"]
     flags += ["data.save_dir", str(folder), "train.max_epoch", str(max_epoch)]
-    tuning = Tuning(_plan(_parser().parse_args(flags), {}), variant, 0)
+    tuning = Tuning(_plan(_parser().parse_args(flags)), variant, 0)
     tuning._open()
     for curve in trials.values():
         trial = tuning._next()
@@ -454,7 +454,9 @@ def test_charts_have_both_labels_and_show_values_where_the_pointer_is(ten_rows: 
 def test_a_band_needs_several_seeds() -> None:
     bands = []
     for seeds in (1, 2):
-        chart = ElementTree.fromstring(cmc_curves({"sn": [([1, 2], [50, 60 + seed]) for seed in range(seeds)]}, "one"))
+        chart = ElementTree.fromstring(
+            mean_curves({"sn": ([1, 2], [[50, 60 + seed] for seed in range(seeds)])}, "rank k", "%", "one")
+        )
         bands.append(sum("FillBetween" in element.get("id", "") for element in chart.iter()))
     assert bands == [0, 1]
 

@@ -133,6 +133,20 @@ def test_keys_that_a_resumed_run_does_not_use_are_told(train: Callable[..., Done
     assert f"=> model.load_weights {weights} is not used, since the run is resumed" in done.out
 
 
+def test_a_resumed_run_reads_no_other_weights(
+    train: Callable[..., Done], in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(*SN, "train.max_epoch", 1).code == 0
+    monkeypatch.setenv("TORCH_HOME", str(in_folder / "empty"))  # without the ImageNet weights
+    monkeypatch.setattr("socket.socket", None)  # nor a network
+    Path("damaged.pth.tar").write_bytes(b"no checkpoint")
+    options = ("model.pretrained", True, "model.load_weights", "damaged.pth.tar", "model.resume", "auto")
+    done = train(*SN, "train.max_epoch", 2, *options)
+    assert done.code == 0, done.err
+    assert "=> model.load_weights damaged.pth.tar is not used, since the run is resumed" in done.out
+    assert "Loaded" not in done.out
+
+
 def test_a_checkpoint_without_settings_is_compared_by_its_optimizer(
     train: Callable[..., Done], in_folder: Path
 ) -> None:

@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT, interrupt_at, process_options, run, start
 
 from torchreid_snloss import load_config
-from torchreid_snloss.compare.command import _parser, _plan
+from torchreid_snloss.compare.command import _parser, _plan, _unchanged
+from torchreid_snloss.compare.images import images_digests
 from torchreid_snloss.compare.jobs import Place
 from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run, RunFailedError
@@ -171,7 +172,7 @@ def test_the_test_set_does_not_change_what_is_chosen(tuned: tuple[Path, str], re
 
 def _tuning(folder: Path, variant: Variant, folds: int = 1, trials: int = 3) -> Tuning:
     flags = ["--tune", str(trials), "--folds", str(folds), "data.val_fraction", "0.25", "data.save_dir", str(folder)]
-    return Tuning(_plan(_parser().parse_args(flags), {}), variant, 0)
+    return Tuning(_plan(_parser().parse_args(flags)), variant, 0)
 
 
 def test_what_is_searched(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_the_draws_are_the_same_for_all_rows_and_differ_between_splits(tmp_path:
         root.mkdir()
     flags = ["--tune", "3", "--roots", *map(str, roots), "--"]
     flags += ["data.val_fraction", "0.25", "data.save_dir", str(tmp_path)]
-    plan = _plan(_parser().parse_args(flags), {})
+    plan = _plan(_parser().parse_args(flags))
     drawn = []
     for loss, split in (("sn", 1), ("sn", 2), ("fidi", 1)):
         tuning = Tuning(plan, Variant(loss, {"loss.name": loss}), split)
@@ -392,6 +393,42 @@ def test_a_trial_below_the_median_of_the_earlier_ones_is_ended_early(
         assert found.left == 0
 
 
+def test_trials_go_on_with_another_test_set_and_not_with_other_people(reid_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(reid_data, root)
+    options = ["data.val_fraction", "0.25", "data.workers", "0", "use_gpu", "False"]
+    flags = ["--root", str(root), "--tune", "3", "--", *options]
+    plan = _plan(_parser().parse_args(flags))
+    sn = Variant("sn", {"loss.name": "sn"})
+
+    def digests() -> tuple[str, str]:
+        digest = images_digests()
+        trial = plan.trial(sn, 0, 0, {}).settings
+        return digest(trial), digest(next(run.settings for run in plan.runs() if run.variant == "sn"))
+
+    before = digests()
+    next(root.rglob("query/*.jpg")).unlink()
+    after = digests()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    next(root.rglob("bounding_box_train/*.jpg")).unlink()
+    assert digests()[0] != before[0]
+
+
+def test_a_config_that_changes_meanwhile_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("train: {max_epoch: 10}")
+    flags = ["--config-file", str(path), "--tune", "2", "--label-noise", "0.1", "data.val_fraction", "0.25"]
+    plan = _plan(_parser().parse_args(flags))
+    variant = plan.variants[0]
+    path.write_text("train: {max_epoch: 60}")
+    assert plan.trial(variant, 0, 1, {}).settings.max_epoch == 10
+    assert {run.settings.max_epoch for run in plan.runs()} == {10}
+    path.unlink()
+    assert plan.trial(variant, 0, 1, {}).settings.max_epoch == 10
+    assert _unchanged(plan, plan.runs(), lambda settings: "") == []
+
+
 def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     (tmp_path / "compare/plain/tuning/own/journal.log").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"can't use the journal of a tuning, .*: .*Is a directory"):
@@ -399,23 +436,25 @@ def test_a_journal_that_can_not_be_read_is_not_called_damaged(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("log", "failed"),
+    ("log", "code", "failed"),
     [
-        ("epoch: 1\nerror: after 1 epochs 3 weights are not finite, a among them, and not saved\n", True),
-        ("epoch: 1\nTraceback\nerror: ValueError: no pairs\n", True),
-        ("epoch: 1\nerror: can't write the checkpoint 'x': [Errno 28] No space left on device\n", False),
-        ("epoch: 1\nerror: can't read the image 'x'\n", False),
-        ("epoch: 1\nerror: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", False),
-        ("epoch: 1\nerror: MemoryError\n", False),
-        ("epoch: 1\nerror: ConnectionResetError: [Errno 104] Connection reset by peer\n", False),
-        ("epoch: 1\nerror: RuntimeError: unable to write to file </torch_1>: No space left on device (28)\n", False),
-        ("epoch: 1\nerror: PermissionError: [Errno 13] Permission denied: 'x'\n", False),
-        ("epoch: 1\nerror: AcceleratorError: CUDA error: an illegal memory access was encountered\n", False),
-        ("epoch: 1\n", False),  # there was no room for the line
+        ("epoch: 1\nerror: after 1 epochs 3 weights are not finite, a among them, and not saved\n", 1, True),
+        ("epoch: 1\nTraceback\nerror: ValueError: no pairs\n", 1, True),
+        ("epoch: 1\nerror: can't write the checkpoint 'x': [Errno 28] No space left on device\n", 1, False),
+        ("epoch: 1\nerror: can't read the image 'x'\n", 1, False),
+        ("epoch: 1\nerror: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", 1, False),
+        ("epoch: 1\nerror: MemoryError\n", 1, False),
+        ("epoch: 1\nerror: ConnectionResetError: [Errno 104] Connection reset by peer\n", 1, False),
+        ("epoch: 1\nerror: RuntimeError: unable to write to file </torch_1>: No space left on device (28)\n", 1, False),
+        ("epoch: 1\nerror: PermissionError: [Errno 13] Permission denied: 'x'\n", 1, False),
+        ("epoch: 1\nerror: AcceleratorError: CUDA error: an illegal memory access was encountered\n", 1, False),
+        ("error: train.batch_size 64 and the train.lr 0.1 of this trial do not fit\n", 2, True),
+        ("error: data.save_dir 'log' can't be written to: [Errno 28] No space left on device\n", 2, False),
+        ("epoch: 1\n", 1, False),  # there was no room for the line
     ],
 )
 def test_a_trial_that_lacked_room_is_made_again(
-    log: str, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: str, code: int, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuning = _tuning(tmp_path, Variant("own", {"loss.name": "sn"}))
 
@@ -423,7 +462,7 @@ def test_a_trial_that_lacked_room_is_made_again(
         run.folder.mkdir(parents=True)
         (run.folder / "settings.yaml").touch()
         (run.folder / "train.log-1").write_text(log)
-        return 1
+        return code
 
     monkeypatch.setattr(Run, "execute", fail)
     tuning._open()

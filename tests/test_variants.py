@@ -27,11 +27,11 @@ from torchreid_snloss.compare import main
 from torchreid_snloss.compare.command import _parser, _plan
 from torchreid_snloss.compare.execution import Execution
 from torchreid_snloss.compare.jobs import Place, check_jobs, run_side_by_side
-from torchreid_snloss.compare.plan import Plan, load
+from torchreid_snloss.compare.plan import Plan
 from torchreid_snloss.compare.runs import Run, _wait
 from torchreid_snloss.compare.tuning import Tuning
 from torchreid_snloss.compare.variants import describe
-from torchreid_snloss.config import ConfigError
+from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.record import Recorder, RecordError
 
 TRIAL = """
@@ -52,7 +52,7 @@ pml:
 
 
 def _runs(*flags: str, options: tuple[str, ...] = ()) -> list[Run]:
-    return _plan(_parser().parse_args([*flags, "--", *tiny_options(*options)]), {}).runs()
+    return _plan(_parser().parse_args([*flags, "--", *tiny_options(*options)])).runs()
 
 
 def _by_variant(*flags: str, options: tuple[str, ...] = ()) -> dict[str, Run]:
@@ -130,7 +130,7 @@ def test_runs_and_trials_on_another_data_root_are_not_taken_for_those_of_a_split
 
     def plan(*roots: str) -> Plan:
         flags = ["--losses", "sn", "--baselines", "none", "--tune", "3", "--roots", *roots, "--"]
-        return _plan(_parser().parse_args([*flags, "data.val_fraction", "0.25", "data.save_dir", "log"]), {})
+        return _plan(_parser().parse_args([*flags, "data.val_fraction", "0.25", "data.save_dir", "log"]))
 
     first = plan("a", "b")
     (variant,) = first.variants
@@ -366,6 +366,11 @@ def test_each_of_the_tasks_side_by_side_has_a_gpu_of_its_own(
     check_jobs(1, use_gpu=True)  # a run itself says that there is none
 
 
+def test_triplet_has_softmax_beside_it_as_all_losses_have() -> None:
+    runs = _by_variant("--losses", "triplet", "triplet+sn", "sn+triplet")
+    assert {name: run.settings.softmax_weight for name, run in runs.items()} == dict.fromkeys(runs, 1.0)
+
+
 def test_all_rows_train_in_this_packages_step() -> None:
     runs = _by_variant("--losses", "triplet", "sn")
     assert {name: run.settings.torchreids_step for name, run in runs.items()} == dict.fromkeys(runs, False)
@@ -550,7 +555,9 @@ def test_a_config_that_is_loaded_in_a_thread_leaves_the_output_alone(capsys: pyt
     out = sys.stdout
     with ThreadPoolExecutor(2) as pool:
         old_key = ("data.use_unlabeled_targets", True)  # of which a run of its own prints a line
-        loads = [pool.submit(load, str(ROOT / "configs/small.yaml"), old_key) for _ in range(30)]
+        loads = [
+            pool.submit(load_config, str(ROOT / "configs/small.yaml"), old_key, lambda line: None) for _ in range(30)
+        ]
         while not all(future.done() for future in loads):
             assert sys.stdout is out
     assert all(future.result().data.load_train_targets for future in loads)

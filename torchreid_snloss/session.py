@@ -115,11 +115,13 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
         checkpoint = checkpoint_to_test(settings)
         model = distributed.main_process_first(lambda: load_tested_model(settings, checkpoint))
     else:
-        model = distributed.main_process_first(lambda: load_model(settings, datamanager.num_train_pids))
+        checkpoint = _checkpoint_to_resume(settings, folder, run, restart)
+        pretrained = settings.pretrained and not checkpoint  # all weights are the checkpoint's
+        model = distributed.main_process_first(lambda: load_model(settings, datamanager.num_train_pids, pretrained))
     _on_all_ranks(lambda: check_model(settings, model))
     params, flops = reid_utils.compute_model_complexity(model, (1, 3, settings.height, settings.width))
     print(f"Model: {settings.model_name}, {params:,} parameters, {flops:,} flops an image")
-    if settings.load_weights and not settings.evaluate:
+    if settings.load_weights and not checkpoint:
         distributed.main_process_first(lambda: load_weights(model, settings.load_weights))
     model = device.to_device(model, settings.use_gpu)
     if settings.use_gpu and device.count() > 1 and distributed.world_size() == 1:
@@ -127,14 +129,14 @@ def _train_or_test(settings: Settings) -> TrainingLoop:
 
     criteria = _on_all_ranks(lambda: build_criteria(settings))
     optimizer, scheduler = _on_all_ranks(lambda: build_optimizer(settings, model, criteria))
-    if distributed.rank() == 0:
-        check_run_writable(settings, checkpoint_size(model, optimizer))
+    size = checkpoint_size(model, optimizer)
+    _on_all_ranks(lambda: None if distributed.rank() > 0 else check_run_writable(settings, size))
     share_decoded(settings, datamanager)
     engine = build_engine(settings, datamanager, model, optimizer, scheduler, criteria)
     engine.checkpointer.run = run
     kwargs = engine_run_kwargs(settings)
-    if not settings.evaluate:
-        kwargs["start_epoch"] = _resume(settings, engine, folder, restart)
+    if checkpoint and not settings.evaluate:
+        kwargs["start_epoch"] = distributed.main_process_first(lambda: engine.resume(checkpoint))
     engine.run(**kwargs)
     return engine
 
@@ -149,17 +151,18 @@ def _print_settings(settings: Settings) -> None:
     log_only(f"Collecting env info ...\n** System info **\n{_environment()}\n")
 
 
-def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: bool) -> int:
-    """Resumes from `model.resume`, or after a restart by torchrun, from the newest checkpoint of this run.
+def _checkpoint_to_resume(settings: Settings, folder: Path, run: str, restarted: bool) -> Path | str:
+    """The checkpoint of `model.resume`, or after a restart by torchrun the newest one of this run; empty for none.
 
-    Returns:
-        the epoch to start from.
+    It prints a line if there is none yet, and for what the checkpoint replaces. All processes must call it.
+
+    Raises:
+        CheckpointError: if the newest one can't be loaded.
     """
     checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
     if settings.resume == "auto" or restarted:
-        run = None if settings.resume == "auto" else engine.checkpointer.run
         try:
-            checkpoint = find_newest(folder, run) or checkpoint
+            checkpoint = find_newest(folder, None if settings.resume == "auto" else run) or checkpoint
         except CheckpointError as error:
             raise CheckpointError(
                 f"can't resume: {error}; set another data.save_dir, or move the checkpoints away, since the run would "
@@ -168,12 +171,10 @@ def _resume(settings: Settings, engine: TrainingLoop, folder: Path, restarted: b
         if not checkpoint:
             reason = "restarted" if restarted else "model.resume auto"
             print(f"=> {reason}: no checkpoint in {folder}, starting from the beginning")
-    if not checkpoint:
-        return settings.start_epoch
     for key in ("model.load_weights", "train.start_epoch"):
-        if given := settings.values[key]:
+        if checkpoint and (given := settings.values[key]):
             print(f"=> {key} {given} is not used, since the run is resumed")
-    return int(distributed.main_process_first(lambda: engine.resume(checkpoint)))
+    return checkpoint
 
 
 def _environment() -> str:

@@ -96,10 +96,10 @@ def difference(
 
     Here $\bar d$ is the mean over the runs of their difference of mAP, $v$ the variance of this mean over the
     resamples, and $s^2$ the variance of the difference between the runs of a split. The choice of identities alone
-    makes the runs differ by $e^2$, the variance between the runs of a split of their deviations from their own means
-    in a resample, averaged over the resamples; $v$ contains it already. The quantiles $t$ are the 97.5 % quantiles of
-    Student's distribution. With one seed the second term is left out. The same number in `pids` means the same
-    identity in all splits.
+    makes the runs differ by $e^2$, which $v$ contains already: $n / (n - 1)$ times the variance between the runs of a
+    split of their deviations from their own means in a resample, averaged over the resamples. The quantiles $t$ are the
+    97.5 % quantiles of Student's distribution. With one seed the second term is left out. The same number in `pids`
+    means the same identity in all splits.
 
     Args:
         variant: The evaluations of the variant, one for each split and seed.

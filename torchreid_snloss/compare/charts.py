@@ -29,34 +29,21 @@ from torchreid_snloss.compare.drawing import (
 from torchreid_snloss.compare.ranked import DistanceHistograms
 from torchreid_snloss.record import Features
 
-__all__ = ["Curves", "cmc_curves", "feature_map", "histograms", "learning_curves", "term_curves"]
+__all__ = ["Curves", "feature_map", "histograms", "mean_curves", "term_curves"]
 
-Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
-"""The x and y values of each seed, by variant."""
-
-
-def learning_curves(curves: Curves, label: str, dataset: str) -> Markup:
-    """Plots an evaluation metric by epoch: the mean over seeds, with a band from the lowest to the highest value.
-
-    Args:
-        curves: The epochs and the values. All seeds of a variant have the same epochs.
-        label: The label of the y axis.
-        dataset: The test set.
-    """
-    return _mean_curves(curves, "epochs trained", label, dataset)
+Curves = Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]]
+"""The x values, and the y values of each seed, by variant."""
 
 
-def cmc_curves(curves: Curves, dataset: str) -> Markup:
-    """Plots the CMC curves: the mean over seeds, with a band from the lowest to the highest value.
+def mean_curves(curves: Curves, x_label: str, y_label: str, dataset: str) -> Markup:
+    """Plots curves of an evaluation, each the mean over seeds with a band from the lowest to the highest value.
 
     Args:
-        curves: The ranks k, and the percentage of queries with a match among the first k gallery images.
+        curves: The curves.
+        x_label: The label of the x axis.
+        y_label: The label of the y axis.
         dataset: The test set.
     """
-    return _mean_curves(curves, "rank k", "queries with a match, %", dataset)
-
-
-def _mean_curves(curves: Curves, x_label: str, y_label: str, dataset: str) -> Markup:
     width, styles = 4.4, styles_of(curves)
     with matplotlib.rc_context(STYLE):
         columns = legend_columns(curves, width)
@@ -64,9 +51,8 @@ def _mean_curves(curves: Curves, x_label: str, y_label: str, dataset: str) -> Ma
         axes = figure.subplots()
         texts: dict[float, list[tuple[float, str]]] = {}
         ends = []
-        for variant, of_seeds in curves.items():
-            x = of_seeds[0][0]
-            values = np.array([y for _, y in of_seeds])
+        for variant, (x, of_seeds) in curves.items():
+            values = np.array(of_seeds)
             color, marker, linestyle = styles[variant]
             means, lows, highs = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
             axes.plot(
@@ -96,32 +82,32 @@ def _mean_curves(curves: Curves, x_label: str, y_label: str, dataset: str) -> Ma
 
 
 def term_curves(
-    variant: str, terms: Mapping[str, tuple[Sequence[float], Sequence[float]]], styles: Mapping[str, Style]
+    variant: str, epochs: Sequence[int], terms: Mapping[str, Sequence[float]], styles: Mapping[str, Style]
 ) -> Markup:
     """Plots the loss terms of one variant by epoch.
 
     Args:
         variant: The name of the variant.
-        terms: The epochs and the values by the name of the term. All terms have the same epochs.
+        epochs: The epochs.
+        terms: The values of each term in these epochs, by its name.
         styles: How each term is drawn.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 2.3), layout="constrained")
         axes = figure.subplots()
-        for name, (x, y) in terms.items():
+        for name, values in terms.items():
             color, marker, linestyle = styles[name]
-            axes.plot(x, y, color=color, marker=marker, markersize=3, linestyle=linestyle, label=name)
+            axes.plot(epochs, values, color=color, marker=marker, markersize=3, linestyle=linestyle, label=name)
         axes.set(xlabel="epochs trained", ylabel="mean per epoch")
         axes.set_title(shortened(variant), fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         legend(figure, legend_columns(terms, 3.4))
-        epochs = next(iter(terms.values()))[0]
         titles = [
-            "\n".join([f"epoch {epoch:g}", *(f"{name} {y[place]:.4g}" for name, (_, y) in terms.items())])
+            "\n".join([f"epoch {epoch:g}", *(f"{name} {values[place]:.4g}" for name, values in terms.items())])
             for place, epoch in enumerate(epochs)
         ]
-        ends = ", ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in terms.items())
+        ends = ", ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in terms.items())
         label = f"Loss terms of {variant} by epoch: {ends}"
         return to_svg(figure, label, {hover_strips(axes, epochs): titles})
 

@@ -17,12 +17,12 @@ from torchreid_snloss.compare.export import write_csv, write_json
 from torchreid_snloss.compare.images import images_digests
 from torchreid_snloss.compare.jobs import check_jobs
 from torchreid_snloss.compare.page import write_page
-from torchreid_snloss.compare.plan import CHANGES, Plan, check_base, load
+from torchreid_snloss.compare.plan import CHANGES, Plan, check_base
 from torchreid_snloss.compare.results import Results
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.tuning import MOST_TRIALS, Tuning, check_available
 from torchreid_snloss.compare.variants import BASELINES, CONTROL, Variant, of_loss, read_variants
-from torchreid_snloss.config import ConfigError, get_default_config
+from torchreid_snloss.config import ConfigError, get_default_config, load_config
 from torchreid_snloss.config.keys import MOST_FOLDS, OUR_KEYS
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.data import UnreadableImageError
@@ -131,9 +131,7 @@ def _share(text: str) -> float:
 
 
 def _compare(args: argparse.Namespace, command: str) -> int:
-    plan = _plan(
-        args, {key: value for key in CHANGES if (value := getattr(args, key)) != get_default_config().data[key]}
-    )
+    plan = _plan(args)
     use_gpu = bool(plan.base.use_gpu)
     check_jobs(args.jobs, use_gpu)
     runs = plan.runs()  # reports an invalid setting before the first trial, too
@@ -172,7 +170,7 @@ def _carry_out(
         return code
     if runs := [run for run in runs if run.variant not in execution.failed]:
         tunings = [tuning for tuning in tunings if tuning.variant.name not in execution.failed]
-        unchanged = _unchanged(args, runs, digest) if plan.changes and not tunings else []
+        unchanged = _unchanged(plan, runs, digest) if plan.changes and not tunings else []
         results = Results.of(runs, unchanged)
         print("", results.table(), "", *results.findings, "", sep="\n", flush=True)
         write_csv(results, plan.folder / "results.csv")
@@ -210,12 +208,8 @@ def _write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
-    """The plan of the comparison.
-
-    Args:
-        args: The parsed command line.
-        changes: The changes to the training set: keys in the section `data` and their values.
+def _plan(args: argparse.Namespace) -> Plan:
+    """The plan of the comparison that a command line asks for.
 
     Raises:
         ConfigError: If a run could not start.
@@ -231,15 +225,20 @@ def _plan(args: argparse.Namespace, changes: dict[str, float]) -> Plan:
             raise ConfigError(f"--{flag} must be at least {least}, got {number}")
         if number > most:
             raise ConfigError(f"--{flag} must be at most {most:,}, got {shown(number)}")
+    changes = {key: value for key in CHANGES if (value := getattr(args, key)) != get_default_config().data[key]}
     for key, share in changes.items():
         allowed = OUR_KEYS[f"data.{key}"].range
         if not allowed.holds(share):
             raise ConfigError(f"--{key.replace('_', '-')} must be {allowed.expected(share)}, got {share}")
     given = config_options(args)
-    variants = _variants(args, load(args.config_file, given))
+    base = load_config(args.config_file, given, tell=lambda line: None)  # each run prints to its own log
+    variants = _variants(args, base)
+    for key, flag in (("loss.name", "--losses"), ("train.seed", "--seeds")):
+        if key in given[::2]:
+            raise ConfigError(f"{key} is set by {flag}, leave it out of the options")
     roots = [str(Path(root)) for root in args.roots]
-    plan = Plan(args.config_file, given, variants, args.seeds, roots, changes, args.tune, args.folds)
-    check_base(plan, given)
+    plan = Plan(base, variants, args.seeds, roots, changes, args.tune, args.folds)
+    check_base(plan)
     if plan.trials:
         check_available()
     return plan
@@ -268,10 +267,10 @@ def _variants(args: argparse.Namespace, base: object) -> list[Variant]:
     return variants
 
 
-def _unchanged(args: argparse.Namespace, runs: Sequence[Run], digest: Callable[[Settings], str]) -> list[Run]:
+def _unchanged(plan: Plan, runs: Sequence[Run], digest: Callable[[Settings], str]) -> list[Run]:
     """The same runs on the unchanged training set; none unless all are there. A line names one that can't be read."""
     rows = {run.variant for run in runs}
-    found = [run for run in _plan(args, {}).runs() if run.variant in rows]
+    found = [run for run in dataclasses.replace(plan, changes={}).runs() if run.variant in rows]
     try:
         found = [dataclasses.replace(run, images=digest(run.settings)) for run in found]
         return found if all(run.finished() and not run.other_settings() for run in found) else []

@@ -46,7 +46,7 @@ class Execution:
         except FolderInUseError as error:
             raise ConfigError(f"{error}: another comparison makes its trials there") from error
         if code:
-            _print_end("the tuning", code)
+            _print_interrupted("the tuning")
         return code
 
     def tuned_values(self, plan: Plan, tunings: Sequence[Tuning]) -> TunedValues:
@@ -83,7 +83,7 @@ class Execution:
             if code := run.execute(place):
                 if code not in STOPPED:
                     raise RunFailedError(run.failure(run.name, code))
-                _print_end(name, code)
+                _print_interrupted(name)
                 is_said = True
                 return code
             done.add(run)
@@ -101,7 +101,7 @@ class Execution:
             [task(number, run) for number, run in enumerate(runs, start=1)], self._jobs, self._use_gpu
         )
         if code and not is_said:  # as when all runs that had their turn were finished before
-            _print_end("the comparison", code)
+            _print_interrupted("the comparison")
         return code
 
     def print_failures(self) -> None:
@@ -121,7 +121,5 @@ class Execution:
             return 0
 
 
-def _print_end(name: str, code: int) -> None:
-    """Says how something that did not come to its end has ended."""
-    ended = "was interrupted; repeat the command to resume" if code > 128 else f"ended with exit code {code}"
-    print_line(f"torchreid-snloss-compare: {name} {ended}", sys.stderr)
+def _print_interrupted(name: str) -> None:
+    print_line(f"torchreid-snloss-compare: {name} was interrupted; repeat the command to resume", sys.stderr)

@@ -17,7 +17,7 @@ from torchreid_snloss.settings import Settings, resolve
 
 __all__ = ["images_digests"]
 
-_DATA = ("data.", "cuhk03.", "market1501.", "video.")
+_DATA = ("data.", "cuhk03.", "market1501.", "video.", "test.held_out_only")
 _OTHER = {  # keys of these sections that do not say which images there are, or that each seed draws by
     *(f"data.{key}" for key in ("save_dir", "workers", "cache", "batch_transforms", "load_train_targets")),
     *(f"data.{key}" for key in ("label_noise", "outliers")),

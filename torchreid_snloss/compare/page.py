@@ -60,7 +60,7 @@ def write_page(
         "trial_charts": lambda: [trial_chart(tuning.name, tuning.trials) for tuning in tunings],
         "learning_charts": lambda: {name: _learning_charts(grouped, name) for name in datasets},
         "term_charts": lambda: _term_charts(first_runs),
-        "cmc_chart": lambda: charts.cmc_curves(_cmc_curves(results, dataset), dataset),
+        "cmc_chart": lambda: _cmc_chart(results, dataset),
         "of_features": lambda: _of_features(first_runs, dataset, map_kind),
     }
     drawn = {name: draw() for name, draw in progress("report", sections.items(), "section", len(sections))}
@@ -136,7 +136,7 @@ def _mean_ap_charts(results: Results, dataset: str) -> list[Markup]:
     rows = [row for row in results.rows if row.dataset == dataset]
     for row in rows:
         own = [result for result in results.results if (result.dataset, result.variant) == (dataset, row.variant)]
-        means = mean_over_splits([result.seed for result in own], [100 * result.mAP for result in own])
+        means = mean_over_splits(own, [100 * result.mAP for result in own])
         mean_aps[row.variant] = {seed: float(mean) for seed, mean in means.items()}
     drawn = [seed_chart(mean_aps, results.before[dataset].metrics["mAP"].mean or 0.0, dataset)]
     for baseline in results.baselines:
@@ -153,10 +153,7 @@ def _mean_ap_charts(results: Results, dataset: str) -> list[Markup]:
 
 def _learning_charts(grouped: dict[str, list[Run]], dataset: str) -> list[Markup]:
     """The charts of mAP and of rank-1 by epoch."""
-    evaluations = {
-        name: {(run.split, run.seed): run.record().evaluations[dataset] for run in runs}
-        for name, runs in grouped.items()
-    }
+    evaluations = {name: [run.record().evaluations[dataset] for run in runs] for name, runs in grouped.items()}
     metrics: dict[str, Callable[[dict[str, Any]], float]] = {
         "mAP, %": lambda evaluation: 100 * float(evaluation["mAP"]),
         "rank-1, %": lambda evaluation: 100 * float(evaluation["cmc"][0]),
@@ -165,14 +162,10 @@ def _learning_charts(grouped: dict[str, list[Run]], dataset: str) -> list[Markup
     for label, percent in metrics.items():
         curves = {}
         for name, of_runs in evaluations.items():
-            epochs = sorted(set.intersection(*map(set, of_runs.values())))
-
-            def curve(run: Run, of_runs: Any = of_runs, epochs: Any = epochs, percent: Any = percent) -> list[float]:
-                return [percent(of_runs[run.split, run.seed][epoch]) for epoch in epochs]
-
-            means = mean_over_splits([run.seed for run in grouped[name]], map(curve, grouped[name]))
-            curves[name] = [(epochs, values.tolist()) for values in means.values()]
-        drawn.append(charts.learning_curves(curves, label, dataset))
+            epochs = sorted(set.intersection(*map(set, of_runs)))
+            means = mean_over_splits(grouped[name], [[percent(own[epoch]) for epoch in epochs] for own in of_runs])
+            curves[name] = (epochs, [values.tolist() for values in means.values()])
+        drawn.append(charts.mean_curves(curves, "epochs trained", label, dataset))
     return drawn
 
 
@@ -185,14 +178,15 @@ def _term_charts(runs: Sequence[Run]) -> list[Markup]:
         if not epochs:
             raise RecordError(f"the record of the run in {str(run.folder)!r} holds no epochs; remove that folder")
         names = [name for name in by_epoch[epochs[-1]]["terms"] if name.startswith("loss")]
-        terms = {name: (epochs, [by_epoch[epoch]["terms"].get(name, np.nan) for epoch in epochs]) for name in names}
+        terms = {name: [by_epoch[epoch]["terms"].get(name, np.nan) for epoch in epochs] for name in names}
         if terms:
-            of_runs[run.variant] = terms
-    styles = styles_of(name for terms in of_runs.values() for name in terms)
-    return [charts.term_curves(variant, terms, styles) for variant, terms in of_runs.items()]
+            of_runs[run.variant] = (epochs, terms)
+    styles = styles_of(name for _, terms in of_runs.values() for name in terms)
+    return [charts.term_curves(variant, *of_run, styles) for variant, of_run in of_runs.items()]
 
 
-def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
+def _cmc_chart(results: Results, dataset: str) -> Markup:
+    """The CMC curves: the percentage of queries with a match among the first k gallery images, by k."""
     curves = {}
     own = [result for result in results.results if result.dataset == dataset]
     ranks = max(min(len(result.cmc), _CMC_RANKS) for result in own)
@@ -203,11 +197,9 @@ def _cmc_curves(results: Results, dataset: str) -> charts.Curves:
 
     for variant in dict.fromkeys(result.variant for result in own):
         of_variant = [result for result in own if result.variant == variant]
-        means = mean_over_splits([result.seed for result in of_variant], map(percent, of_variant))
-        curves[variant] = [
-            ([float(rank) for rank in range(1, ranks + 1)], values.tolist()) for values in means.values()
-        ]
-    return curves
+        means = mean_over_splits(of_variant, map(percent, of_variant))
+        curves[variant] = (range(1, ranks + 1), [values.tolist() for values in means.values()])
+    return charts.mean_curves(curves, "rank k", "queries with a match, %", dataset)
 
 
 def _of_features(runs: Sequence[Run], dataset: str, kind: str) -> dict[str, Any]:

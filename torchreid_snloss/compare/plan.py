@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.compare.search import search_space
 from torchreid_snloss.compare.variants import CONTROL, Variant
-from torchreid_snloss.config import ConfigError, load_config
+from torchreid_snloss.config import ConfigError, get_default_config, merge_options
 from torchreid_snloss.config.ranges import shown
 from torchreid_snloss.config.rules import TORCHREIDS_LOSSES, number_of_folds
 from torchreid_snloss.settings import Settings, resolve
 
-__all__ = ["CHANGES", "Plan", "TunedValues", "check_base", "load"]
+__all__ = ["CHANGES", "Plan", "TunedValues", "check_base"]
 
 CHANGES = ("label_noise", "outliers", "train_fraction")
 """The keys of the section `data` that change the training set, and have flags of their own."""
@@ -37,8 +36,7 @@ class Plan:
     """What a comparison is to run.
 
     Attributes:
-        config_file: The path of the config; empty for none.
-        options: The options for all runs, keys and values in turn.
+        base: The config that all variants share.
         variants: The rows.
         seeds: The number of runs of each variant, or of each variant on each split.
         roots: The data roots, each with another split of the same data; empty for the config's root alone.
@@ -47,19 +45,13 @@ class Plan:
         folds: The number of runs of each trial, each of which holds out other identities.
     """
 
-    config_file: str
-    options: Sequence[Any]
+    base: Any
     variants: Sequence[Variant]
     seeds: int
     roots: Sequence[str]
     changes: Mapping[str, float]
-    trials: int = 0
-    folds: int = 1
-
-    @functools.cached_property
-    def base(self) -> Any:
-        """The config that all variants share."""
-        return load(self.config_file, self.options)
+    trials: int
+    folds: int
 
     @property
     def splits(self) -> list[int]:
@@ -155,7 +147,8 @@ class Plan:
         root = {"data.root": self.roots[split - 1]} if split else {}
         merged = {**shared, **own, **root, **values}
         try:
-            cfg = load(self.config_file, [*self.options, *(item for pair in merged.items() for item in pair)])
+            cfg = base.clone()
+            merge_options(cfg, merged.items(), lambda line: None)  # each run prints to its own log
             return resolve(cfg)
         except ConfigError as error:
             if variant.options.keys() == {"loss.name"}:
@@ -163,20 +156,13 @@ class Plan:
             raise ConfigError(f"{variant.name}: {error}") from error
 
 
-def check_base(plan: Plan, given: Sequence[Any]) -> None:
+def check_base(plan: Plan) -> None:
     """Checks what all runs share.
-
-    Args:
-        plan: The plan.
-        given: The options of the command line.
 
     Raises:
         ConfigError: For keys that the comparison sets itself, and for variants that clash.
     """
-    for key, flag in (("loss.name", "--losses"), ("train.seed", "--seeds")):
-        if key in given[::2]:
-            raise ConfigError(f"{key} is set by {flag}, leave it out of the options")
-    base, default = plan.base, load("", ())
+    base, default = plan.base, get_default_config()
     for key in CHANGES:
         if base.data[key] != default.data[key]:
             raise ConfigError(f"data.{key} is set by --{key.replace('_', '-')}, leave it out of config and options")
@@ -224,8 +210,3 @@ def _check_folds(plan: Plan) -> None:
 
 def _folder_of(folder: Path, variant: Variant, split: int) -> Path:
     return folder / variant.name / f"split-{split}" if split else folder / variant.name
-
-
-def load(config_file: str, options: Sequence[Any]) -> Any:
-    """`load_config` without the lines that it prints, which each run prints to its own log."""
-    return load_config(config_file, options, tell=lambda line: None)

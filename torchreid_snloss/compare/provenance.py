@@ -46,7 +46,7 @@ class Provenance:
         sessions = [session for of_run in of_runs for session in of_run]
         dates = sorted(session["began"] for session in sessions)
         values = [run.settings.values for run in runs]
-        keys = {key: [_text(of_run.get(key)) for of_run in values] for key in sorted({*values[0]}.union(*values))}
+        keys = {key: [_text(of_run[key]) for of_run in values] for key in sorted(values[0])}
         differing = {key: of_key for key, of_key in keys.items() if len({*of_key}) > 1}
         names = [run.variant for run in runs]
         return cls(

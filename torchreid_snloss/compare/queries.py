@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from torchreid_snloss.compare.ranked import average_precisions, choose_queries, unsquared
+from torchreid_snloss.compare.ranked import choose_queries, unsquared
 from torchreid_snloss.compare.runs import Run
 from torchreid_snloss.data.readable import read_image
 from torchreid_snloss.evaluation import nearest_gallery
@@ -78,7 +78,7 @@ class RankedQueries:
 
     def __init__(self, runs: Sequence[Run], dataset: str) -> None:
         self._runs = runs
-        pids, precisions = zip(*(_average_precisions(run, dataset) for run in runs))
+        pids, precisions = zip(*(run.average_precisions(dataset) for run in runs))
         for run, of_run in zip(runs, pids):
             self._check_same(run, pids[0], of_run)
         self._precisions = np.array(precisions)
@@ -144,15 +144,6 @@ class RankedQueries:
         if path not in self._pictures:
             self._pictures[path] = _picture(path)
         return self._pictures[path]
-
-
-def _average_precisions(run: Run, dataset: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The identities of the queries and their average precisions, computed if a record of 0.2 has none."""
-    found = run.average_precisions(dataset)
-    if found is not None:
-        return found
-    query, gallery = run.features(dataset, after=True)
-    return query.pids, average_precisions(query, gallery, run.settings.dist_metric, rerank=True)
 
 
 def _picture(path: str) -> _Picture:

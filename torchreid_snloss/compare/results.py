@@ -29,7 +29,7 @@ class Result:
 
     Attributes:
         variant: The name of the variant.
-        split: The number of the split, from 1; 0 if there is only one.
+        split: The number of the split, from 1; 0 without splits.
         seed: The seed of the run.
         dataset: The test set.
         mAP: mAP in [0, 1].
@@ -190,7 +190,7 @@ def _trained_with(runs: Sequence[Run]) -> str:
 def _difference(
     variant: Sequence[Run],
     baseline: Sequence[Run],
-    precisions: Mapping[Run, tuple[NDArray[np.int64], NDArray[np.float64]] | None],
+    precisions: Mapping[Run, tuple[NDArray[np.int64], NDArray[np.float64]]],
 ) -> Difference | str:
     """The difference of mAP between two variants, or the reason why it has no interval.
 
@@ -199,15 +199,14 @@ def _difference(
         baseline: The runs of the baseline, with the same splits and seeds in the same order.
         precisions: The identities and average precisions of each run's queries on one test set.
     """
-    sides: list[list[Evaluation]] = []
-    for runs in (variant, baseline):
-        found = [(run, precisions[run]) for run in runs]
-        if lost := [run.folder for run, kept in found if kept is None]:
-            return f"the average precisions in {lost[0]} were not kept"
-        sides.append([Evaluation(run.seed, *kept, split=str(run.split or "")) for run, kept in found if kept])
-    for run, one, other in zip(variant, *sides):
+    sides = [
+        [Evaluation(run.seed, *precisions[run], split=str(run.split or "")) for run in runs]
+        for runs in (variant, baseline)
+    ]
+    for run, its_baseline, one, other in zip(variant, baseline, *sides):
         if not np.array_equal(one.pids, other.pids):
-            raise RecordError(f"the run in {str(run.folder)!r} and the {baseline[0].name} were tested on other images")
+            folders = " and ".join(repr(str(one.folder)) for one in (run, its_baseline))
+            raise RecordError(f"the runs in {folders} were tested on other images")
     try:
         return difference(sides[0], sides[1])
     except ValueError as error:  # as of a test set with a single identity
@@ -242,27 +241,27 @@ def _before_training(runs: Sequence[Run], dataset: str) -> Row:
 
 
 def mean_over_splits(
-    seeds: Sequence[int], values: Iterable[float | Sequence[float] | None]
+    runs: Sequence[Run | Result], values: Iterable[float | Sequence[float] | None]
 ) -> dict[int, NDArray[np.float64]]:
     """Averages a value, or several in an array, over the splits.
 
     Args:
-        seeds: The seed of each run.
+        runs: The runs, or their results.
         values: What is averaged, of each run; None, as for an unknown time, is left out.
 
     Returns:
         The mean by seed.
     """
     by_seed: dict[int, list[float | Sequence[float]]] = {}
-    for seed, value in zip(seeds, values):
+    for run, value in zip(runs, values):
         if value is not None:
-            by_seed.setdefault(seed, []).append(value)
+            by_seed.setdefault(run.seed, []).append(value)
     return {seed: np.asarray(own, dtype=np.float64).mean(axis=0) for seed, own in by_seed.items()}
 
 
 def _over_seeds(results: Sequence[Result], values: Iterable[float | None], digits: int = 1) -> MeanStd:
     """Mean and standard deviation over seeds of the mean over splits, of a value for each result."""
-    means = mean_over_splits([result.seed for result in results], values)
+    means = mean_over_splits(results, values)
     return MeanStd.of([float(mean) for mean in means.values()], digits)
 
 

@@ -78,7 +78,8 @@ class Run:
         variant: The name of the variant.
         settings: The settings of the run.
         split: The number of the data root, from 1; 0 if the comparison has only the config's.
-        images: A digest of its images; empty if it is unknown, and not compared with that of an earlier run.
+        images: A digest of its images, for all folds of a trial that of the first. Empty if it is unknown, and not
+            compared with that of an earlier run.
     """
 
     variant: str
@@ -112,34 +113,30 @@ class Run:
 
     def record(self) -> Record:
         """Reads what the run has recorded so far."""
-        return read_record(self._records)
+        return read_record(self._records) if has_record(self._records) else Record()
 
     def features(self, dataset: str, after: bool) -> tuple[Features, Features]:
         """Reads the features of queries and gallery, before or after training."""
         return read_features(self._records, dataset, after)
 
-    def average_precisions(self, dataset: str) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-        """Reads the identities of the queries and their average precisions after training.
-
-        Returns:
-            As `read_average_precisions` does. A record of this package before 0.3 has none; they are computed from its
-            features, unless the run re-ranked: then they are unknown, and None is returned.
-        """
+    def average_precisions(self, dataset: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Does what `read_average_precisions` does, after training; for a record without any, from its features."""
         found = read_average_precisions(self._records, dataset, after=True)
-        if found is None and not self.settings.rerank_in_training:
-            query, gallery = self.features(dataset, after=True)
-            return query.pids, average_precisions(query, gallery, self.settings.dist_metric)
-        return found
+        if found is not None:
+            return found
+        query, gallery = self.features(dataset, after=True)
+        rerank = self.settings.rerank_in_training
+        return query.pids, average_precisions(query, gallery, self.settings.dist_metric, rerank)
 
     def finished(self) -> bool:
         """Whether the run was evaluated after its last epoch."""
-        evaluations = self.record().evaluations if has_record(self._records) else {}
+        evaluations = self.record().evaluations
         return all(self.settings.max_epoch in evaluations.get(name, {}) for name in self.datasets)
 
     def mean_aps(self) -> dict[int, float]:
         """The mAP on the first set by the number of epochs trained, as far as the run has come."""
-        evaluations = self.record().evaluations if has_record(self._records) else {}
-        return {epoch: found["mAP"] for epoch, found in evaluations.get(self.datasets[0], {}).items()}
+        evaluations = self.record().evaluations.get(self.datasets[0], {})
+        return {epoch: found["mAP"] for epoch, found in evaluations.items()}
 
     def other_settings(self) -> list[str]:
         """A line for each key in which an earlier run in the same folder differs; empty if there was no such run."""
@@ -224,10 +221,12 @@ class Run:
                 print(messages.read()[-_LONGEST:].decode(errors="replace"), end="", file=sys.stderr, flush=True)
             return code
 
-    def failed_in_training(self) -> bool:
-        """Whether the log ends with a failure of what is trained, and not of the disk, the data or the memory."""
-        _, last = self._end_of_log()
-        return last.startswith("error: ") and not _OUTSIDE.match(last)
+    def failed_by_its_values(self, code: int, values: Iterable[str]) -> bool:
+        """Whether the values of a trial, by their keys, made the run fail, and not the disk, the data or the memory."""
+        last = self._end_of_log()[1] if code in (1, 2) else ""
+        if code == 2:  # a setting was refused
+            return any(key in last for key in values)
+        return last.startswith("error: ") and not _OUTSIDE.match(last)  # as where the loss has become NaN
 
     def failure(self, name: str, code: int) -> str:
         """What to say of a run that has failed, in a line.

@@ -120,7 +120,7 @@ def trial_chart(name: str, trials: Sequence[Trial]) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 2.6), layout="constrained")
         axes = figure.subplots()
-        finished = [trial for trial in trials if trial.state == "finished" and trial.mean_ap is not None]
+        finished = [trial for trial in trials if trial.state == "finished"]
         if finished:
             best = np.maximum.accumulate([100 * (trial.mean_ap or 0) for trial in finished])
             numbers = [trial.number for trial in finished]
@@ -139,7 +139,7 @@ def trial_chart(name: str, trials: Sequence[Trial]) -> Markup:
         axes.set_ylim(bottom=0)
         axes.set_xlim(-0.5, trials[-1].number + 0.5)
         legend(figure, 2)
-        labels = [kinds[trial.state][0] if trial.state in kinds else trial.state for trial in trials]
+        labels = [kinds[trial.state][0] for trial in trials]
         titles = [
             f"trial {trial.number}, {label}: mAP {'unknown' if trial.mean_ap is None else f'{100 * trial.mean_ap:.1f}'}"
             + "".join(f"\n{key} {value}" for key, value in trial.values.items())

@@ -121,7 +121,7 @@ class Tuning:
         """Makes the next trial, or goes on with one that was interrupted.
 
         Returns:
-            The exit code: 0 also for a pruned trial, and for one that failed in training, unless it is the first.
+            The exit code: 0 also for a pruned trial, and for one that its values made fail, unless it is the first.
 
         Raises:
             RunFailedError: If the first trial has failed, or another one for want of room, memory or data.
@@ -149,9 +149,7 @@ class Tuning:
         elif code == 0:
             self._study.tell(trial, mean_aps(runs)[self._epochs])
             ended = f"{summary(runs)} on the held-out identities"
-        elif (
-            code == 1 and trial.number > 0 and run.failed_in_training()
-        ):  # as with a learning rate at which the loss becomes NaN
+        elif trial.number > 0 and run.failed_by_its_values(code, values):
             self._study.tell(trial, state=TrialState.FAIL)
             ended = "failed"
         else:
@@ -246,7 +244,6 @@ class Tuning:
     def _open(self) -> None:
         if self._study is not None:
             return
-        check_available()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._folder.mkdir(parents=True, exist_ok=True)
         journal = (self._folder / _JOURNAL).absolute()  # Optuna waits without end for a lock on a relative path

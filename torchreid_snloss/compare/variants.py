@@ -62,7 +62,7 @@ def of_loss(name: str, base: CfgNode) -> Variant:
     if name == SOFTMAX:
         return BASELINES[SOFTMAX]
     options: dict[str, Any] = {"loss.name": name}
-    if name == "triplet" and base.loss.triplet.weight_x == 0:
+    if name.split("+")[0] == "triplet" and base.loss.triplet.weight_x == 0:
         # torchreid's triplet loss has no softmax term by default, while all the other losses have one.
         options["loss.triplet.weight_x"] = 1.0
     return Variant(name, options)

@@ -24,6 +24,7 @@ __all__ = [
     "leaves",
     "load_config",
     "loss_names",
+    "merge_options",
     "metric_weights",
     "softmax_weight",
     "unknown_key",
@@ -77,9 +78,23 @@ def load_config(config_file: str = "", options: Sequence[Any] = (), tell: Callab
         _set_all(cfg, changes, config_file, tell)
     if len(options) % 2 != 0:
         raise ConfigError(f"options come in pairs, KEY VALUE, but the last one, {options[-1]!r}, has no value")
-    for key, value in zip(options[::2], options[1::2]):
-        _set(cfg, key, value, tell)
+    merge_options(cfg, zip(options[::2], options[1::2]), tell)
     return cfg
+
+
+def merge_options(cfg: CfgNode, options: Iterable[tuple[str, Any]], tell: Callable[[str], None] = print) -> None:
+    """Merges options into a config, as `load_config` does.
+
+    Args:
+        cfg: the config, which is changed.
+        options: keys and their values.
+        tell: as for `load_config`.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    for key, value in options:
+        _set(cfg, key, value, tell)
 
 
 def _set_all(cfg: CfgNode, changes: Sequence[tuple[str, Any]], config_file: str, tell: Callable[[str], None]) -> None:
