@@ -177,7 +177,7 @@ def test_a_csv_file(tmp_path: Path, delimiter: str, capsys: pytest.CaptureFixtur
     assert query == [("x/3.jpg", 2, 0)]
     assert gallery == [("x/4.jpg", 2, 1), ("x/5.tif", 2, 0)]
     line = told(capsys)
-    assert "the CSV file labels.csv: 3 people, 5 images, 2 cameras" in line
+    assert "the CSV file labels.csv (path in Image, identity in PID): 3 people, 5 images, 2 cameras" in line
     assert line.endswith("files left out: 1 in rows without path or identity")
 
 
@@ -189,7 +189,7 @@ def test_a_csv_file_is_found(file: str, tmp_path: Path, capsys: pytest.CaptureFi
     table(root / file, ("path", "id"), *rows)
     (root / file).with_name("old.csv").mkdir()
     load(root)
-    assert f"the CSV file {Path(file).name}: 4 people, 12 images" in told(capsys)
+    assert f"the CSV file {Path(file).name} (identity in id): 4 people, 12 images" in told(capsys)
 
 
 def test_a_csv_file_without_the_columns_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +239,52 @@ def test_what_a_run_wrote_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert ": 4 people, 16 images" in told(capsys)
 
 
+@pytest.mark.parametrize("more", ["__MACOSX/ann/._1.jpg", "annotations/a.txt", "log/mine/train.log", "empty/in/"])
+def test_an_archive_with_a_folder_without_images(more: str, tmp_path: Path) -> None:
+    root = write(tmp_path / "plain", *PEOPLE)
+    other = write(tmp_path / "other", *(f"images/{name}" for name in PEOPLE))
+    if more.endswith("/"):
+        (other / more).mkdir(parents=True)
+    else:
+        write(other, more)
+    assert splits(load(other), other / "images") == splits(load(root), root)
+
+
+def test_more_people_leave_those_to_test_on_as_they_are(tmp_path: Path) -> None:
+    files = [f"p{n}/{camera}_{k}.jpg" for n in range(40) for camera in ("c1", "c2") for k in range(2)]
+    root = write(tmp_path, *files)
+
+    def tested() -> set[str]:
+        return {name.split("/")[0] for name, *_ in splits(load(root), root)[2]}
+
+    before = tested()
+    assert len(before) == 12
+    for n in (100, 101, 102):
+        write(root, f"p{n}/c1_1.jpg", f"p{n}/c2_1.jpg")
+    after = tested()
+    assert len(after) == 13
+    assert len(before - after) <= 3  # each new one may take a place
+    assert splits(load(root, "data.split_id", 1), root)[2] != splits(load(root), root)[2]
+
+
+def test_endings_of_what_pillow_can_not_read_are_no_images() -> None:
+    assert all(map(folder_files.is_image, ("a.JPG", "a.png", "a.webp", "a.tif", "a.bmp")))
+    assert not any(map(folder_files.is_image, ("a.h5", "a.hdf", "a.grib", "a.bufr", "a.wmf", "a.mpg", "a.txt", "jpg")))
+
+
+def test_the_column_of_people_comes_before_one_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, *(f"x/{n}.jpg" for n in range(12)), *(f"x/{n}_mask.png" for n in range(12)))
+    rows = [(str(n), f"x/{n}.jpg", f"p{n % 4}", f"{n % 3}") for n in range(12)]
+    table(root / "export.csv", ("id", "image_path", "person_id", "camera_id"), *rows)
+    load(root)
+    out = capsys.readouterr().out
+    assert (
+        "the CSV file export.csv (path in image_path, identity in person_id, camera in camera_id): "
+        "4 people, 12 images, 3 cameras" in out
+    )
+    assert "are left out: the data set reads" not in out  # it reads what the file names
+
+
 def test_a_split_without_queries_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     people = {"train": "ab", "val": "a", "test": "bcd"}
     root = write(
@@ -265,6 +311,22 @@ def test_combining_all_images_takes_each_image_and_person_once(tmp_path: Path) -
     train = names(load(root, "data.combineall", True).train_loader.dataset.train, root)
     assert sorted(name for name, *_ in train) == sorted(files)
     assert len({(name.split("/")[1], pid) for name, pid, _ in train}) == len({pid for _, pid, _ in train}) == 4
+
+
+def test_combining_all_images_leaves_out_distractors_and_numbers_each_image(tmp_path: Path) -> None:
+    root = write(tmp_path / "market", *MARKET)
+    train = names(load(root, "data.combineall", True).train_loader.dataset.train, root)
+    assert not [name for name, *_ in train if Path(name).name.startswith(("0000", "-1"))]
+    assert {Path(name).name[:4] for name, *_ in train} == {"0002", "0003", "0007"}
+    # A person who is called 0 and has queries is a person.
+    root = write(tmp_path / "people", *(name.replace("ann", "0") for name in PEOPLE))
+    train = names(load(root, "data.combineall", True).train_loader.dataset.train, root)
+    assert len({pid for _, pid, _ in train}) == 4
+    # Without cameras, none of an identity's images share a number, by which a validation would leave them out.
+    files = [f"{split}/{p}/{n}.jpg" for split, n in (("train", 1), ("test", 2), ("test", 3)) for p in "abc"]
+    root = write(tmp_path / "parts", *files)
+    train = names(load(root, "data.combineall", True).train_loader.dataset.train, root)
+    assert len(train) == len({camera for *_, camera in train}) == 9
 
 
 def test_a_target_needs_no_training_images(
@@ -351,6 +413,18 @@ WRONG: Mapping[str, tuple[Callable[[Path], Any], list[Any], str]] = {
         "with Query, train has no gallery images",
     ),
     "test and val": (lambda root: write(root, "test/a/1.jpg", "val/b/1.jpg"), [], "with test, val has no query images"),
+    "query within test": (
+        lambda root: write(root, "train/a/1.jpg", "train/b/1.jpg", "test/query/c/1.jpg", "test/gallery/c/2.jpg"), [],
+        "has gallery, query within train, test: put the folders train, query and gallery beside each other",
+    ),
+    "cameras": (
+        lambda root: write(root, *(f"cam{n % 3}/000{n}_c{n % 3}s1_0{n}.jpg" for n in range(9))), [],
+        "has the folders cam0, cam1, cam2, which are named as cameras are: set data.folder.layout to people",
+    ),
+    "flat tests": (
+        lambda root: write(root, *(f"train/{n % 3}/{n}.jpg" for n in range(60)), "query/1_c1.jpg", "gallery/1_c2.jpg"),
+        [], "has no gallery images: .*; files left out: 2 in no person's folder",
+    ),
     "no csv": (mixed, ["data.folder.layout", "csv"], r"has no CSV file with a column for path \(path, image"),
     "csv column": (
         lambda root: table(root / "a.csv", ("path", "name")), ["data.folder.path", "a.csv"], "no column for identity"
@@ -471,8 +545,22 @@ def test_a_module_that_takes_a_name_of_this_package_is_an_error(
     options = (*own("own_folder.py", "folder"), "data.modules", "own_folder.py", "model.pretrained", "True")
     done = run("-m", *command, *process_options(*options), cwd=in_folder)
     assert done.returncode == 2
-    assert "a data set named 'folder' already, this package can't add its own: register the other under" in done.stderr
+    assert "can't import 'own_folder.py': ValueError: The given name already exists" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_image_of_an_own_data_set_ends_the_run(own: Callable[[str, str], list[str]], in_folder: Path) -> None:
+    options = [*own("own_reader.py", "own_reader"), "data.modules", "own_reader.py"]
+    module = in_folder / "own_reader.py"
+    # As torchreid's documentation has it, the name is imported from torchreid.
+    reader = "from torchreid.reid.utils import read_image\nfrom torchreid.reid.utils.tools import read_image as same\n"
+    reader += "assert read_image is same\nread_image('damaged.jpg')\n"
+    module.write_text(reader + module.read_text())
+    (in_folder / "damaged.jpg").write_bytes(JPEG[:-200])
+    done = run("-m", "torchreid_snloss", *process_options(*options), cwd=in_folder)
+    assert done.returncode == 2
+    assert "can't read the image 'damaged.jpg'" in done.stderr
+    assert "Will redo" not in done.stdout
 
 
 @pytest.mark.parametrize(

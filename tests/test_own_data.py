@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from torchreid import data
 
 from torchreid_snloss import ConfigError, ImageSNEngine, build_datamanager, get_default_config
 from torchreid_snloss.data import hold_out, use_batch_transforms
+from torchreid_snloss.data.readable import NamingFailures, name_unreadable_images
 
 Items = list[Any]
 Splits = dict[str, Items]
@@ -339,6 +343,30 @@ def test_a_data_set_that_raises(error: Exception, words: str, use: Use, monkeypa
         ("photo.jpg", "a file name that does not match the data set's pattern: "),
     ],
 )
+class WithLock(OwnData):
+    """A data set that pickles itself without what can't be pickled."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lock: Any = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock="made again")
+
+
+def test_a_data_set_that_pickles_itself_goes_to_a_worker(splits: Splits, in_folder: Path) -> None:
+    dataset = WithLock(lambda: splits, mode="train")
+    name_unreadable_images(SimpleNamespace(train_loader=SimpleNamespace(dataset=dataset), test_loader={}))
+    again = copy.copy(dataset)  # by __reduce_ex__, as pickle does
+    assert type(again).__mro__[1:] == type(dataset).__mro__[1:]
+    assert isinstance(again, NamingFailures)
+    assert again.lock == "made again"
+    assert again.train == dataset.train
+
+
 def test_a_file_that_market1501_does_not_know_is_named(
     name: str, words: str, train: Callable[..., Done], reid_data: Path
 ) -> None:

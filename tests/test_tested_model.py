@@ -14,7 +14,7 @@ from torchreid import models
 from torchreid_snloss.build import build_criteria, build_datamanager, build_engine, build_model, build_optimizer
 from torchreid_snloss.checkpoint import load_checkpoint, save_checkpoint
 from torchreid_snloss.config import get_default_config, load_config
-from torchreid_snloss.engine.differences import feature_differences, plain
+from torchreid_snloss.engine.differences import feature_differences, plain, split_differences
 from torchreid_snloss.inference import features
 from torchreid_snloss.settings import resolve
 
@@ -89,6 +89,29 @@ def test_only_what_changes_features_is_a_difference(change: dict[str, Any], line
     assert len(feature_differences(plain(settings), {**settings, **change})) == lines
     of_all = {**settings, "video.sample_method": "all"}
     assert feature_differences(plain(of_all), {**of_all, "video.seq_len": 7}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        ({}, []),
+        ({"data.split_id": 1}, ["data.split_id"]),
+        (
+            {"data.folder.test_fraction": 0.5, "data.folder.junk": ["-1", "7"]},
+            ["data.folder.junk", "data.folder.test_fraction"],
+        ),
+        ({"data.split_id": 1, "data.targets": ["market1501"]}, []),  # which was not trained on
+        ({"data.split_id": 1, "data.root": "elsewhere"}, []),
+        ({"data.split_id": 1, "data.folder.path": "elsewhere"}, []),
+        ({"cuhk03.classic_split": True}, []),
+        ({"data.height": 96}, []),
+    ],
+)
+def test_a_split_by_which_people_of_the_training_may_be_tested_on(change: dict[str, Any], keys: list[str]) -> None:
+    settings = {**resolve(get_default_config()).values, "data.sources": ["folder"], "data.targets": ["folder"]}
+    lines = split_differences(plain(settings), {**settings, **change})
+    assert [line.split(":")[0] for line in lines] == sorted(keys)
+    assert all("so people may be tested on who were trained on" in line for line in lines)
 
 
 @BY

@@ -37,10 +37,10 @@ __all__ = ["load_data", "register_for_run", "share_decoded"]
 
 
 def register_for_run() -> None:
-    """`register()` for a run, in which a module of `data.modules` may have taken a name.
+    """`register()` for a run.
 
     Raises:
-        ConfigError: If one has.
+        ConfigError: If a script has taken a name of this package.
     """
     try:
         register()

@@ -93,7 +93,8 @@ def register() -> None:
         evaluate_rank = evaluation.capturing(metrics.rank.evaluate_rank) if compiled else evaluation.evaluate_rank
         _set(undo, metrics, "evaluate_rank", evaluate_rank)
         _set(undo, metrics.rank, "evaluate_rank", evaluate_rank)
-        for module in (utils, sys.modules[data.ImageDataset.__module__]):  # imported there by name
+        tools = sys.modules[utils.read_image.__module__]
+        for module in (tools, utils, sys.modules[data.ImageDataset.__module__]):  # imported there by name
             _set(undo, module, "read_image", read_image)
         _set(undo, utils, "re_ranking", rerank.re_ranking)
         _set(undo, sys.modules[engine.Engine.__module__], "re_ranking", rerank.re_ranking)  # by name too

@@ -16,7 +16,7 @@ from torchreid_snloss.checkpoint import (
     settings_of,
 )
 from torchreid_snloss.config import ConfigError
-from torchreid_snloss.engine.differences import feature_differences
+from torchreid_snloss.engine.differences import feature_differences, split_differences
 from torchreid_snloss.settings import Settings
 
 __all__ = ["checkpoint_to_test", "has_pretrained_weights", "load_tested_model"]
@@ -53,7 +53,8 @@ def has_pretrained_weights(settings: Settings) -> bool:
 def load_tested_model(settings: Settings, checkpoint: Path | str) -> nn.Module:
     """Builds the model of a test, on the CPU, in evaluation mode. A line names its weights if no checkpoint is given.
 
-    Another line is printed for each setting by which the features differ from those that the training tested.
+    Another line is printed for each setting by which the features differ from those that the training tested, or by
+    which people may be tested on who were trained on.
 
     Args:
         settings: the settings of the test.
@@ -68,7 +69,11 @@ def load_tested_model(settings: Settings, checkpoint: Path | str) -> nn.Module:
         print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
         return load_model(settings, num_classes=1).eval()
     content = load_checkpoint(checkpoint)
-    for line in feature_differences(settings_of(content, checkpoint), settings.values):
+    before = settings_of(content, checkpoint)
+    lines = feature_differences(before, settings.values)
+    if settings.evaluate:
+        lines += split_differences(before, settings.values)
+    for line in lines:
         print(f"=> {line}")
     # All weights are the checkpoint's, so none need be downloaded.
     model = load_model(settings, num_classes(content["state_dict"]), pretrained=False)

@@ -25,6 +25,7 @@ from torchreid_snloss.data import import_modules
 from torchreid_snloss.engine import check_weights
 from torchreid_snloss.engine.amp import check_amp
 from torchreid_snloss.losses import LOSSES
+from torchreid_snloss.register import register
 
 __all__ = ["check_config"]
 
@@ -55,11 +56,12 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def _import_modules(names: Any) -> None:
-    """Imports the modules first, since they may add what other keys name."""
-    if OUR_KEYS["data.modules"].range.holds(names):
+    """Imports the modules first, since they may add what other keys name, into a torchreid that is registered with."""
+    if names and OUR_KEYS["data.modules"].range.holds(names):
         try:
+            register()
             import_modules(names)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             raise ConfigError(str(error)) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 from torchreid import data
 
 from torchreid_snloss.arguments import check_choice, check_number
@@ -79,6 +79,8 @@ class _Splits:
     gallery: _Items
     train_labels: dict[int, int]
     """The training labels of the people in the training images, by their numbers as test people."""
+    distractors: set[int]
+    """The numbers of a person 0 without queries, as which Market-1501 has images that show nobody who is tested."""
     summary: str
 
 
@@ -143,16 +145,20 @@ class ImageFolder(data.ImageDataset):
                 f"{path!r} has no training images: put them into a folder train or bounding_box_train (in a CSV file: "
                 "the split train), or test alone with test.evaluate True"
             )
-        self._train_labels = splits.train_labels
+        self._train_labels, self._distractors = splits.train_labels, splits.distractors
         super().__init__(splits.train, splits.query, splits.gallery, **kwargs)
 
     def combine_all(self) -> None:
         """Adds the test images to the training images: each image once, and each person under one label.
 
-        torchreid's would add an image that is a query and in the gallery twice.
+        torchreid's would add an image that is a query and in the gallery twice. Both leave out distractors.
         """
         labels, known = dict(self._train_labels), {item[0] for item in self.train}
-        test_images = [item for item in dict.fromkeys((*self.query, *self.gallery)) if item[0] not in known]
+        test_images = [
+            item
+            for item in dict.fromkeys((*self.query, *self.gallery))
+            if item[0] not in known and item[1] not in self._distractors
+        ]
         added = [(path, labels.setdefault(pid, len(labels)), *rest) for path, pid, *rest in test_images]
         self.train = [*self.train, *added]
         self.num_train_pids = self.get_num_pids(self.train)
@@ -177,17 +183,19 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
             query = _first_of_each_camera(query) if by_camera else query
     if not query or not gallery:
         missing = "query" if gallery else "gallery"
+        left_out = left_out_words(found.left_out)
         if missing == "query" and "query" not in splits:
-            raise ValueError(f"{path!r} has no query images, since nobody to test on has two images to compare")
+            raise ValueError(
+                f"{path!r} has no query images, since nobody to test on has two images to compare{left_out}"
+            )
         raise ValueError(
             f"{path!r} has no {missing} images: put them into a folder {missing} (in a CSV file: the split {missing}), "
-            "or don't split it at all"
+            f"or don't split it at all{left_out}"
         )
-    test_images = list(dict.fromkeys((*query, *gallery)))
     if by_camera:
         train_cameras = test_cameras = _numbers(str(image.camera) for image in found.images)
     else:
-        train_cameras, test_cameras = ({i.path: n for n, i in enumerate(images)} for images in (train, test_images))
+        train_cameras = test_cameras = {image.path: number for number, image in enumerate(found.images)}
 
     def items(images: Sequence[FolderImage], labels: Mapping[str, int], cameras: Mapping[str, int]) -> _Items:
         return [(i.path, labels[i.identity], cameras[str(i.camera) if by_camera else i.path]) for i in images]
@@ -200,6 +208,8 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
         items(query, test_labels, test_cameras),
         items(gallery, test_labels, test_cameras),
         {test_labels[identity]: label for identity, label in labels.items()},
+        {test_labels[image.identity] for image in gallery if image.identity.strip("0") == ""}
+        - {test_labels[image.identity] for image in query},
         _summary(path, found, (train, query, gallery), cameras_known, by_camera),
     )
 
@@ -223,8 +233,12 @@ def _draw(
             f"compare, and data.folder.test_fraction {fraction} leaves {people - number} to train on and {number} to "
             "test on; at least 2 and 1 are needed"
         )
-    order = np.random.default_rng([seed, 5]).permutation(sorted(matched, key=natural_order))
-    return set(order[:number].tolist())
+    return set(sorted(matched, key=lambda name: _drawn(name, seed))[:number])
+
+
+def _drawn(name: str, seed: int) -> bytes:
+    """A random place in the order of the people, which stays when others are added to the folder."""
+    return hashlib.blake2b(f"{seed} {name}".encode(errors="surrogateescape")).digest()
 
 
 def _first_of_each_camera(images: Sequence[FolderImage]) -> list[FolderImage]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 __all__ = ["files_below", "is_image", "natural_order", "single_folders"]
 
+_NO_IMAGES = ("MPEG", "HDF5", "GRIB", "BUFR", "WMF")  # Pillow opens them, but needs another program to read them
 # Ranked lists, and the people that the data sets synthetic and synthetic_video draw.
 _WRITTEN = re.compile(r"visrank_.+|synthetic(-video)?-v\d+")
 # A file by which a folder is known, with the folder's name: a run's log, or what lies in the folders that a run makes.
@@ -24,7 +25,7 @@ _OF_A_RUN = re.compile(
 @functools.cache
 def _endings() -> frozenset[str]:
     formats = Image.registered_extensions().items()
-    return frozenset(ending for ending, name in formats if name in Image.OPEN and name != "MPEG")
+    return frozenset(ending for ending, name in formats if name in Image.OPEN and name not in _NO_IMAGES)
 
 
 def is_image(name: str) -> bool:
@@ -38,7 +39,7 @@ def single_folders(path: str) -> list[str]:
     while True:
         with os.scandir(found[-1]) as listed:
             entries = [entry for entry in listed if not entry.name.startswith(".")]
-        folders = [entry.path for entry in entries if entry.is_dir() and not _is_written(entry.path)]
+        folders = [entry.path for entry in entries if entry.is_dir() and _has_images(entry.path)]
         if len(folders) != 1 or any(is_image(entry.name) for entry in entries):
             return found
         found.append(folders[0])
@@ -81,6 +82,12 @@ def _digits(number: str) -> tuple[int, str]:
     """A sort key for numbers of any length, which `int` does not take."""
     digits = number.lstrip("0")
     return len(digits), digits
+
+
+def _has_images(folder: str) -> bool:
+    """Whether there is an image in a folder or below it that is not hidden and that no run wrote."""
+    files = () if _is_written(folder) else files_below(folder, Counter())
+    return any(is_image(parts[-1]) and not any(part.startswith(".") for part in parts) for parts in files)
 
 
 def _is_written(folder: str) -> bool:

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torchreid_snloss.data.folder_files import files_below, is_image, natural_order, single_folders
@@ -20,9 +20,9 @@ _SPLITS = {
 }
 _NO_PEOPLE = {name for names in _SPLITS.values() for name in names} | {"val", "valid", "validation"}
 _COLUMNS = {
-    "path": ("path", "image", "file", "filename", "img_path", "image_path"),
-    "identity": ("identity", "pid", "id", "person", "person_id", "label"),
-    "camera": ("camera", "camid", "cam", "camera_id"),
+    "path": ("path", "image_path", "img_path", "filename", "file", "image"),
+    "identity": ("identity", "pid", "person_id", "person", "label", "id"),
+    "camera": ("camera", "camera_id", "camid", "cam"),
     "split": ("split", "set", "subset"),
 }
 # c1, cam1, cam_1, camera-1, and c1s1 as in Market-1501; not the c3 within a word or a checksum.
@@ -163,8 +163,8 @@ def _read_files(folder: str, layout: str) -> FoundImages:
     auto = layout == "auto"
     if auto:
         layout = _layout_of(folder, [parts for *_, parts in inside])
-    if layout == "people" and not splits:
-        _check_people(folder, {parts[0] for parts in files if len(parts) > 1}, auto)
+    if layout == "people":
+        _check_people(folder, {parts[0] for *_, parts in inside if len(parts) > 1}, splits, auto)
     words = _WORDS[layout] + (f" in {', '.join(splits.values())}" if splits else "")
     found = FoundImages(words, left_out=left_out)
     for path, split, parts in inside:
@@ -190,9 +190,20 @@ def _split_folders(folder: str) -> dict[str, str]:
     return found if "gallery" in found and len(found) > 1 else {}
 
 
-def _check_people(folder: str, people: Collection[str], auto: bool) -> None:
-    """Refuses parts of a split in place of people. A person may have such a name if that is the layout asked for."""
+def _check_people(folder: str, people: Collection[str], splits: Mapping[str, str], auto: bool) -> None:
+    """Refuses parts of a split, and cameras, in place of people, who may have such names in a layout asked for."""
+    if auto and people and all(map(_CAMERA.fullmatch, people)):
+        raise ValueError(
+            f"{folder!r} has the folders {', '.join(sorted(people)[:3])}, which are named as cameras are: set "
+            "data.folder.layout to people (a folder for each person) or market (the identity is what stands before the "
+            "first _ in a file's name), or use a CSV file"
+        )
     parts = {name.lower(): name for name in people if name.lower() in _NO_PEOPLE}
+    if parts and splits and (auto or len(parts) == len(people)):
+        raise ValueError(
+            f"{folder!r} has {', '.join(sorted(parts.values()))} within {', '.join(splits.values())}: put the folders "
+            "train, query and gallery beside each other; if they are people's names, set data.folder.layout people"
+        )
     if parts and (auto or len(parts) == len(people)):
         present = {split for split, names in _SPLITS.items() if parts.keys() & set(names)}
         missing = next(split for split in ("gallery", "query", "train") if split not in present)
@@ -269,7 +280,8 @@ def _read_table(file: str) -> FoundImages:
     columns = _columns(file)
     if missing := [name for name in ("path", "identity") if name not in columns]:
         raise ValueError(f"{file!r} has no column for {missing[0]}: {' or '.join(_COLUMNS[missing[0]])}")
-    found = FoundImages(f"the CSV file {os.path.basename(file)}")
+    chosen = ", ".join(f"{what} in {name.strip()}" for what, name in columns.items() if name.strip().lower() != what)
+    found = FoundImages(f"the CSV file {os.path.basename(file)}" + (f" ({chosen})" if chosen else ""))
     splits = {name: split for split, names in _SPLITS.items() for name in (*names, split)}
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
         header = stream.readline()

@@ -43,7 +43,9 @@ class NamingFailures:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time, and a data loader's worker may have to make it again.
-        return _restore, (type(self).__bases__[1], self.__dict__)
+        # `__getstate__` is there since Python 3.11, and before where a class of the user's own defines it.
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _restore, (type(self).__bases__[1],), state
 
 
 def _naming_failures(cls: type[Any]) -> type[Any]:
@@ -52,13 +54,11 @@ def _naming_failures(cls: type[Any]) -> type[Any]:
     )
 
 
-def _restore(cls: type[Any], state: dict[str, Any]) -> Any:
+def _restore(cls: type[Any]) -> Any:
     from torchreid_snloss.register import register
 
     register()  # in a worker that was spawned, torchreid is as new
-    dataset = object.__new__(_naming_failures(cls))
-    dataset.__dict__.update(state)
-    return dataset
+    return object.__new__(_naming_failures(cls))
 
 
 def read_image(path: str) -> Image.Image:

@@ -33,6 +33,8 @@ _FEATURES = (
 )
 _VIDEO_FEATURES = ("video.seq_len", "video.sample_method", "video.pooling_method")
 _TEST_OPTIONS = ("test.flip", "test.normalize_feature")
+# Those that decide who of a data set is trained on.
+_SPLIT = ("data.split_id", "data.combineall", "data.folder.", "cuhk03.")
 # Those that decide which images an epoch's batches hold, and which images are trained on.
 _ORDER = ("train.batch_size", "train.seed", "sampler.")
 _IMAGES = ("data.", "train.seed", "cuhk03.", "market1501.")
@@ -103,6 +105,26 @@ def feature_differences(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -
         f"{key}: {shown(before[key])} when the checkpoint was trained, {shown(value)} now"
         for key, value in plain(own).items()
         if key in before and value != before[key]
+    ]
+
+
+def split_differences(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line about each setting by which a test of the data that was trained on may have people of the training.
+
+    Args:
+        checkpoint: The settings of the training, by their keys.
+        now: The settings of the test.
+    """
+    shared = {*now["data.targets"]} & {*(checkpoint.get("data.sources") or ())}
+    if not shared or any(checkpoint.get(key) != now[key] for key in ("data.root", "data.folder.path")):
+        return []
+    keys = [key for key in now if key in checkpoint and key.startswith(_SPLIT)]
+    return [
+        f"{key}: {shown(checkpoint[key])} when the checkpoint was trained, {shown(plain(now[key]))} now; so people may "
+        "be tested on who were trained on"
+        for key in keys
+        if plain(now[key]) != checkpoint[key]
+        and all(name in shared for section, name in _USED_WITH.items() if key.startswith(section))
     ]
 
 
