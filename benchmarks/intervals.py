@@ -1,7 +1,8 @@
 """`python -m benchmarks.intervals`: how often a 95 % interval of a comparison contains the true difference.
 
-Each experiment compares a variant with a control, of three seeds each, whose true difference is 0. What an interval
-takes as given varies as well, the splits or the gallery; and once, the numbers of queries are very uneven.
+Each experiment compares a variant with a control, of three seeds each unless it says otherwise, whose true difference
+is 0. What an interval takes as given varies as well, the splits or the gallery; and in the last cases, the numbers of
+queries are very uneven, or each seed shifts all queries of a variant that is otherwise like the control.
 """
 
 from __future__ import annotations
@@ -42,6 +43,16 @@ def uneven_queries(rng: Generator) -> Difference:
     return _compare(_runs(rng, pids, by_seed=0.0))
 
 
+def seeds_shift(deviation: float, seeds: int) -> Experiment:
+    """60 identities with 8 queries each, without a difference but by the seed, with a standard deviation."""
+
+    def experiment(rng: Generator) -> Difference:
+        runs = _runs(rng, np.repeat(np.arange(60), 8), seeds=seeds, of_identity=0.0, of_seed=deviation)
+        return _compare(runs)
+
+    return experiment
+
+
 def galleries_vary(identities: int) -> Experiment:
     """Identities with four queries and four gallery images, whose features have as much noise from both methods."""
 
@@ -63,7 +74,15 @@ def galleries_vary(identities: int) -> Experiment:
 
 
 def _runs(
-    rng: Generator, pids: NDArray[np.int64], truth: float = 0.0, split: str = "", by_seed: float = _OF_IDENTITY
+    rng: Generator,
+    pids: NDArray[np.int64],
+    truth: float = 0.0,
+    split: str = "",
+    *,
+    seeds: int = _SEEDS,
+    of_seed: float = _OF_SEED,
+    of_identity: float = _OF_IDENTITY,
+    by_seed: float = _OF_IDENTITY,
 ) -> list[tuple[Evaluation, Evaluation]]:
     """A pair of runs for each seed, whose average precisions differ by the identity, the seed and the query.
 
@@ -72,14 +91,17 @@ def _runs(
         pids: (queries,), the identities of the queries.
         truth: the true difference.
         split: the name of the split.
+        seeds: the number of seeds.
+        of_seed: the standard deviation of what a seed adds.
+        of_identity: the standard deviation of what an identity adds.
         by_seed: the standard deviation of what an identity adds with one seed alone.
     """
     _, of_query = np.unique(pids, return_inverse=True)
     number = of_query.max() + 1
-    of_identity = truth + rng.normal(0, _OF_IDENTITY, number)
+    common = truth + rng.normal(0, of_identity, number)
     runs = []
-    for seed in range(_SEEDS):
-        own = of_identity + rng.normal(0, _OF_SEED) + rng.normal(0, by_seed, number)
+    for seed in range(seeds):
+        own = common + rng.normal(0, of_seed) + rng.normal(0, by_seed, number)
         control = rng.random(len(pids))
         variant = control + own[of_query] + rng.normal(0, _OF_QUERY, len(pids))
         runs.append((Evaluation(seed, pids, variant, split), Evaluation(seed, pids, control, split)))
@@ -104,6 +126,11 @@ def main() -> None:
         "another gallery each time, 20 identities": galleries_vary(20),
         "another gallery each time, 60 identities": galleries_vary(60),
         "20 identities, of which one has 40 queries and the others two": uneven_queries,
+        "seeds that shift all queries by 1 point": seeds_shift(0.01, 3),
+        "seeds that shift all queries by 2 points": seeds_shift(0.02, 3),
+        "seeds that shift all queries by 3 points": seeds_shift(0.03, 3),
+        "two seeds that shift all queries by 2 points": seeds_shift(0.02, 2),
+        "five seeds that shift all queries by 2 points": seeds_shift(0.02, 5),
     }
     for name, experiment in cases.items():
         rng = np.random.default_rng(0)

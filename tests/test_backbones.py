@@ -142,6 +142,17 @@ def test_heads_on_top_and_last_stride() -> None:
         build_model(config(CNN, "model.last_stride", 1), 5)
 
 
+def test_last_stride_1_of_a_res2net_is_what_timm_builds() -> None:
+    ours, theirs = (timm.create_model("res2net50_26w_4s", num_classes=0, **o) for o in ({}, {"output_stride": 16}))
+    set_last_stride(ours, 1)
+    pools = [
+        [str(pool).replace("(1, 1)", "1") for name, pool in of.named_modules() if name.endswith("pool")]
+        for of in (ours, theirs)
+    ]
+    assert pools[0] == pools[1]
+    assert "AvgPool2d(kernel_size=3, stride=1, padding=1)" in pools[0]
+
+
 def test_staged_training_knows_backbone_and_classifier(train: Callable[..., Done]) -> None:
     model = build_model(config(VIT), 5)  # whose class token and position embedding are no layers of their own
     optimizer, _ = build_optimizer(config(VIT, "train.staged_lr", True, "train.lr", 0.1), model)

@@ -316,7 +316,7 @@ def test_a_custom_loss_is_tried_before_training(
         check_criteria(cfg, criteria, model, 16)
 
 
-@pytest.mark.parametrize("name", ["x", "a.b", "keys"])
+@pytest.mark.parametrize("name", ["x", "a.b", "keys", "loss"])
 def test_names_that_are_taken_are_told(name: str, datamanager: Any) -> None:
     with pytest.raises(ValueError, match="a criterion can't be named"):
         make_engine(ImageMetricEngine, datamanager, criterion={name: centre}, weight_m={name: 1.0})

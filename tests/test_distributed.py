@@ -30,11 +30,12 @@ from torchreid_snloss.cli import main
 from torchreid_snloss.config import ConfigError, load_config
 from torchreid_snloss.data.fingerprint import check_same_on_all_ranks
 from torchreid_snloss.data.shards import shard_training
-from torchreid_snloss.engine import MetricEngine
+from torchreid_snloss.engine import CompileError, MetricEngine
 from torchreid_snloss.evaluation import nearest_gallery, rank_features
 from torchreid_snloss.losses import GlobalBatchLoss
 from torchreid_snloss.pml import PairwiseLoss
 from torchreid_snloss.record import read_features, read_record
+from torchreid_snloss.run.failures import concerns_one_process
 from torchreid_snloss.settings import resolve
 
 PROCESSES = [2, 4]
@@ -423,6 +424,26 @@ def test_what_several_processes_can_not_do_is_told(
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match=message):
         resolve(load_config(options=["loss.name", "sn", "use_gpu", False, *changes]))
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("[/x/gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:2", True),
+        ("NCCL error in: x.cpp:3, remote process exited or there was a network error", True),
+        ("NCCL error in: x.cpp:3, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'", False),
+    ],
+)
+def test_an_error_of_its_own_is_not_told_as_that_of_another_process(
+    text: str, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    error = torch.distributed.DistBackendError(text)
+    with pytest.raises(RuntimeError) as raised, distributed.named_failures():
+        raise error
+    assert isinstance(raised.value, distributed.PeerError) == lost
+    assert lost or raised.value is error
+    assert concerns_one_process(CompileError("no compiler"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,13 @@ from torch import nn
 from torchreid import models, optim
 
 from torchreid_snloss import ImageSNEngine, load_weights
-from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
+from torchreid_snloss.checkpoint import CheckpointError, atomic_write, find_newest, load_checkpoint, save_checkpoint
 from torchreid_snloss.checkpoint.optimizer_state import class_names
 from torchreid_snloss.compare.ranked import average_precisions
 from torchreid_snloss.engine.checkpointer import Checkpointer
 from torchreid_snloss.engine.random_state import random_states
 from torchreid_snloss.record import RecordError, read_average_precisions, read_features, read_record
+from torchreid_snloss.run.writable import check_replaceable
 
 WEIGHT = "convolution.weight"
 
@@ -127,6 +129,17 @@ def test_what_an_archive_says_of_a_part_is_checked(
             load(path)
     with pytest.raises(CheckpointError, match="none of the checkpoints"):
         find_newest(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="longer paths than Windows takes")
+def test_a_name_of_any_length_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".npz")
+    check_replaceable(tmp_path, [path.name])
+    atomic_write(path, lambda stream: stream.write(b"whole"))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(OSError, match="File name too long"):
+        check_replaceable(tmp_path, [f"x{path.name}"])
 
 
 def test_a_torchscript_model_is_named(tmp_path: Path) -> None:

@@ -47,6 +47,22 @@ class Interrupted(Tiny):
         return super().forward(x)
 
 
+class Half(Tiny):
+    """A model with pretrained weights, but for a layer of its own before the features."""
+
+    def __init__(self, *args: Any, pretrained: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if pretrained:
+            weights = torch.load("half.pth")
+            self.load_state_dict(
+                {**weights, "classifier.weight": self.classifier.weight, "classifier.bias": self.classifier.bias}
+            )
+        self.projection = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
 class WithConstant(Tiny):
     """Computes with a number that a trace takes for a constant."""
 
@@ -83,7 +99,12 @@ def run(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Done]:
     """Runs a command line in this process, with a tiny trained model, on the CPU: `run(main, flags, *options)`."""
-    for name, cls in (("interrupted", Interrupted), ("constant", WithConstant), ("symbol", WithoutSymbol)):
+    for name, cls in (
+        ("interrupted", Interrupted),
+        ("half", Half),
+        ("constant", WithConstant),
+        ("symbol", WithoutSymbol),
+    ):
         monkeypatch.setitem(vars(models)["__model_factory"], name, cls)
 
     def command(main: Callable[[list[str]], int], flags: list[object], *options: object) -> Done:
@@ -179,6 +200,10 @@ def test_a_head_of_the_model_and_its_newest_checkpoint(run: Callable[..., Done],
             np.testing.assert_allclose(file["features"], model(given), rtol=1e-4, atol=1e-5)
 
 
+PRETRAINED = ("model.pretrained", True, "model.load_weights", "")
+HACNN = ("model.name", "hacnn", "data.height", 160, "data.width", 64)
+
+
 @pytest.mark.parametrize("main", [features.main, export.main])
 @pytest.mark.parametrize(
     ("flags", "options", "words"),
@@ -188,7 +213,9 @@ def test_a_head_of_the_model_and_its_newest_checkpoint(run: Callable[..., Done],
         (["--images", "list.txt"], [], "--images 'list.txt': 1 of its 2 files do not exist, first 'nowhere/1.jpg'"),
         (["--images", "one.jpg", "--output", "x"], [], "--output must end in .{ending}, got 'x'"),
         (["--images", "one.jpg", "--output", "one.jpg/x.{ending}"], [], "can't be written: "),
-        (["--images", "one.jpg"], ["model.load_weights", ""], "the model has no trained weights: name a checkpoint in"),
+        (["--images", "one.jpg"], ["model.load_weights", ""], "the model has no trained weights, but random ones in"),
+        (["--images", "one.jpg"], [*HACNN, *PRETRAINED], "the model has no trained weights, but random ones in"),
+        (["--images", "one.jpg"], ["model.name", "half", *PRETRAINED], "in 2 layers, projection.weight among them"),
         (["--images", "one.jpg"], ["model.load_weights", "", "model.resume", "auto"], "auto: no checkpoint in"),
         (["--images", "one.jpg"], ["data.type", "video"], "data.type is video"),
         (["--images", "one.jpg"], ["model.embedding", "[8]"], "belongs to another model"),
@@ -201,6 +228,7 @@ def test_what_is_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.jpg").write_bytes(next(images.glob("*.jpg")).read_bytes())
     (tmp_path / "list.txt").write_text("one.jpg\nnowhere/1.jpg\n")
+    torch.save(Tiny().state_dict(), tmp_path / "half.pth")
     before = [path for path in tmp_path.rglob("*") if path.is_file()]
     ending = "npz" if main is features.main else "onnx"
     done = run(main, [flag.format(ending=ending) for flag in flags], *options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import time
@@ -222,6 +223,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
         ("train: {lr: 1" + "0" * 5000 + "}", "can't read the config file .*4300 digits.* line 1"),
         ("train: {seed: 0x" + "f" * 9000 + "}", "train.seed must be .*, got a value .* too long to show"),
         ("train: {seed: !!int x}", "can't read the config file .*'x'.* line 1"),
+        ("data: {folder: {junk: [2024-01-01]}}", r"data.folder.junk must .*the date 2024-01-01"),
+        ("loss: {custom: {kwargs: {a: [2024-01-01]}}}", r"loss.custom.kwargs must .*the date 2024-01-01"),
         ("train: {lr: .nan}", "train.lr must be finite"),
         ("test: {batch_size: -.inf}", "test.batch_size must be of type int"),
         ('data: {save_dir: "a\\0b"}', "data.save_dir must be text of one line"),
@@ -231,7 +234,7 @@ def test_what_a_config_file_must_not_hold(text: str, words: str, load: Callable[
     began = time.perf_counter()
     with pytest.raises(ConfigError, match=words) as raised:
         resolve(load(text))
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 60  # and not hours
     assert len(str(raised.value)) < 700
 
 
@@ -241,6 +244,37 @@ def test_text_that_looks_like_something_else_may_be_given_as_text(text: str, loa
     assert cfg.data.root == text.strip("'")
     assert load(str(resolve(cfg).cfg_text)).data.root == cfg.data.root
     assert load_config(options=["data.root", text]).data.root == cfg.data.root
+
+
+def test_a_key_that_a_script_misspells_is_refused() -> None:
+    cfg = get_default_config()
+    cfg.train.max_epochs = 3
+    with pytest.raises(ConfigError, match=r"unknown config key 'train.max_epochs', did you mean train.max_epoch"):
+        resolve(cfg)
+
+
+def test_a_test_does_not_need_what_training_needs() -> None:
+    resolve(config("train.sync_batchnorm", True, "test.evaluate", True))
+    with pytest.raises(ConfigError, match=r"train\.sync_batchnorm True needs GPUs"):
+        resolve(config("train.sync_batchnorm", True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "sampler", "refused"),
+    [
+        ("softmax", "RandomSampler", False),
+        ("softmax", "IdentitySampler", True),
+        ("sn", "RandomSampler", True),
+    ],
+)
+def test_parts_of_a_batch_on_two_processes(
+    loss: str, sampler: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 images in groups of 4 are 8 and 4, in 3 parts; alone, they are 6 and 6, in 2."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    cfg = config("loss.name", loss, "sampler.train_sampler", sampler, "train.batch_size", 12, "train.micro_batch", 3)
+    with pytest.raises(ConfigError, match="would put one image alone") if refused else contextlib.nullcontext():
+        resolve(cfg)
 
 
 def test_a_section_may_be_empty(load: Callable[[str], CfgNode], capsys: pytest.CaptureFixture[str]) -> None:

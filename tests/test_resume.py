@@ -124,6 +124,12 @@ def test_a_stop_in_an_epoch_keeps_the_random_states(datamanager: Any, tmp_path: 
     with pytest.raises(Stopped, match=r"model\.pth\.tar-1\.2"):
         stopped.run(save_dir=str(tmp_path / "stopped"), max_epoch=3)
 
+    tested = build()  # in between, a run that trains nothing leaves them as they are
+    tested.run(
+        save_dir=str(tmp_path / "stopped"), max_epoch=1,
+        start_epoch=tested.resume(tmp_path / "stopped/model/model.pth.tar-1.2"),
+    )  # fmt: skip
+
     resumed = build()
     start = resumed.resume(tmp_path / "stopped/model/model.pth.tar-1.2")
     assert start == 1

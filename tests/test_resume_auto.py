@@ -197,3 +197,12 @@ def test_each_folder_has_its_own_best(datamanager: Any, tmp_path: Path) -> None:
         resumed.resume(path)
         resumed.run(save_dir=str(tmp_path / name), max_epoch=3, start_epoch=2)
         assert load_checkpoint(tmp_path / name / "model/model-best.pth.tar")["epoch"] == epoch
+
+    # In a folder with the best of an unrelated run, too, however good that was.
+    unrelated = tmp_path / "b/model/model-best.pth.tar"
+    found = load_checkpoint(unrelated)
+    save_checkpoint({**found, "progress": {**found["progress"], "best": 0.9999}}, unrelated)
+    resumed = make_engine(ImageSNEngine, datamanager)
+    resumed.resume(path)
+    resumed.run(save_dir=str(tmp_path / "b"), max_epoch=3, start_epoch=2)
+    assert load_checkpoint(unrelated)["epoch"] == 3

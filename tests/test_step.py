@@ -148,6 +148,8 @@ def test_a_bare_off_in_yaml(tmp_path: Path) -> None:
     for text in ("off", "'off'", "bf16"):
         path.write_text(f"train: {{amp: {text}}}")
         assert load_config(str(path)).train.amp == text.strip("'")
+    path.write_text("data: {cache: off}")
+    assert load_config(str(path)).data.cache == "off"
 
 
 def test_what_can_not_be_had(datamanager: Any, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Done]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,9 @@ from torchreid import data, engine, metrics, utils
 
 from torchreid_snloss import ImageSNEngine, load_checkpoint, register
 from torchreid_snloss.checkpoint import save_checkpoint
-from torchreid_snloss.engine import NonFiniteError, WriteError
+from torchreid_snloss.engine import NonFiniteError, TrainOptions, WriteError
 from torchreid_snloss.engine.extraction import SplitFeatures
-from torchreid_snloss.engine.features_file import FeaturesError, FeaturesFile
+from torchreid_snloss.engine.features_file import FeaturesError, FeaturesFile, conditions
 
 
 @pytest.fixture
@@ -49,6 +51,24 @@ def table(printed: str) -> list[str]:
     """The results that were printed, without mINP."""
     lines = printed[printed.index("** Results **") :].splitlines()
     return [line for line in lines if line.startswith(("mAP", "CMC", "Rank"))]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("flip", "False"), ("rerank", 1), ("multi_query", None), ("record", "no"), ("features", Path("f"))],
+)
+def test_options_of_another_type_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{field} must be of type (bool|str), got {re.escape(repr(value))}"):
+        TrainOptions(**{field: value})
+
+
+def test_without_settings_the_features_of_tracklets_follow_from_their_frames() -> None:
+    def found(pooling: str = "avg", **own: Any) -> dict[str, Any]:
+        dataset = SimpleNamespace(**{"transform": None, "seq_len": 4, "sample_method": "evenly", **own})
+        return conditions(None, SimpleNamespace(dataset=dataset), False, pooling)
+
+    assert found() == found()
+    assert all(other != found() for other in (found("max"), found(seq_len=2), found(sample_method="all")))
 
 
 @pytest.mark.parametrize(

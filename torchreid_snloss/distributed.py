@@ -274,9 +274,10 @@ _OF_A_PEER = (
     "gloo",
     "Connection closed by peer",
     "Connection reset by peer",
-    "NCCL",
+    "remote process exited",
     "Broken pipe",
     "Timed out waiting",
+    "Watchdog caught collective operation timeout",
 )
 
 
@@ -286,7 +287,9 @@ def named_failures() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or any(words in str(error) for words in _OF_A_PEER)
+        lost = isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or any(
+            words in str(error) for words in _OF_A_PEER
+        )
         if world_size() == 1 or not lost or isinstance(error, PeerError):
             raise
         raise PeerError(

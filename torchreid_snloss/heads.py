@@ -37,9 +37,9 @@ def set_last_stride(model: nn.Module, stride: int) -> None:
     if not isinstance(stage, nn.Module) or not strided:
         raise ValueError(f"last_stride needs a model with a layer4 of stride 2, but {type(model).__name__} has none")
     for name, module in strided:
-        if stride == 1 and not isinstance(module, nn.Conv2d):
-            # As timm builds a stage of stride 1: such a pool has no padding.
-            parent, _, own = name.rpartition(".")
+        parent, _, own = name.rpartition(".")
+        if stride == 1 and not isinstance(module, nn.Conv2d) and own != "pool":
+            # As timm builds a stage of stride 1; the `pool` of a Res2Net's block, which has padding, stays.
             setattr(stage.get_submodule(parent), own, nn.Identity())
         else:
             setattr(module, "stride", (stride, stride))  # noqa: B010 - nn.Module declares no stride

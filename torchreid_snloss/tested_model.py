@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from torchreid_snloss.backbones import is_timm
 from torchreid_snloss.build import load_model
 from torchreid_snloss.checkpoint import (
     find_newest,
@@ -15,11 +16,12 @@ from torchreid_snloss.checkpoint import (
     put_weights,
     settings_of,
 )
+from torchreid_snloss.checkpoint.pretrained import checked_downloads, random_layers
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine.differences import feature_differences, split_differences
 from torchreid_snloss.settings import Settings
 
-__all__ = ["checkpoint_to_test", "has_pretrained_weights", "load_tested_model"]
+__all__ = ["checkpoint_to_test", "load_tested_model"]
 
 
 def checkpoint_to_test(settings: Settings) -> Path | str:
@@ -45,12 +47,7 @@ def checkpoint_to_test(settings: Settings) -> Path | str:
     return path or weights
 
 
-def has_pretrained_weights(settings: Settings) -> bool:
-    """Whether a model without a checkpoint has weights that are not random, which no `model.embedding` has."""
-    return settings.pretrained and not settings.embedding
-
-
-def load_tested_model(settings: Settings, checkpoint: Path | str) -> nn.Module:
+def load_tested_model(settings: Settings, checkpoint: Path | str, may_be_random: bool = True) -> nn.Module:
     """Builds the model of a test, on the CPU, in evaluation mode. A line names its weights if no checkpoint is given.
 
     Another line is printed for each setting by which the features differ from those that the training tested, or by
@@ -59,15 +56,28 @@ def load_tested_model(settings: Settings, checkpoint: Path | str) -> nn.Module:
     Args:
         settings: the settings of the test.
         checkpoint: what `checkpoint_to_test` returned.
+        may_be_random: whether a model without a checkpoint may have layers with random weights.
 
     Raises:
-        ConfigError: if the model can't be built.
+        ConfigError: if the model can't be built, or has random weights that it may not have.
         CheckpointError: if the checkpoint can't be read, or is that of another model.
     """
     if not checkpoint:
-        weights = "its pretrained" if has_pretrained_weights(settings) else "random"
-        print(f"** The config names no checkpoint: {settings.model_name} has {weights} weights")
-        return load_model(settings, num_classes=1).eval()
+        with checked_downloads() as read_files:
+            model = load_model(settings, num_classes=1).eval()
+        random = random_layers(model, read_files)
+        if is_timm(settings.model_name) and settings.pretrained:  # which reads its weights in a way of its own
+            random = [name for name in random if name.startswith("embedding.")]
+        if random and not may_be_random:
+            raise ConfigError(
+                f"the model has no trained weights, but random ones in {len(random)} layers, {random[0]} among them: "
+                "name a checkpoint in model.load_weights or model.resume"
+            )
+        weights = (
+            f"random weights in {len(random)} layers, {random[0]} among them" if random else "its pretrained weights"
+        )
+        print(f"** The config names no checkpoint: {settings.model_name} has {weights}")
+        return model
     content = load_checkpoint(checkpoint)
     before = settings_of(content, checkpoint)
     lines = feature_differences(before, settings.values)

@@ -25,16 +25,17 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f"{UNFINISHED}{path.name}-", dir=path.parent, delete=False) as stream:
-        try:
+    descriptor, unfinished = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)  # a name that is never too long
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
             write(stream)
             stream.flush()
-            os.fsync(stream.fileno())
-            os.chmod(stream.name, 0o666 & ~_umask())
-            os.replace(stream.name, path)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
+            os.fsync(descriptor)
+        os.chmod(unfinished, 0o666 & ~_umask())
+        os.replace(unfinished, path)  # once it is closed, as Windows needs it
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
     with contextlib.suppress(OSError):  # not every system can flush a folder, and the file itself is on disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:

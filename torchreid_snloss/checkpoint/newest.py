@@ -1,4 +1,4 @@
-"""Which checkpoint of a folder is the newest."""
+"""Which checkpoint of a folder is the newest, and how good its best one is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchreid_snloss.checkpoint.schema import FORMAT_VERSION
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file
 from torchreid_snloss.values import shown
 
-__all__ = ["find_newest"]
+__all__ = ["best_mean_ap", "find_newest"]
 
 
 def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
@@ -110,3 +110,11 @@ def _position(path: Path, epoch: int, batch: int) -> tuple[tuple[str, int, int],
         epoch, batch = inside
     later = version if isinstance(version, (int, float)) and version > FORMAT_VERSION else 0
     return (run if isinstance(run, str) else "", epoch, batch), later
+
+
+def best_mean_ap(folder: Path) -> float | None:
+    """The mAP of the best checkpoint in a folder; None if there is none, or one that does not tell."""
+    try:
+        return float(peek_torch_file(folder / BEST)["progress"]["best"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None

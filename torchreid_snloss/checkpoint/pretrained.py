@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchreid_snloss.checkpoint.fitting import is_of_classifier
 from torchreid_snloss.checkpoint.schema import check_state_dict
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, check_torch_file
 from torchreid_snloss.errors import text_of
 
-__all__ = ["check_pretrained", "checked_downloads"]
+__all__ = ["check_pretrained", "checked_downloads", "random_layers"]
 
 
 @contextlib.contextmanager
@@ -68,6 +69,27 @@ def check_pretrained(model: nn.Module, read_files: dict[str, Any]) -> None:
         names = {name.removeprefix("module."): value.shape for name, value in content.items()}
         if not any(name in current and current[name].shape == shape for name, shape in names.items()):
             raise CheckpointError(f"{file!r} belongs to another model: none of its layers fits. {_delete(file)}")
+
+
+def random_layers(model: nn.Module, read_files: dict[str, Any]) -> list[str]:
+    """The layers of a new model that its features follow from and that are not from a file, by their values.
+
+    torchreid has no weights for some of its models, and for others none of their last layers.
+
+    Args:
+        model: The model.
+        read_files: The content of the files that it was built with.
+    """
+    read: dict[torch.Size, list[torch.Tensor]] = {}
+    for content in read_files.values():
+        for value in content.values():
+            read.setdefault(value.shape, []).append(value)
+    return [
+        name
+        for name, value in model.state_dict().items()
+        if not is_of_classifier(name) and not name.startswith("neck.") and not name.endswith("num_batches_tracked")
+        if not any(torch.equal(value.cpu(), of_file) for of_file in read.get(value.shape, ()))
+    ]
 
 
 def _delete(file: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,7 +118,17 @@ def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
     """torchreid's own engines store rank-1 as a NumPy scalar, which `torch.load` refuses by default since torch 2.6."""
     if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
         return contextlib.nullcontext()
-    scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64))]
-    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
+    allowed += [_scalar_of(core) for core in ("core", "_core")]  # NumPy 1 and 2
     return torch.serialization.safe_globals(allowed)
+
+
+def _scalar_of(core: str) -> Callable[..., Any]:
+    """NumPy's function that makes a scalar, under the name that a file has for it; torch 2.5 takes no pairs of both."""
+    scalar = np.float64(0).__reduce__()[0]
+
+    def make(*arguments: Any) -> Any:
+        return scalar(*arguments)  # type: ignore[operator]
+
+    make.__module__, make.__name__, make.__qualname__ = f"numpy.{core}.multiarray", "scalar", "scalar"
+    return make

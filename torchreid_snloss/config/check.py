@@ -16,6 +16,7 @@ from torchreid_snloss.config import (
     loss_names,
     metric_weights,
     softmax_weight,
+    unknown_key,
     weight_key,
 )
 from torchreid_snloss.config.keys import OUR_KEYS, all_keys
@@ -42,11 +43,12 @@ def check_config(cfg: CfgNode) -> None:
     _check_names(loss_names(cfg), cfg.loss.name)
     for rule in RULES:
         rule.check(values)
-    _check_batch(values)
+    _check_batch(values, needs_pairs=any(metric_weights(cfg).values()))
     if cfg.use_gpu and not device.is_available():
         raise ConfigError("use_gpu is True, but torch finds no GPU")
     try:
-        check_amp(cfg.train.amp, device.type_of(cfg.use_gpu))
+        if not cfg.test.evaluate:
+            check_amp(cfg.train.amp, device.type_of(cfg.use_gpu))
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
     for key, path in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
@@ -69,6 +71,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
     keys = all_keys()
     if missing := [key for key in keys if key not in values]:
         raise ConfigError(f"the config has no {', '.join(missing)}: make it with get_default_config or load_config")
+    if others := [key for key in values if key not in keys]:
+        raise ConfigError(unknown_key(others[0], keys))
     for key, known in keys.items():
         problem = known.range.problem(key, values[key])
         if problem and values[key] is None:
@@ -90,7 +94,7 @@ def _check_names(names: list[str], given: str) -> None:
         raise ConfigError(f"loss.name must name each loss once, got {given!r}")
 
 
-def _check_batch(values: Mapping[str, Any]) -> None:
+def _check_batch(values: Mapping[str, Any], needs_pairs: bool) -> None:
     """Batch norm, in training, must see two images or more each time: one has no variance."""
     if values["test.evaluate"]:
         return
@@ -101,7 +105,8 @@ def _check_batch(values: Mapping[str, Any]) -> None:
     most = fewest = batch * frames
     processes = distributed.world_size()
     if processes > 1:  # the images of an identity stay together
-        instances = values["sampler.num_instances"]
+        of_identities = values["sampler.train_sampler"] in ("IdentitySampler", "RandomIdentitySampler") or needs_pairs
+        instances = values["sampler.num_instances"] if of_identities else 1
         instances = instances if batch >= processes * instances else 1
         groups = -(-batch // instances)
         most, fewest = -(-groups // processes) * instances * frames, groups // processes * instances * frames

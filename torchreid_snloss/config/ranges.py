@@ -175,7 +175,7 @@ class Text(Range):
 
     def holds(self, value: Any) -> bool:
         return (
-            isinstance(value, str)
+            type(value) is str  # and no date of YAML
             and (self.empty or bool(value.strip()))
             and len(value) <= _LONGEST
             # No control characters. What Python makes of bytes of a path that are no UTF-8 is fine.
@@ -275,4 +275,4 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+    return value is None or type(value) is str or isinstance(value, (bool, int, float))  # and no date of YAML

@@ -124,8 +124,8 @@ RULES = [
         "RandomDatasetSampler needs a train.batch_size that is a multiple of sampler.num_datasets",
     ),
     Rule(
-        ("train.sync_batchnorm", "use_gpu"),
-        lambda sync_batchnorm, use_gpu: not sync_batchnorm or use_gpu,
+        ("train.sync_batchnorm", "use_gpu", "test.evaluate"),
+        lambda sync_batchnorm, use_gpu, evaluate: not sync_batchnorm or use_gpu or evaluate,
         "train.sync_batchnorm True needs GPUs, use_gpu True",
     ),
     Rule(

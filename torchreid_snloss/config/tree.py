@@ -137,7 +137,7 @@ def _set(cfg: CfgNode, key: str, value: Any, tell: Callable[[str], None]) -> Non
         raise ConfigError(unknown_key(key, known))
     if isinstance(value, Mapping) and key not in KEYWORD_KEYS:
         raise ConfigError(f"{key} is not a section: it must have a value, as its default {known[key]!r}, got {{}}")
-    if key == "train.amp" and value is False:
+    if value is False and known[key] == "off":
         value = "off"  # a bare off in YAML
     if value in ("None", "null"):  # a key that must have a value is told when the config is resolved
         value = None

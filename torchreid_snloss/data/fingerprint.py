@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from torch.utils.data import DataLoader, RandomSampler
+
 from torchreid_snloss import distributed
 from torchreid_snloss.data.items import files_of, training_items
 
@@ -87,7 +89,12 @@ def describe_batches(loader: Any, batch_size: int, sampler: Any) -> dict[str, An
     """
     items = training_items(loader.dataset)
     images = None if items is None else fingerprint(items)
-    drawn = {"batch_size": batch_size, "sampler": type(sampler).__name__}
+    drawn: dict[str, Any] = {"batch_size": batch_size, "sampler": type(sampler).__name__}
+    if isinstance(sampler, RandomSampler) and sampler.generator is None:
+        # torch's loader draws a number of its own before the sampler's seed.
+        drawn["drawn_by"] = (
+            "torch" if type(loader) is DataLoader and not hasattr(loader.batch_sampler, "draw") else "here"
+        )
     if (instances := getattr(sampler, "num_instances", None)) is not None:
         drawn["num_instances"] = instances
     return {"images": images, **drawn}

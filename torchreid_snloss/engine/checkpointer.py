@@ -25,6 +25,7 @@ from torchreid_snloss.checkpoint import (
     save_checkpoint,
 )
 from torchreid_snloss.checkpoint.fitting import check_number_type
+from torchreid_snloss.checkpoint.newest import best_mean_ap
 from torchreid_snloss.checkpoint.optimizer_state import class_names
 from torchreid_snloss.checkpoint.schema import FORMAT_VERSION, TrainingState, read_progress
 from torchreid_snloss.engine.differences import RunDifferences, plain
@@ -97,12 +98,13 @@ class Checkpointer:
         """Sets the run's folder, `save_dir/model`, and before training removes unfinished files of killed processes.
 
         Checkpoints that were written to another folder are no longer tracked, so they are never removed; and the best
-        one so far is the best of this folder: none, unless a run resumed from another folder finds one here.
+        one so far is the best of this folder: none, unless a run resumed from another folder finds the one of its
+        checkpoint here.
         """
         folder = model_folder(save_dir)
         if folder.resolve() != self._folder.resolve():
             self.state.written = []
-            if not (self._resumed and (folder / BEST).is_file()):
+            if not (self._resumed and best_mean_ap(folder) == self.state.best):
                 self.state.best = -1.0
             if training:
                 self.mean_aps.clear()
@@ -211,7 +213,7 @@ class Checkpointer:
             own_seed = self.state.seed
             self.state = read_progress(checkpoint["progress"])
             self.state.written = own_names(self.state.written, epoch, self.state.batch)
-            self._random_states = checkpoint.get("random_states")
+            self._random_states = self.random_states = checkpoint.get("random_states")
             if self.state.seed != own_seed and self.settings is not None:
                 self.state.seed = own_seed
             elif self.state.seed != own_seed:
@@ -223,7 +225,7 @@ class Checkpointer:
             print(printable(line, _LONGEST_LINE))
         if self.state.batch and differences.other_order:
             print("=> Those batches are trained again, since this run draws other ones")
-            self.state.batch, self._random_states = 0, None
+            self.state.batch, self._random_states, self.random_states = 0, None, None
         return epoch
 
     def _check_batch(self, checkpoint: Mapping[str, Any], differences: RunDifferences, path: Any) -> None:

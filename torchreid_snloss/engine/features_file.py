@@ -35,16 +35,21 @@ class FeaturesError(ValueError):
     """A file of features can't be used: it is damaged, or of other images, weights or options than the run's."""
 
 
-def conditions(settings: Mapping[str, Any] | None, loader: Any, flip: bool) -> dict[str, Any]:
+def conditions(
+    settings: Mapping[str, Any] | None, loader: Any, flip: bool, pooling_method: str | None = None
+) -> dict[str, Any]:
     """What features depend on besides the weights and the images: the values of config keys, by key.
 
     Args:
         settings: the settings of the run, by key; None for a run without a config, whose image transform counts.
         loader: the loader of a test set.
         flip: whether the features are means over an image and its mirror image.
+        pooling_method: how an engine for video pools the features of a tracklet's frames; None for another engine.
     """
     if settings is None:
-        return {"test.flip": flip, "transform": " ".join(str(getattr(loader.dataset, "transform", None)).split())}
+        frames = {key: getattr(loader.dataset, key, None) for key in ("seq_len", "sample_method")}
+        transform = " ".join(str(getattr(loader.dataset, "transform", None)).split())
+        return {"test.flip": flip, "transform": transform, "pooling_method": pooling_method, **frames}
     return {"test.flip": flip, **feature_settings(settings)}
 
 

@@ -254,7 +254,7 @@ def _by_name(
     if weights.keys() != criteria.keys():
         raise ValueError(f"weight_m must have the criteria's names {list(criteria)}, got {weight_m}")
     for name, value in criteria.items():
-        if not name.isidentifier() or name == "x" or hasattr(nn.ModuleDict, name):
+        if not name.isidentifier() or name in ("x", "loss") or hasattr(nn.ModuleDict, name):
             raise ValueError(
                 f"a criterion can't be named {name!r}: use an identifier that is not taken; 'x' is the softmax loss"
             )

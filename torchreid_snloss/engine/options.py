@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,10 @@ class TrainOptions:
         check_integer("save_freq", self.save_freq, at_least=1)
         check_integer("keep", self.keep, at_least=0)
         check_choice("nonfinite", self.nonfinite, ("stop", "skip"))
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind in (bool, str) and type(value) is not kind:
+                raise TypeError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
 
 
 class NonFiniteError(ArithmeticError):

@@ -90,7 +90,9 @@ class Parallel:
         parameters = self.outputs.model.named_parameters()
         missing = [name for name, p in parameters if p.requires_grad and p.grad is None]
         if missing:
-            raise ValueError(f"nothing in the loss depends on {missing}; on several processes freeze such parameters")
+            raise ValueError(
+                f"nothing in the loss depends on {missing}; on several processes leave them out of the model"
+            )
 
 
 def average_gradients(module: nn.Module) -> None:

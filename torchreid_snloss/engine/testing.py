@@ -92,10 +92,11 @@ class Testing:
             loaders |= {(name, split): loader for split, loader in splits.items()}
             if options.multi_query and name != VALIDATION:
                 loaders[name, "further query"] = more_queries(splits["query"])
+        loader = next(iter(loaders.values()))
         self._file = FeaturesFile(
             options.features,
             weights_digest(self._tested._models.values()) if distributed.rank() == 0 else "",
-            conditions(settings, next(iter(loaders.values())), options.flip),
+            conditions(settings, loader, options.flip, getattr(self._tested, "pooling_method", None)),
             {key: loader.dataset.data for key, loader in loaders.items()},
         )
         try:
@@ -182,7 +183,7 @@ class Testing:
             check_comparable(found.features, found.paths, images)
         else:
             print(f"Extracting features from {split} set ...")
-            with _same_draws():
+            with same_draws():
                 found = extract(self._tested, loader, self._features_of, images, self._check_stop, f"{split} features")
             if self._file is not None:
                 self._file.write(dataset, split, found)
@@ -194,7 +195,7 @@ class Testing:
 
 
 @contextlib.contextmanager
-def _same_draws() -> Iterator[None]:
+def same_draws() -> Iterator[None]:
     """Within it random numbers, such as those of a tracklet's frames, are the same in every evaluation."""
     before = random_states()
     seed_generators(0)

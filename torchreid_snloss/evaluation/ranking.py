@@ -31,7 +31,7 @@ class Ranking:
             first k images.
         mean_ap: mAP in [0, 1], the mean over queries of the average precision.
         mean_inp: mINP in [0, 1], the mean over queries of the number of matches divided by the rank of the last match
-            (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
+            (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2022).
         average_precisions: (queries,), float64 in [0, 1], the average precision of each query; NaN for a query without
             a match.
     """

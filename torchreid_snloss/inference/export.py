@@ -87,8 +87,8 @@ def _export(args: argparse.Namespace) -> int:
     check_output(args.output, ".onnx")
     with contextlib.redirect_stdout(cast(TextIO, Screen(sys.stdout))):
         images = _images(settings, args.images)
-        model = load_trained_model(settings)
-        onnx_bytes, difference = export_onnx(settings, model, images, args.batch)
+        model, checkpoint = load_trained_model(settings)
+        onnx_bytes, difference = export_onnx(settings, model, images, args.batch, checkpoint)
         write_output(args.output, lambda stream: stream.write(onnx_bytes))
     images_at_a_time = {None: "any number of images", 1: "one image at a time"}.get(args.batch, f"{args.batch} images")
     print(
@@ -145,7 +145,9 @@ class TestGraph(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(settings: Settings, model: nn.Module, images: Tensor, batch: int | None = None) -> tuple[bytes, float]:
+def export_onnx(
+    settings: Settings, model: nn.Module, images: Tensor, batch: int | None = None, checkpoint: Path | str = ""
+) -> tuple[bytes, float]:
     """Exports a model to ONNX, with `images` as input and `features` as output, and compares it with torch.
 
     Args:
@@ -153,6 +155,7 @@ def export_onnx(settings: Settings, model: nn.Module, images: Tensor, batch: int
         model: the model, in evaluation mode, on the CPU.
         images: (images, 3, height, width), at least one, to compare on.
         batch: how many images the exported model takes at a time; None: any number.
+        checkpoint: the model's, for the metadata; empty for pretrained weights.
 
     Returns:
         the file's content, and the largest difference of a feature relative to its length.
@@ -169,7 +172,7 @@ def export_onnx(settings: Settings, model: nn.Module, images: Tensor, batch: int
     onnx = importlib.import_module("onnx")
     with _named_errors(f"onnx rejects the model of {name}"):
         proto = onnx.load_model_from_string(content)
-        about = {**description_of(settings), "feature_dim": expected.shape[1], "input": _INPUT}
+        about = {**description_of(settings, checkpoint), "feature_dim": expected.shape[1], "input": _INPUT}
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
         onnx.helper.set_model_props(proto, texts)
         onnx.checker.check_model(proto)

@@ -7,16 +7,17 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchreid import utils as reid_utils
 
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine.extraction import SplitFeatures, extract, normalized
+from torchreid_snloss.engine.testing import same_draws
 from torchreid_snloss.inference.images import image_loader, list_images
 from torchreid_snloss.inference.trained import (
     TestModel,
@@ -37,7 +38,7 @@ _DESCRIPTION = """Extract features with a trained model, as its test does, and w
 --images names, or of the query and gallery images of data.targets. The weights are those of model.load_weights or
 model.resume. The file is for numpy.load: features, paths, for a data set also pids, camids, splits and datasets; and
 about, a text in JSON."""
-_KEYS = ("model.name", "model.load_weights", "model.resume", "data.height", "data.width", "data.norm_mean",
+_KEYS = ("model.name", "data.height", "data.width", "data.norm_mean",
          "data.norm_std", "test.flip", "test.normalize_feature", "test.dist_metric")  # fmt: skip
 
 
@@ -53,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_PROGRAM, lambda: _parser().parse_args(argv), _write_features, ends_process=argv is None)
 
 
-def description_of(settings: Settings) -> dict[str, Any]:
+def description_of(settings: Settings, checkpoint: Path | str) -> dict[str, Any]:
     """What a program must know of a model to use it or its features: values of config keys, and the version."""
     from torchreid_snloss import __version__
 
-    return {"torchreid-snloss": __version__, **{key: settings.values[key] for key in _KEYS}}
+    values = {key: settings.values[key] for key in _KEYS}
+    return {"torchreid-snloss": __version__, "model.load_weights": str(checkpoint), **values}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,16 +81,16 @@ def _write_features(args: argparse.Namespace) -> int:
         raise ConfigError("--images takes images, and data.type is video: leave --images out for the test sets")
     check_output(args.output, ".npz")
     with contextlib.redirect_stdout(cast(TextIO, Screen(sys.stdout))):
-        reid_utils.set_random_seed(settings.seed)  # by which frames of tracklets may be drawn
         if args.images:
             loaders = {("", "images"): image_loader(settings, list_images(args.images))}
         else:
             splits = load_data(settings).test_loader.items()
             loaders = {(name, split): loader for name, both in splits for split, loader in both.items()}
-        model = TestModel(settings, load_trained_model(settings))
+        network, checkpoint = load_trained_model(settings)
+        model = TestModel(settings, network)
         found = {key: _extract(settings, model, loader, *key) for key, loader in loaders.items()}
         arrays = _arrays(found, known=not args.images)
-        arrays["about"] = np.array(json.dumps(description_of(settings)))
+        arrays["about"] = np.array(json.dumps(description_of(settings, checkpoint)))
         write_output(args.output, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
     number, dimension = arrays["features"].shape
     length = "of length 1" if settings.normalize_feature else "not normalised"
@@ -99,7 +101,8 @@ def _write_features(args: argparse.Namespace) -> int:
 @torch.no_grad()
 def _extract(settings: Settings, model: TestModel, loader: Any, dataset: str, split: str) -> SplitFeatures:
     name = f"{split} images of {dataset}" if dataset else "images"
-    found = extract(model, loader, model.features_of, name, lambda: None, f"{split} features")
+    with same_draws():  # of a tracklet's frames, as in a test
+        found = extract(model, loader, model.features_of, name, lambda: None, f"{split} features")
     return normalized(found) if settings.normalize_feature else found
 
 

@@ -20,7 +20,7 @@ from torchreid_snloss.engine import WriteError
 from torchreid_snloss.engine.extraction import extract_batch
 from torchreid_snloss.run.writable import check_replaceable
 from torchreid_snloss.settings import Settings, resolve
-from torchreid_snloss.tested_model import checkpoint_to_test, has_pretrained_weights, load_tested_model
+from torchreid_snloss.tested_model import checkpoint_to_test, load_tested_model
 
 __all__ = ["TestModel", "check_output", "load_trained_model", "settings_for_test", "write_output"]
 
@@ -45,21 +45,25 @@ def settings_for_test(args: argparse.Namespace, **options: Any) -> Settings:
     if cfg.test.held_out_only:
         cfg.test.held_out_only = False
         print("=> test.held_out_only: False, since this command trains nothing and holds nobody out")
+    if cfg.test.multi_query:
+        cfg.test.multi_query = False
+        print("=> test.multi_query: False, since this command gives the features of single images")
     cfg.update(options)
     return resolve(cfg)
 
 
-def load_trained_model(settings: Settings) -> nn.Module:
+def load_trained_model(settings: Settings) -> tuple[nn.Module, Path | str]:
     """Builds the model with the weights of `checkpoint_to_test`, or its pretrained ones, as `load_tested_model` does.
 
+    Returns:
+        the model and the checkpoint, empty for pretrained weights.
+
     Raises:
-        ConfigError: if the weights would be random, or the model can't be built.
+        ConfigError: if weights would be random, or the model can't be built.
         CheckpointError: if the checkpoint can't be read, or is that of another model.
     """
     checkpoint = checkpoint_to_test(settings)
-    if not checkpoint and not has_pretrained_weights(settings):
-        raise ConfigError("the model has no trained weights: name a checkpoint in model.load_weights or model.resume")
-    return load_tested_model(settings, checkpoint)
+    return load_tested_model(settings, checkpoint, may_be_random=False), checkpoint
 
 
 def check_output(path: str, ending: str) -> None:

@@ -57,7 +57,8 @@ class MetricLoss(OldNames, nn.Module, ABC):
         normalize: L2-normalise inputs and references first. A row of zeros stays zero, with zero gradient.
         reduction: `"mean"`, `"sum"`, or `"none"` for one value per anchor, 0 where it does not count.
         block_size: anchors at a time, >= 1. Memory is that of `block_size` rows of the distance matrix, which are
-            computed again in the backward pass. 0: all at once up to $2^{22}$ distances, above that so many at a time.
+            computed again in the backward pass. 0: all at once up to $2^{22}$ distances, above
+            that 256 anchors at a time, or fewer.
 
     Attributes:
         default_weight: of the class: the weight of the loss beside softmax where none is given. Default is 1.

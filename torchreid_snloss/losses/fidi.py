@@ -83,7 +83,7 @@ class FIDILoss(MetricLoss):
                 statistics.log_statistic(name, (u * members).sum(dim=1), members.sum(dim=1))
         u.masked_fill_(~(positive | negative), 0)  # makes value and slope 0
         # k = 1: D(u || 1) + D(1 || u) = u (log u - log a) - log b and its derivative with respect to u. a and b are
-        # expressed by e = 1 - u, so that the result is finite at any distance and accurate at small distances.
+        # expressed by e = 1 - u, so that the result is finite at any distance and its slope accurate at small ones.
         e = log_u.expm1().neg_()
         a_minus_1, b_minus_1 = e * (1 / self.alpha - 1), e * (-1 / self.alpha)
         log_u_by_a = log_u.sub_(a_minus_1.log1p())

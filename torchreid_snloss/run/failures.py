@@ -18,8 +18,8 @@ from torchreid_snloss.record import RecordError
 __all__ = ["concerns_one_process", "describe", "exit_code", "report"]
 
 _BEFORE_TRAINING = (ConfigError, CheckpointError, RecordError, FeaturesError)
-_ON_THE_WAY = (CompileError, ExportError, NonFiniteError, NothingLearntError, WriteError)
-_OF_ONE_PROCESS = (UnreadableImageError, WorkerKilledError, PeerError)
+_ON_THE_WAY = (ExportError, NonFiniteError, NothingLearntError, WriteError)
+_OF_ONE_PROCESS = (CompileError, UnreadableImageError, WorkerKilledError, PeerError)
 _LONGEST = 1000  # characters of a message of which nobody knows how long it is
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -95,6 +96,8 @@ def _check_folder(folder: Path, size: int = 0) -> None:
 
 def _check_names(paths: Any) -> None:
     for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # raises for a name that is too long
         if path.is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a directory")
         if path.exists() and not path.is_file():  # such as a pipe, or a device that can be read without an end
