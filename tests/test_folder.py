@@ -250,6 +250,19 @@ def test_an_archive_with_a_folder_without_images(more: str, tmp_path: Path) -> N
     assert splits(load(other), other / "images") == splits(load(root), root)
 
 
+def test_training_images_beside_an_empty_test_set_are_not_split(tmp_path: Path) -> None:
+    root = write(tmp_path, *(f"train/p{n}/c{camera}_1.jpg" for n in range(10) for camera in (1, 2)), "test/readme.txt")
+    with pytest.raises(ConfigError, match="has no gallery images"):
+        load(root)
+
+
+def test_a_table_in_a_folder_without_images(tmp_path: Path) -> None:
+    root = write(tmp_path, *(f"x/{n}.jpg" for n in range(12)))
+    (root / "b/lists").mkdir(parents=True)
+    table(root / "b/lists/l.csv", ("path", "pid"), *((f"../../x/{n}.jpg", f"{n % 4}") for n in range(12)))
+    assert len(splits(load(root, "data.folder.path", "b"), root / "b")[0]) == 9
+
+
 def test_more_people_leave_those_to_test_on_as_they_are(tmp_path: Path) -> None:
     files = [f"p{n}/{camera}_{k}.jpg" for n in range(40) for camera in ("c1", "c2") for k in range(2)]
     root = write(tmp_path, *files)

@@ -335,14 +335,6 @@ def test_a_data_set_that_raises(error: Exception, words: str, use: Use, monkeypa
     assert re.search(rf"data\.root '.*'\): {words}$", done.err.strip()), done.err
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("0001_c9s1_000000_00.jpg", "1 <= camid <= 6 must hold, got camid = 9 in "),
-        ("1777_c1s1_000000_00.jpg", "0 <= pid <= 1501 must hold, got pid = 1777 in "),
-        ("photo.jpg", "a file name that does not match the data set's pattern: "),
-    ],
-)
 class WithLock(OwnData):
     """A data set that pickles itself without what can't be pickled."""
 
@@ -367,6 +359,14 @@ def test_a_data_set_that_pickles_itself_goes_to_a_worker(splits: Splits, in_fold
     assert again.train == dataset.train
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("0001_c9s1_000000_00.jpg", "1 <= camid <= 6 must hold, got camid = 9 in "),
+        ("1777_c1s1_000000_00.jpg", "0 <= pid <= 1501 must hold, got pid = 1777 in "),
+        ("photo.jpg", "a file name that does not match the data set's pattern: "),
+    ],
+)
 def test_a_file_that_market1501_does_not_know_is_named(
     name: str, words: str, train: Callable[..., Done], reid_data: Path
 ) -> None:

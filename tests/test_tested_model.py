@@ -105,13 +105,23 @@ def test_only_what_changes_features_is_a_difference(change: dict[str, Any], line
         ({"data.split_id": 1, "data.folder.path": "elsewhere"}, []),
         ({"cuhk03.classic_split": True}, []),
         ({"data.height": 96}, []),
+        ({"data.combineall": True}, []),  # in a test, which trains nobody
     ],
 )
 def test_a_split_by_which_people_of_the_training_may_be_tested_on(change: dict[str, Any], keys: list[str]) -> None:
     settings = {**resolve(get_default_config()).values, "data.sources": ["folder"], "data.targets": ["folder"]}
+    assert len(split_differences({**plain(settings), "data.combineall": True}, settings)) == 1
+    of_market = {**settings, "data.sources": ["market1501"], "data.targets": ["market1501"]}
+    assert split_differences(plain(of_market), {**of_market, "data.split_id": 1}) == []  # it has one split
     lines = split_differences(plain(settings), {**settings, **change})
     assert [line.split(":")[0] for line in lines] == sorted(keys)
     assert all("so people may be tested on who were trained on" in line for line in lines)
+
+
+def test_a_test_needs_nothing_that_only_training_needs(train: Callable[..., Done]) -> None:
+    assert train(*SN).code == 0
+    done = train("test.evaluate", True, "model.resume", CHECKPOINT, "train.sync_batchnorm", True)
+    assert done.code == 0, done.err
 
 
 @BY

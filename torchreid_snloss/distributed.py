@@ -275,6 +275,8 @@ _OF_A_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
     "remote process exited",
+    "ncclRemoteError",
+    "communicator was aborted",
     "Broken pipe",
     "Timed out waiting",
     "Watchdog caught collective operation timeout",
@@ -287,9 +289,8 @@ def named_failures() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or any(
-            words in str(error) for words in _OF_A_PEER
-        )
+        classes = tuple(getattr(dist, name) for name in ("DistNetworkError", "DistStoreError") if hasattr(dist, name))
+        lost = isinstance(error, classes) or any(words in str(error) for words in _OF_A_PEER)
         if world_size() == 1 or not lost or isinstance(error, PeerError):
             raise
         raise PeerError(

@@ -13,7 +13,7 @@ from torchreid import utils as reid_utils
 
 from torchreid_snloss import device, distributed
 from torchreid_snloss.build import build_criteria, build_engine, build_optimizer, load_model
-from torchreid_snloss.checkpoint import CheckpointError, find_newest, load_weights, model_folder
+from torchreid_snloss.checkpoint import CheckpointError, load_weights, model_folder, newest_checkpoint
 from torchreid_snloss.checks import check_datamanager, check_model
 from torchreid_snloss.config import ConfigError
 from torchreid_snloss.engine import TrainingLoop
@@ -162,7 +162,7 @@ def _checkpoint_to_resume(settings: Settings, folder: Path, run: str, restarted:
     checkpoint: Path | str = "" if settings.resume == "auto" else settings.resume
     if settings.resume == "auto" or restarted:
         try:
-            checkpoint = find_newest(folder, None if settings.resume == "auto" else run) or checkpoint
+            checkpoint = newest_checkpoint(folder, None if settings.resume == "auto" else run) or checkpoint
         except CheckpointError as error:
             raise CheckpointError(
                 f"can't resume: {error}; set another data.save_dir, or move the checkpoints away, since the run would "

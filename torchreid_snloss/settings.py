@@ -257,7 +257,8 @@ def engine_kwargs(cfg: Config) -> dict[str, Any]:
         if settings.loss_name == "triplet":
             keys |= {name: f"loss.triplet.{name}" for name in ("margin", "weight_t", "weight_x")}
     else:
-        keys |= {name: f"train.{name}" for name in ("amp", "micro_batch", "sync_batchnorm")}
+        if not settings.evaluate:
+            keys |= {name: f"train.{name}" for name in ("amp", "micro_batch", "sync_batchnorm")}
         keys |= {"memory_size": "loss.memory.size", "memory_start_epoch": "loss.memory.start_epoch"}
     return _pick(settings, keys)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from torchreid_snloss.backbones import is_timm
 from torchreid_snloss.build import load_model
 from torchreid_snloss.checkpoint import (
-    find_newest,
     load_checkpoint,
     model_folder,
+    newest_checkpoint,
     num_classes,
     put_weights,
     settings_of,
@@ -37,7 +36,7 @@ def checkpoint_to_test(settings: Settings) -> Path | str:
     path: Path | str = resume
     if resume == "auto":
         folder = model_folder(settings.save_dir)
-        path = find_newest(folder) or ""
+        path = newest_checkpoint(folder) or ""
         if not path and not weights:
             raise ConfigError(f"model.resume auto: no checkpoint in {folder}")
         if not path:
@@ -66,7 +65,8 @@ def load_tested_model(settings: Settings, checkpoint: Path | str, may_be_random:
         with checked_downloads() as read_files:
             model = load_model(settings, num_classes=1).eval()
         random = random_layers(model, read_files)
-        if is_timm(settings.model_name) and settings.pretrained:  # which reads its weights in a way of its own
+        is_torchreids = type(getattr(model, "base", model)).__module__.startswith("torchreid.")
+        if settings.pretrained and not is_torchreids and not read_files:  # its weights are read in a way of its own
             random = [name for name in random if name.startswith("embedding.")]
         if random and not may_be_random:
             raise ConfigError(

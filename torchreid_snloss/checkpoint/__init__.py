@@ -12,7 +12,7 @@ from torchreid_snloss.checkpoint.files import (
 )
 from torchreid_snloss.checkpoint.fitting import num_classes
 from torchreid_snloss.checkpoint.names import BEST, checkpoint_name, model_folder, own_names
-from torchreid_snloss.checkpoint.newest import find_newest
+from torchreid_snloss.checkpoint.newest import find_newest, newest_checkpoint
 from torchreid_snloss.checkpoint.torch_file import CheckpointError
 from torchreid_snloss.deprecation import renamed
 
@@ -26,6 +26,7 @@ __all__ = [
     "load_resumable",
     "load_weights",
     "model_folder",
+    "newest_checkpoint",
     "num_classes",
     "own_names",
     "put_weights",

@@ -12,7 +12,21 @@ from torchreid_snloss.checkpoint.schema import FORMAT_VERSION
 from torchreid_snloss.checkpoint.torch_file import CheckpointError, peek_torch_file
 from torchreid_snloss.values import shown
 
-__all__ = ["best_mean_ap", "find_newest"]
+__all__ = ["best_mean_ap", "find_newest", "newest_checkpoint"]
+
+
+def newest_checkpoint(folder: str | Path, run: str | None = None) -> Path | None:
+    """Calls `find_newest` on rank 0. All processes must call this, and get its result or its error."""
+    found: Path | CheckpointError | None = None
+    if distributed.rank() == 0:
+        try:
+            found = find_newest(folder, run)
+        except CheckpointError as error:
+            found = error
+    found = distributed.broadcast_object(found)
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
 
 
 def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
@@ -21,8 +35,6 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
     What a checkpoint holds says how new it is, not the time of its file, which a copy does not keep: the run that
     started last counts first, then the epoch, then the batch. The best checkpoint counts only where it is the only one,
     as after a kill between its writing and that of the other.
-
-    All processes must call this. Rank 0 looks, and all get its result or its error.
 
     Args:
         folder: The folder with the checkpoints.
@@ -35,20 +47,7 @@ def find_newest(folder: str | Path, run: str | None = None) -> Path | None:
         CheckpointError: If a newer checkpoint is of a later version or can't be read, or if `run` is None and there are
             checkpoints but none can be loaded.
     """
-    found: Path | CheckpointError | None = None
-    if distributed.rank() == 0:
-        try:
-            found = _find_newest(Path(folder), run)
-        except CheckpointError as error:
-            found = error
-    found = distributed.broadcast_object(found)
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
-
-
-def _find_newest(folder: Path, run: str | None) -> Path | None:
-    best, named = folder / BEST, named_checkpoints(folder)
+    best, named = Path(folder) / BEST, named_checkpoints(folder)
     files: list[tuple[tuple[str, int, int], Path]] = []
     unknown: list[tuple[tuple[str, int, int], str]] = []
     reasons: list[str] = []

@@ -84,10 +84,12 @@ def random_layers(model: nn.Module, read_files: dict[str, Any]) -> list[str]:
     for content in read_files.values():
         for value in content.values():
             read.setdefault(value.shape, []).append(value)
+    buffers = {name.removeprefix("base.") for name, _ in model.named_buffers()}
+    constant = {name for name in buffers if not name.endswith(("running_mean", "running_var"))}
     return [
         name
         for name, value in model.state_dict().items()
-        if not is_of_classifier(name) and not name.startswith("neck.") and not name.endswith("num_batches_tracked")
+        if not is_of_classifier(name) and not name.startswith("neck.") and name not in constant
         if not any(torch.equal(value.cpu(), of_file) for of_file in read.get(value.shape, ()))
     ]
 

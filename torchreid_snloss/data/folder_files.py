@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -33,13 +33,22 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _endings()
 
 
-def single_folders(path: str) -> list[str]:
-    """The folder itself and, one in the other, those that are alone in the one before, as in an unpacked archive."""
+def single_folders(path: str, parts: Collection[str]) -> list[str]:
+    """The folder itself and, one in the other, those that are alone in the one before, as in an unpacked archive.
+
+    Folders without images don't count beside others, except for parts of a split.
+
+    Args:
+        path: The folder.
+        parts: The names of parts of a split, in small letters.
+    """
     found = [path]
     while True:
         with os.scandir(found[-1]) as listed:
             entries = [entry for entry in listed if not entry.name.startswith(".")]
-        folders = [entry.path for entry in entries if entry.is_dir() and _has_images(entry.path)]
+        folders = [entry.path for entry in entries if entry.is_dir() and not _is_written(entry.path)]
+        if len(folders) > 1 and not any(os.path.basename(folder).lower() in parts for folder in folders):
+            folders = [folder for folder in folders if _has_images(folder)]
         if len(folders) != 1 or any(is_image(entry.name) for entry in entries):
             return found
         found.append(folders[0])
@@ -86,8 +95,10 @@ def _digits(number: str) -> tuple[int, str]:
 
 def _has_images(folder: str) -> bool:
     """Whether there is an image in a folder or below it that is not hidden and that no run wrote."""
-    files = () if _is_written(folder) else files_below(folder, Counter())
-    return any(is_image(parts[-1]) and not any(part.startswith(".") for part in parts) for parts in files)
+    return any(
+        is_image(parts[-1]) and not any(part.startswith(".") for part in parts)
+        for parts in files_below(folder, Counter())
+    )
 
 
 def _is_written(folder: str) -> bool:

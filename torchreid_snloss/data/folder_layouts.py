@@ -110,7 +110,7 @@ def read_folder(path: str, layout: str, camera: str, junk: Collection[str]) -> F
 
 
 def _read_folder(path: str, layout: str) -> FoundImages:
-    folders = single_folders(path)
+    folders = single_folders(path, _NO_PEOPLE)
     tables, others = _tables(folders) if layout in ("auto", "csv") else ([], [])
     if len(tables) > 1:
         raise ValueError(

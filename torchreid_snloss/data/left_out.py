@@ -25,9 +25,11 @@ def left_out_images(datamanager: Any) -> list[str]:
         A line about the folders with image files of another ending than those that are used; one for each pair of
         endings that are used and left out, since there may be thousands of folders.
     """
-    items = [*datamanager.train_loader.dataset.train] if "folder" not in datamanager.sources else []
+    # The data set folder reads any ending, and tells of what it leaves out.
+    sources = dict(enumerate(datamanager.sources))
+    items = [item for item in datamanager.train_loader.dataset.train if sources.get(item[3]) != "folder"]
     for name, splits in datamanager.test_dataset.items():
-        if name != "folder":  # which reads any ending, and tells of what it leaves out
+        if name != "folder":
             items += [*splits["query"], *splits["gallery"]]
     used: dict[str, set[str]] = {}
     for path in (path for item in items for path in files_of(item)):

@@ -34,7 +34,8 @@ _FEATURES = (
 _VIDEO_FEATURES = ("video.seq_len", "video.sample_method", "video.pooling_method")
 _TEST_OPTIONS = ("test.flip", "test.normalize_feature")
 # Those that decide who of a data set is trained on.
-_SPLIT = ("data.split_id", "data.combineall", "data.folder.", "cuhk03.")
+_SPLIT = ("data.split_id", "data.folder.", "cuhk03.")
+_WITH_SPLIT_ID = {"cuhk01", "cuhk03", "folder", "grid", "ilids", "ilidsvid", "prid", "prid2011", "viper"}
 # Those that decide which images an epoch's batches hold, and which images are trained on.
 _ORDER = ("train.batch_size", "train.seed", "sampler.")
 _IMAGES = ("data.", "train.seed", "cuhk03.", "market1501.")
@@ -118,13 +119,19 @@ def split_differences(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> 
     shared = {*now["data.targets"]} & {*(checkpoint.get("data.sources") or ())}
     if not shared or any(checkpoint.get(key) != now[key] for key in ("data.root", "data.folder.path")):
         return []
-    keys = [key for key in now if key in checkpoint and key.startswith(_SPLIT)]
+    keys = [
+        key
+        for key in now
+        if key in checkpoint and key.startswith(_SPLIT) and plain(now[key]) != checkpoint[key]
+        if key != "data.split_id" or shared & _WITH_SPLIT_ID
+        if all(name in shared for section, name in _USED_WITH.items() if key.startswith(section))
+    ]
+    if checkpoint.get("data.combineall"):  # whatever a test says, which trains nobody
+        keys.append("data.combineall")
     return [
         f"{key}: {shown(checkpoint[key])} when the checkpoint was trained, {shown(plain(now[key]))} now; so people may "
         "be tested on who were trained on"
         for key in keys
-        if plain(now[key]) != checkpoint[key]
-        and all(name in shared for section, name in _USED_WITH.items() if key.startswith(section))
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchreid import utils as reid_utils
 
 from torchreid_snloss.cli import add_config_arguments, command_parser
 from torchreid_snloss.config import ConfigError
@@ -81,6 +82,7 @@ def _write_features(args: argparse.Namespace) -> int:
         raise ConfigError("--images takes images, and data.type is video: leave --images out for the test sets")
     check_output(args.output, ".npz")
     with contextlib.redirect_stdout(cast(TextIO, Screen(sys.stdout))):
+        reid_utils.set_random_seed(settings.seed)  # by which some of torchreid's data sets are split
         if args.images:
             loaders = {("", "images"): image_loader(settings, list_images(args.images))}
         else:
