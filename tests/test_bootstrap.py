@@ -221,4 +221,4 @@ def test_one_resample_is_too_few() -> None:
 def test_the_simulations_of_the_documentation_run() -> None:
     done = run("-m", "benchmarks.intervals", "--experiments", "2", cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("of 2 intervals, ± ") == 7
+    assert done.stdout.count("of 2 intervals, ± ") == 12

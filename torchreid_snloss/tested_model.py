@@ -73,9 +73,9 @@ def load_tested_model(settings: Settings, checkpoint: Path | str, may_be_random:
                 f"the model has no trained weights, but random ones in {len(random)} layers, {random[0]} among them: "
                 "name a checkpoint in model.load_weights or model.resume"
             )
-        weights = (
-            f"random weights in {len(random)} layers, {random[0]} among them" if random else "its pretrained weights"
-        )
+        weights = "random weights" if random else "its pretrained weights"
+        if random and settings.pretrained:
+            weights += f" in {len(random)} layers, {random[0]} among them"
         print(f"** The config names no checkpoint: {settings.model_name} has {weights}")
         return model
     content = load_checkpoint(checkpoint)
