@@ -193,20 +193,20 @@ def _load(path: str, options: FolderOptions, seed: int) -> _Splits:
             f"or don't split it at all{left_out}"
         )
     if by_camera:
-        train_cameras = test_cameras = _numbers(str(image.camera) for image in found.images)
+        cameras = _numbers(str(image.camera) for image in found.images)
     else:
-        train_cameras = test_cameras = {image.path: number for number, image in enumerate(found.images)}
+        cameras = {image.path: number for number, image in enumerate(found.images)}
 
-    def items(images: Sequence[FolderImage], labels: Mapping[str, int], cameras: Mapping[str, int]) -> _Items:
+    def items(images: Sequence[FolderImage], labels: Mapping[str, int]) -> _Items:
         return [(i.path, labels[i.identity], cameras[str(i.camera) if by_camera else i.path]) for i in images]
 
     labels = _numbers(image.identity for image in train)
     # Over all people, so that other splits of the same people number them alike.
     test_labels = _numbers(image.identity for image in found.images)
     return _Splits(
-        items(train, labels, train_cameras),
-        items(query, test_labels, test_cameras),
-        items(gallery, test_labels, test_cameras),
+        items(train, labels),
+        items(query, test_labels),
+        items(gallery, test_labels),
         {test_labels[identity]: label for identity, label in labels.items()},
         {test_labels[image.identity] for image in gallery if image.identity.strip("0") == ""}
         - {test_labels[image.identity] for image in query},

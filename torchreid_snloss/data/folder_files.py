@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 from collections import Counter
@@ -48,7 +49,7 @@ def single_folders(path: str, parts: Collection[str]) -> list[str]:
             entries = [entry for entry in listed if not entry.name.startswith(".")]
         folders = [entry.path for entry in entries if entry.is_dir() and not _is_written(entry.path)]
         if len(folders) > 1 and not any(os.path.basename(folder).lower() in parts for folder in folders):
-            folders = [folder for folder in folders if _has_images(folder)]
+            folders = list(itertools.islice(filter(_has_images, folders), 2))  # more of them say no more
         if len(folders) != 1 or any(is_image(entry.name) for entry in entries):
             return found
         found.append(folders[0])
