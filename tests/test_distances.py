@@ -59,6 +59,8 @@ def near_rows(kind: str, dimension: int = 512) -> Tensor:
         return (1e3 + 1e-3 * torch.randn(16, dimension, generator=generator, dtype=torch.float64)).float()
     if kind == "one crowd, 1e-6":
         return (x[:1] + 1e-6 * directions(16)).float()
+    if kind == "two crowds, 1e-6":  # so that each row is in many pairs
+        return torch.cat([x[:1] + 1e-6 * directions(8), 3 * (x[1:2] + 1e-6 * directions(8))]).float()
     if kind == "pairs of other lengths, 1e-6":
         return torch.cat([x * torch.linspace(1, 9, 8)[:, None], 3 * (x + 1e-6 * directions(8))]).float()
     return torch.cat([x, x + float(kind.split()[1]) * directions(8)]).float()
@@ -69,7 +71,15 @@ def near_rows(kind: str, dimension: int = 512) -> Tensor:
 @pytest.mark.parametrize("block_size", [0, 5])
 @pytest.mark.parametrize(
     "kind",
-    ["pairs 1e-3", "pairs 1e-6", "pairs 3e-7", "one crowd, 1e-6", "pairs of other lengths, 1e-6", "around 1e3"],
+    [
+        "pairs 1e-3",
+        "pairs 1e-6",
+        "pairs 3e-7",
+        "one crowd, 1e-6",
+        "two crowds, 1e-6",
+        "pairs of other lengths, 1e-6",
+        "around 1e3",
+    ],
 )
 def test_near_rows_keep_their_digits_in_float32(
     algorithm: Distances, normalize: bool, block_size: int, kind: str

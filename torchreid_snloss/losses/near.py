@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +12,13 @@ from torchreid_snloss.losses.rows import lengths, rows_at_once
 
 __all__ = ["add_gradients", "fill_distances"]
 
-_ELEMENTS_AT_ONCE = 1 << 20
+_ELEMENTS_AT_ONCE = 1 << 17
 
 
 def fill_distances(distances: Tensor, x: Tensor, y: Tensor, pairs: tuple[Tensor, Tensor], normalize: bool) -> None:
     """Writes the distances of `pairs`, rows and columns, into `distances` (N, M)."""
     for i, j in _in_parts(x, *pairs):
-        difference = x[i] / lengths(x[i]) - y[j] / lengths(y[j]) if normalize else x[i] - y[j]
+        difference = _UnitRows.of(x, i).each() - _UnitRows.of(y, j).each() if normalize else x[i] - y[j]
         distances[i, j] = torch.linalg.vector_norm(difference, dim=1).to(distances.dtype)
 
 
@@ -31,29 +32,47 @@ def add_gradients(
     normalize: bool,
 ) -> None:
     """Adds the gradients of pairs, `weights (x[i] - y[j])` and its negative, to `at_x`, (N, D), and `at_y`, (M, D)."""
-    for i, j, w in _in_parts(x, *pairs, weights):
-        pulls = (_pulls_of_unit_rows if normalize else _pulls)(x[i], y[j], w[:, None])
-        for gradient, rows, pull in zip((at_x, at_y), (i, j), pulls):
+    for i, j, w in _in_parts(x, *pairs, weights[:, None]):
+        if not normalize:
+            pulls = w * (x[i] - y[j])
+            for gradient, rows, sign in ((at_x, i, 1), (at_y, j, -1)):
+                if gradient is not None:
+                    gradient.index_add_(0, rows, pulls, alpha=sign)
+            continue
+        unit_x, unit_y = _UnitRows.of(x, i), _UnitRows.of(y, j)
+        pulls = w * (unit_x.each() - unit_y.each())
+        for gradient, units, sign in ((at_x, unit_x, 1), (at_y, unit_y, -1)):
             if gradient is not None:
-                gradient.index_add_(0, rows, pull)
+                gradient.index_add_(0, units.rows, units.gradient(pulls).to(gradient.dtype), alpha=sign)
 
 
-def _pulls(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    pull = weights * (x - y)
-    return pull, -pull
+class _UnitRows(NamedTuple):
+    """The rows that some pairs have on one side, each of them normalised once however many pairs have it."""
 
+    rows: Tensor
+    """int64 (R,), which rows."""
+    of_pairs: Tensor
+    """int64 (P,), the place in `rows` of each pair's row."""
+    units: Tensor
+    """(R, D), the normalised rows; float64 if the device supports it."""
+    lengths: Tensor
+    """(R, 1)"""
 
-def _pulls_of_unit_rows(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of a pair of normalised rows: the component orthogonal to the row, divided by the row's length."""
-    x_lengths, y_lengths = lengths(x), lengths(y)
-    unit_x, unit_y = x / x_lengths, y / y_lengths
-    pull = weights * (unit_x - unit_y)
+    @classmethod
+    def of(cls, x: Tensor, rows: Tensor) -> _UnitRows:
+        rows, of_pairs = rows.unique(return_inverse=True)
+        row_lengths = lengths(x[rows])
+        return cls(rows, of_pairs, x[rows] / row_lengths, row_lengths)
 
-    def across(unit: Tensor, divisors: Tensor) -> Tensor:
-        along = (pull * unit).sum(dim=1, keepdim=True)
-        return (pull - along * unit).div_(divisors).to(x.dtype)
+    def each(self) -> Tensor:
+        """(P, D), the normalised row of each pair."""
+        return self.units[self.of_pairs]
 
-    return across(unit_x, x_lengths), across(unit_y, y_lengths).neg_()
+    def gradient(self, pulls: Tensor) -> Tensor:
+        """(R, D), the sum of each row's pulls (P, D): its component orthogonal to the row, by the row's length."""
+        sums = torch.zeros_like(self.units).index_add_(0, self.of_pairs, pulls)
+        along = (sums * self.units).sum(dim=1, keepdim=True)
+        return sums.addcmul_(along, self.units, value=-1).div_(self.lengths)
 
 
 def _in_parts(x: Tensor, *pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
