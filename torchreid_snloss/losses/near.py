@@ -47,7 +47,7 @@ def add_gradients(
 
 
 class _UnitRows(NamedTuple):
-    """The rows that some pairs have on one side, each of them normalised once however many pairs have it."""
+    """The rows that some pairs have on one side, each of them normalised once in a chunk of pairs."""
 
     rows: Tensor
     """int64 (R,), which rows."""

@@ -91,7 +91,8 @@ class Block(NamedTuple):
 class Products:
     """Computes distances by one matrix product, and recomputes those of near rows from their differences.
 
-    A block of anchors waits for a GPU once, to see if any pair is near, and a few times more if some are. Under
+    A block of anchors waits for a GPU once, to see if any pair is near. If some are, it waits a few times more, and
+    four times for each chunk of their pairs where rows are normalised. Under
     `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
     """
 
@@ -146,11 +147,12 @@ class Products:
         if block.is_near is None or block.near_rows is None or block.near_columns is None:
             return _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
         # Near pairs have large weights; in a product they would cancel and lose all precision.
-        weights.masked_fill_(distances == 0, 0)  # where features have collapsed that leaves few pairs
+        # Equal rows pull with 0: left out, few pairs remain where features have collapsed. NaN and infinity stay.
+        weights.masked_fill_((distances == 0) & weights.isfinite(), 0)
         i, j = block.near_rows, block.near_columns
         near_weights = weights[i, j] if columns is None else (weights[i] * (columns[i] == j[:, None])).sum(dim=1)
-        pulls = near_weights != 0
-        i, j, near_weights = i[pulls], j[pulls], near_weights[pulls]
+        kept = near_weights.nonzero().squeeze(1)
+        i, j, near_weights = i[kept], j[kept], near_weights[kept]
         weights.masked_fill_(block.is_near, 0)
         slopes = slopes.masked_fill(block.is_near, 0)
         at_x, at_y = _gradients(anchors, references, prepared.origin, distances, slopes, weights, columns, wanted)
