@@ -105,6 +105,12 @@ def test_near_rows_keep_their_digits_in_float32(
             assert (error <= 1e-5 * gradient.norm(dim=1)).all()
 
 
+@pytest.mark.parametrize("kind", ["two crowds, 1e-6", "pairs 1e-6"])
+def test_near_rows_keep_their_digits_as_a_gpu_computes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchreid_snloss.losses.near.on_cpu", lambda _: False)
+    test_near_rows_keep_their_digits_in_float32(Products(), True, 0, kind)
+
+
 @pytest.mark.parametrize("loss", [SNLoss, HAP2SLoss, FIDILoss])
 @pytest.mark.parametrize("block_size", [0, 5])
 @pytest.mark.parametrize("upstream", [float("nan"), float("inf")])
@@ -146,11 +152,12 @@ WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "_unique2")
 )
 def test_operations_of_a_small_batch(loss: MetricLoss, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchreid_snloss.losses.nearest.nearest_by_topk", nearest_by_sorting)  # as on a GPU
+    monkeypatch.setattr("torchreid_snloss.losses.near.on_cpu", lambda _: False)
     features = torch.randn(64, 2048)
     counts = operations(loss, Differences(), features)
     assert sum(counts.values()) <= limit
     assert not any(counts[wait] for wait in WAITS), "a GPU would be waited for"
-    for near, most in ((0, 1), (1, 7), (63, 3)):  # those of a crowd are looked for again after centring
+    for near, most in ((0, 1), (1, 3), (63, 3)):  # those of a crowd are looked for again after centring
         features[1 : 1 + near] = features[0] + 1e-3 * torch.randn(near, 2048)
         counts = operations(loss, Products(), features)
         assert 1 <= sum(counts[wait] for wait in WAITS) <= most

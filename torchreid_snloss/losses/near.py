@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchreid_snloss.losses.rows import lengths, rows_at_once
+from torchreid_snloss.losses.rows import lengths, on_cpu, rows_at_once
 
 __all__ = ["add_gradients", "fill_distances"]
 
@@ -47,7 +47,7 @@ def add_gradients(
 
 
 class _UnitRows(NamedTuple):
-    """The rows that some pairs have on one side, each of them normalised once in a chunk of pairs."""
+    """The rows that some pairs have on one side, normalised; on a CPU each only once in a chunk."""
 
     rows: Tensor
     """int64 (R,), which rows."""
@@ -60,9 +60,13 @@ class _UnitRows(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, rows: Tensor) -> _UnitRows:
-        rows, of_pairs = rows.unique(return_inverse=True)
-        row_lengths = lengths(x[rows])
-        return cls(rows, of_pairs, x[rows] / row_lengths, row_lengths)
+        if on_cpu(x):
+            rows, of_pairs = rows.unique(return_inverse=True)
+        else:  # a GPU would be waited for, and normalising a row again costs it little
+            of_pairs = torch.arange(len(rows), device=rows.device)
+        own = x[rows]
+        row_lengths = lengths(own)
+        return cls(rows, of_pairs, own / row_lengths, row_lengths)
 
     def each(self) -> Tensor:
         """(P, D), the normalised row of each pair."""

@@ -91,8 +91,7 @@ class Block(NamedTuple):
 class Products:
     """Computes distances by one matrix product, and recomputes those of near rows from their differences.
 
-    A block of anchors waits for a GPU once, to see if any pair is near. If some are, it waits a few times more, and
-    four times for each chunk of their pairs where rows are normalised. Under
+    A block of anchors waits for a GPU once, to see if any pair is near, and up to four times more if some are. Under
     `torch.set_float32_matmul_precision("high")` distances on a GPU have three digits.
     """
 
